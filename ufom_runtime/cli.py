@@ -1,0 +1,145 @@
+"""The `ufom` command. Each command imports what it needs inside; bad input is one line on stderr and exit status 2."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from ufom_theory import (
+    AssumptionConstants,
+    CostModel,
+    Moments,
+    Prediction,
+    Sweep,
+    Truncated,
+    UfomError,
+    bias_bound,
+    bias_bound_printed,
+    exponent,
+    gradient_bound,
+    optimal_q,
+)
+
+app = typer.Typer(
+    help="How much second-order work is worth paying for in bilevel optimisation.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def _commands() -> None:
+    """How much second-order work is worth paying for in bilevel optimisation."""
+
+
+@app.command()
+def q(
+    d2: Annotated[float | None, typer.Option(help="Bias D² of the proxy (14).")] = None,
+    v2: Annotated[float | None, typer.Option(help="Second moment V² of the exact gradient (16).")] = None,
+    r: Annotated[int, typer.Option("-r", help="Inner steps.")] = 10,
+    c1: Annotated[float, typer.Option(help="Cost of a gradient.")] = 1.0,
+    c2: Annotated[float, typer.Option(help="Cost of a Hessian-vector product.")] = 1.0,
+    sweep: Annotated[str, typer.Option(help="stored, recomputed, checkpointed:SLOTS or unrolled.")] = "recomputed",
+    proxy: Annotated[int, typer.Option(help="Backward steps K that the proxy keeps; 0 is FOM.")] = 0,
+    m: Annotated[float | None, typer.Option(help="Exponent of the time to precision; 2 if not given.")] = None,
+    epsilon: Annotated[float | None, typer.Option(help="The paper's ε: m = 2/(1 − 2ε).")] = None,
+    batch: Annotated[int, typer.Option(help="Tasks an outer step, each with its own coin.")] = 1,
+    mean_gradient_sq: Annotated[float | None, typer.Option(help="‖∇M‖², needed for a batch.")] = None,
+    constants: Annotated[str | None, typer.Option(help="M1,M2,L1,L2,L3 of Assumption 1, instead of D² and V².")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Inner step size, with --constants.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """The q that reaches a given precision soonest, from D² and V² or from the constants of Assumption 1."""
+    if m is not None and epsilon is not None:
+        raise UfomError("--m and --epsilon both set the exponent: give one of them")
+    exponent_ = exponent(epsilon) if epsilon is not None else 2.0 if m is None else m
+    extra: dict[str, Any] = {}
+    if constants is not None:
+        if d2 is not None or v2 is not None:
+            raise UfomError("--constants stands in for --d2 and --v2: give one or the other")
+        d2, v2, extra = _from_constants(constants, alpha, r, proxy)
+    elif d2 is None or v2 is None:
+        raise UfomError("give --d2 and --v2, or --constants M1,M2,L1,L2,L3 with --alpha")
+    cost = CostModel(r=r, c1=c1, c2=c2, sweep=Sweep.parse(sweep), proxy=Truncated(proxy))
+    prediction = optimal_q(Moments(d2, v2, mean_gradient_sq=mean_gradient_sq), cost, exponent_, batch)
+    report = {**as_dict(prediction), **extra}
+    if as_json:
+        print(json.dumps(report, ensure_ascii=False))
+    else:
+        _print_prediction(report)
+
+
+def as_dict(p: Prediction) -> dict[str, Any]:
+    """A prediction of plain floats as a flat dictionary, the same in tables and in JSON."""
+    return {
+        "q": p.q,
+        "interval": list(p.interval),
+        "speedup_over_exact": p.speedup_over_exact,
+        "cost_over_fom": p.cost_over_fom,
+        "condition_20": bool(p.condition_margin > 0),
+        "pays": p.pays,
+        "why": p.why,
+        "d2": p.moments.d2,
+        "v2": p.moments.v2,
+        "r": p.cost.r,
+        "c_det": p.cost.c_det,
+        "c_rnd": p.cost.c_rnd,
+        "sweep": str(p.cost.sweep),
+        "proxy": p.cost.proxy.steps,
+        "m": p.m,
+        "dq_dd2": p.dq_dd2,
+        "dq_dv2": p.dq_dv2,
+    }
+
+
+def _from_constants(text: str, alpha: float | None, r: int, proxy: int) -> tuple[float, float, dict[str, float]]:
+    try:
+        values = [float(x) for x in text.split(",")]
+    except ValueError as error:
+        raise UfomError(f"--constants {text!r}: five numbers M1,M2,L1,L2,L3 with commas between") from error
+    if len(values) != 5:
+        raise UfomError(f"--constants {text!r} holds {len(values)} numbers: five are needed, M1,M2,L1,L2,L3")
+    if alpha is None:
+        raise UfomError("--constants needs the inner step size: give --alpha")
+    if r < 1:
+        raise UfomError(f"r, the number of inner steps, = {r} must be at least 1")
+    assumed, steps = AssumptionConstants(*values), [alpha] * r
+    tight, gradient = bias_bound(assumed, steps, Truncated(proxy)), gradient_bound(assumed, steps)
+    bounds = {"D_tight": tight, "D_printed_15": bias_bound_printed(assumed, steps), "V_bound": gradient}
+    return tight**2, gradient**2, bounds
+
+
+def _print_prediction(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    rows = [
+        ("q*", f"{report['q']:.10g}"),
+        ("speed-up over exact (q = 1)", f"{report['speedup_over_exact']:.4g}×"),
+        ("cost of a step, FOM's = 1", f"{report['cost_over_fom']:.4g}"),
+        ("condition (20)", "holds" if report["condition_20"] else "fails"),
+        ("pays", report["pays"]),
+        ("C_det, C_rnd", f"{report['c_det']:g}, {report['c_rnd']:g}  ({report['sweep']}, K = {report['proxy']})"),
+        ("exponent m", f"{report['m']:g}"),
+    ]
+    rows += [(key, f"{report[key]:.10g}") for key in ("D_tight", "D_printed_15", "V_bound") if key in report]
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    console.print(f"[bold]{report['why']}[/bold]", soft_wrap=True, highlight=False)
+
+
+def main() -> None:
+    """Entry point: a `UfomError` becomes one line on stderr and exit status 2."""
+    try:
+        app()
+    except UfomError as error:
+        print(f"ufom: {error}", file=sys.stderr)
+        sys.exit(2)

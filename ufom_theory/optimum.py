@@ -1,0 +1,235 @@
+"""The q that reaches a given precision soonest: (19)–(21) with a general exponent m; see `derivations/optimum.py`.
+
+Everything is a function of ρ = D²/V², κ = C_det/C_rnd and m; numpy broadcasting throughout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ufom_theory.complexity import CostModel
+from ufom_theory.quantities import Z95, Moments, Number, UfomError, integer, plain, positive
+
+Array = NDArray[np.float64]
+
+
+def exponent(epsilon: float) -> float:
+    """m = 2/(1 − 2ε), the exponent of the time to precision for γ_k = k^(−1/2) in (19); ε in [0, 0.5)."""
+    if not 0 <= epsilon < 0.5:
+        raise UfomError(f"ε = {epsilon:g} must lie in [0, 0.5): (18) has rate k^(−1/2 + ε)")
+    return 2 / (1 - 2 * epsilon)
+
+
+def batch_moments(moments: Moments, batch: int) -> Moments:
+    """D², V² of the mean over `batch` tasks with independent coins, up to the common factor 1/batch.
+
+    D² stays, V² becomes V² + (B − 1)·‖∇M‖²; the covariance follows. One coin for the whole batch is batch = 1 with
+    the moments of the batch mean.
+
+    Raises:
+        UfomError: batch > 1 and no ‖∇M‖² in the moments.
+    """
+    b = integer("batch", batch, 1)
+    if b == 1:
+        return moments
+    if moments.mean_gradient_sq is None:
+        raise UfomError(f"batch = {b} needs ‖∇M‖²: give Moments(mean_gradient_sq=...), or `--mean-gradient-sq`")
+    jacobian = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, b - 1.0]])
+    return replace(
+        moments, v2=moments.v2 + (b - 1) * moments.mean_gradient_sq, cov=jacobian @ moments.joint_cov() @ jacobian.T
+    )
+
+
+def _discriminant_root(rho: Array, gap: Array, kappa: Array, m: Array) -> Array:
+    """S = √(((m − 1)ρ)² + 4mκρ(1 − ρ)), the root of (21)'s discriminant; 0 where it is negative."""
+    return np.sqrt(np.maximum(((m - 1) * rho) ** 2 + 4 * m * kappa * rho * gap, 0.0))
+
+
+def _log_time(q: Array, rho: Array, kappa: Array, m: Array) -> Array:
+    return m * np.log1p((1 / q - 1) * rho) + np.log(kappa + q)
+
+
+def minimiser(rho: Any, gap: Any, kappa: Any, m: Any) -> Array:
+    """argmin over q ∈ (0, 1] of (1 + (1/q − 1)ρ)^m·(κ + q); 0 where ρ = 0 (the infimum is q → 0).
+
+    Args:
+        rho: D²/V² ≥ 0 (inf where V² = 0).
+        gap: 1 − ρ, computed as (V² − D²)/V² where digits matter.
+        kappa: C_det/C_rnd > 0 (inf where C_rnd = 0: the correction is free, and q = 1).
+        m: exponent > 0.
+    """
+    rho, gap, kappa, m = np.broadcast_arrays(*(np.asarray(x, dtype=np.float64) for x in (rho, gap, kappa, m)))
+    with np.errstate(all="ignore"):
+        root_s = _discriminant_root(rho, gap, kappa, m)
+        linear = (m - 1) * rho
+        q = np.where(m >= 1, (linear + root_s) / (2 * gap), 2 * m * kappa * rho / (root_s - linear))
+        q = np.where((rho < 1) & np.isfinite(kappa), np.minimum(q, 1.0), 1.0)
+        concave = (m < 1) & (rho >= 1) & np.isfinite(rho) & np.isfinite(kappa)
+        if concave.any():
+            # below m = 1 the time can have its minimum inside (0, 1) though D² ≥ V² and (20) fails
+            inner = 2 * m * kappa * rho / (root_s - linear)
+            real = (linear**2 + 4 * m * kappa * rho * gap >= 0) & (inner < 1)
+            sooner = _log_time(inner, rho, kappa, m) < np.log1p(kappa)
+            q = np.where(concave & real & sooner, inner, q)
+    return np.where(rho == 0, 0.0, q)
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What the theory predicts for given moments and costs. `q` is computed at once, all else when asked for.
+
+    Attributes:
+        moments: D², V² of one call of the estimator (of the batch mean, where batch > 1).
+        cost: the cost model.
+        m: exponent of the time to precision.
+        q: the q* that minimises (19); 0.0 where D² = 0 (FOM is exact: run it, or the smallest q that you like).
+    """
+
+    moments: Moments
+    cost: CostModel
+    m: Number
+    q: Number
+
+    @property
+    def rho(self) -> Number:
+        """ρ = D²/V²."""
+        return plain(_ratios(self.moments)[0])  # type: ignore[no-any-return]
+
+    @property
+    def kappa(self) -> Number:
+        """κ = C_det/C_rnd."""
+        return plain(_kappa(self.cost))  # type: ignore[no-any-return]
+
+    @property
+    def condition_margin(self) -> Number:
+        """C_rnd·V² − m·D²·(C_det + C_rnd); condition (20) holds where it is positive."""
+        c = self.cost
+        return c.c_rnd * self.moments.v2 - self.m * self.moments.d2 * (c.c_det + c.c_rnd)
+
+    @cached_property
+    def speedup_over_exact(self) -> Number:
+        """Time to a given precision at q = 1 over that at q*, with the same sweep; (19) at both."""
+        rho, _ = _ratios(self.moments)
+        c, q = self.cost, np.asarray(self.q)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            # written as 1/(A(q)/V²)^m so that V² = 0 (ρ = ∞, q = 1) gives 1
+            excess = np.where((rho == 0) | (q == 1), 0.0, (1 / q - 1) * rho)
+        return plain((1 + excess) ** -np.asarray(self.m) * (c.c_det + c.c_rnd) / (c.c_det + c.c_rnd * q))  # type: ignore[no-any-return]
+
+    @property
+    def cost_over_fom(self) -> Number:
+        """Expected cost of one call at q* over one call of FOM, C1·(r + 1)."""
+        return (self.cost.c_det + self.cost.c_rnd * self.q) / (self.cost.c1 * (self.cost.r + 1))  # type: ignore[no-any-return]
+
+    def _sensitivity(self) -> tuple[Array, Array]:
+        """∂q/∂ρ = (q² + (m − 1)q + mκ)/S and ∂q/∂κ = mρ/S; 0 where q* = 1 is the end of the range."""
+        rho, gap = _ratios(self.moments)
+        kappa, q, m = _kappa(self.cost), np.asarray(self.q), np.asarray(self.m)
+        inside = (q < 1) & np.isfinite(kappa) & np.isfinite(rho)
+        with np.errstate(all="ignore"):
+            root_s = _discriminant_root(rho, gap, kappa, m)
+            by_rho, by_kappa = (q * q + (m - 1) * q + m * kappa) / root_s, m * rho / root_s
+        return np.where(inside, by_rho, 0.0), np.where(inside, np.where(rho == 0, np.inf, by_kappa), 0.0)
+
+    @cached_property
+    def dq_dd2(self) -> Number:
+        """∂q*/∂D²; 0 where q* = 1, infinite where D² = 0."""
+        with np.errstate(all="ignore"):
+            return plain(np.where(np.asarray(self.q) < 1, self._sensitivity()[0] / self.moments.v2, 0.0))  # type: ignore[no-any-return]
+
+    @cached_property
+    def dq_dv2(self) -> Number:
+        """∂q*/∂V²; 0 where q* = 1 or D² = 0."""
+        with np.errstate(all="ignore"):
+            value = -self._sensitivity()[0] * _ratios(self.moments)[0] / self.moments.v2
+        inside = (np.asarray(self.q) < 1) & (np.asarray(self.q) > 0)
+        return plain(np.where(inside, value, 0.0))  # type: ignore[no-any-return]
+
+    @cached_property
+    def interval(self) -> tuple[Number, Number]:
+        """95 % interval of q* by the delta method, from the joint covariance of D², V² and the errors of C1, C2.
+
+        The error is carried on log ρ, where the estimates are nearest to normal and q* is monotone; the error of
+        log κ is added at the rate at which κ moves q* against ρ, ∂log q/∂log κ : ∂log q/∂log ρ = mκ : q² + (m−1)q + mκ.
+        The ends are q* at the ends of that range, so they stay in [0, 1] also where (20) fails.
+        """
+        rho, gap = _ratios(self.moments)
+        kappa, q, m = _kappa(self.cost), np.asarray(self.q), np.asarray(self.m)
+        cov, d2, v2 = self.moments.cov, np.asarray(self.moments.d2), np.asarray(self.moments.v2)
+        assert cov is not None
+        with np.errstate(all="ignore"):
+            relative = cov[..., 0, 0] / d2**2 - 2 * cov[..., 0, 1] / (d2 * v2) + cov[..., 1, 1] / v2**2
+            exchange = np.where(np.isfinite(kappa), m * kappa / (q * q + (m - 1) * q + m * kappa), 0.0)
+            half = Z95 * np.sqrt(np.maximum(relative, 0.0) + (exchange * self.cost.log_kappa_sem) ** 2)
+            half = np.where((d2 > 0) & (v2 > 0), half, 0.0)
+            low, high = rho * np.exp(-half), rho * np.exp(half)
+            high = np.where(d2 > 0, high, Z95 * np.sqrt(cov[..., 0, 0]) / v2)  # D² = 0: no logarithm
+        # where nothing is uncertain the ends are q* itself, to the last bit
+        ends = [
+            np.where(end == rho, q, minimiser(end, np.where(end == rho, gap, 1 - end), kappa, m)) for end in (low, high)
+        ]
+        return plain(ends[0]), plain(ends[1])
+
+    @cached_property
+    def pays(self) -> Any:
+        """ "yes" where q* < 1 over the whole interval, "no" where q* = 1 over all of it, else "cannot tell"."""
+        low, high = (np.asarray(end) for end in self.interval)
+        return plain(np.where(high < 1, "yes", np.where(low >= 1, "no", "cannot tell")))
+
+    @cached_property
+    def why(self) -> Any:
+        """The reason for `pays` in a sentence; an array of sentences where the inputs were arrays."""
+        low, high = self.interval
+        fields = (self.pays, self.q, self.rho, self.condition_margin, self.speedup_over_exact, low, high, self.m)
+        return plain(np.vectorize(_reason, otypes=[object])(*fields))
+
+
+def _reason(pays: str, q: float, rho: float, margin: float, speedup: float, low: float, high: float, m: float) -> str:
+    if rho == 0:
+        return "D² = 0: the proxy is exact here, so the best q tends to 0: run the proxy alone, or any small q"
+    if pays == "cannot tell":
+        return f"the 95 % interval of q*, [{low:.3g}, {high:.3g}], reaches 1: measure D² and V² on more tasks"
+    if pays == "no":
+        return f"condition (20) fails at m = {m:g}: D²/V² = {rho:.3g} is too large for the exact correction to be rare"
+    held = "condition (20) holds" if margin > 0 else "condition (20) fails, but below m = 1 it is only sufficient"
+    return f"{held}: with probability {q:.3g} the correction reaches a given precision {speedup:.3g}× sooner than q = 1"
+
+
+def _ratios(moments: Moments) -> tuple[Array, Array]:
+    """ρ = D²/V² and 1 − ρ without cancellation; (∞, −∞) where V² = 0."""
+    d2, v2 = np.asarray(moments.d2), np.asarray(moments.v2)
+    with np.errstate(divide="ignore", over="ignore"):
+        return np.asarray(d2 / v2), np.asarray((v2 - d2) / v2)
+
+
+def _kappa(cost: CostModel) -> Array:
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.asarray(cost.c_det) / cost.c_rnd)
+
+
+def optimal_q(moments: Moments, cost: CostModel, m: Number = 2.0, batch: int = 1) -> Prediction:
+    """q* of (21): the probability at which UFOM reaches a given precision soonest, with its interval and reasons.
+
+    Args:
+        moments: D², V² and, if measured, their covariance; scalars or arrays that broadcast with the costs.
+        cost: r, C1, C2, sweep and proxy.
+        m: exponent of the time to precision, A(q)^m·(C_det + C_rnd·q): 2 for γ_k = k^(−1/2) as in the paper
+            (`exponent(ε)`), 1 for a constant step tuned to the horizon or γ_k ~ 1/k under strong convexity, 1/s for
+            γ_k ~ k^(−s) near a minimiser with the moments taken there.
+        batch: tasks an outer step, each with its own coin.
+
+    Returns:
+        Prediction: `.q`, `.interval`, `.speedup_over_exact`, `.pays`, `.why`, `.dq_dd2`, `.dq_dv2`.
+
+    Raises:
+        UfomError: m ≤ 0, batch < 1, batch > 1 without ‖∇M‖².
+    """
+    m = positive("m", m)
+    moments = batch_moments(moments, batch)
+    rho, gap = _ratios(moments)
+    return Prediction(moments, cost, m, plain(minimiser(rho, gap, _kappa(cost), m)))

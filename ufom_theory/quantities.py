@@ -1,0 +1,202 @@
+"""What the theory speaks of: moments, assumption constants, verdicts. Floats or numpy arrays, frozen and checked."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Number = float | NDArray[np.float64]
+Z95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
+
+
+class UfomError(ValueError):
+    """Bad input: the message names the value, the rule it broke and the remedy."""
+
+
+def plain(value: Any) -> Any:
+    """A 0-d array as a Python scalar; anything else as it is."""
+    return value.item() if isinstance(value, np.generic | np.ndarray) and np.ndim(value) == 0 else value
+
+
+def finite(name: str, value: ArrayLike, rule: str = "finite", at_least: float = -math.inf) -> Number:
+    """`value` as float64 (a float, or an array), finite and no smaller than `at_least`; else `UfomError`."""
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise UfomError(f"{name} = {value!r} is not a number or an array of numbers") from error
+    if array.size == 0:
+        raise UfomError(f"{name} is empty: give at least one value")
+    bad = ~np.isfinite(array) | (array < at_least)
+    if bad.any():
+        raise UfomError(f"{name} = {array[bad].flat[0]:g} must be {rule}")
+    return plain(array)  # type: ignore[no-any-return]
+
+
+def positive(name: str, value: ArrayLike) -> Number:
+    """`value` as float64, finite and above zero; else `UfomError`."""
+    return finite(name, value, "a finite number > 0", at_least=math.ulp(0.0))
+
+
+def integer(name: str, value: Any, at_least: int) -> Any:
+    """`value` as an int (or an int64 array), no smaller than `at_least`; else `UfomError`."""
+    array = np.asarray(value)
+    if array.dtype == bool or not (np.issubdtype(array.dtype, np.integer) and array.size):
+        raise UfomError(f"{name} = {value!r} must be an integer")
+    if (array < at_least).any():
+        raise UfomError(f"{name} = {array.min()} must be at least {at_least}")
+    return plain(array.astype(np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Bias D² (14) and second moment V² (16), as given or as measured.
+
+    Attributes:
+        d2: D² = sup_θ E‖G_proxy − G‖², a float or an array; with a truncated proxy, D_K².
+        v2: V² = sup_θ E‖G‖², broadcastable with `d2`.
+        cov: covariance of the two *estimates* (not of one task), shape (..., 2, 2); zeros for exact values.
+        n: number of tasks behind the estimates, None when the values are given.
+        mean_gradient_sq: ‖∇M‖² at the same θ as V², needed for batches of tasks with independent coins.
+        mean_gradient_cov: Cov(‖∇M‖², (D², V², ‖∇M‖²)) of the estimates, shape (..., 3); zeros for exact values.
+
+    Raises:
+        UfomError: a value that is negative or not finite, or D² = V² = 0; a covariance of another shape or with a
+            negative variance.
+    """
+
+    d2: Number
+    v2: Number
+    cov: NDArray[np.float64] | None = None
+    n: int | None = None
+    mean_gradient_sq: Number | None = None
+    mean_gradient_cov: NDArray[np.float64] | None = None
+
+    def __post_init__(self) -> None:
+        rule = "a finite number ≥ 0: it is the mean of a squared norm"
+        d2, v2 = finite("D² (d2)", self.d2, rule, 0.0), finite("V² (v2)", self.v2, rule, 0.0)
+        if np.any((np.asarray(d2) == 0) & (np.asarray(v2) == 0)):
+            raise UfomError("D² = V² = 0: the gradient vanishes, so every q is equally good; measure at another θ")
+        set_ = object.__setattr__
+        set_(self, "d2", d2)
+        set_(self, "v2", v2)
+        set_(self, "cov", _covariance("cov", self.cov, (2, 2)))
+        set_(self, "mean_gradient_cov", _covariance("mean_gradient_cov", self.mean_gradient_cov, (3,)))
+        if self.mean_gradient_sq is not None:
+            set_(self, "mean_gradient_sq", finite("‖∇M‖² (mean_gradient_sq)", self.mean_gradient_sq, rule, 0.0))
+        if self.n is not None:
+            set_(self, "n", integer("n, the number of tasks,", self.n, 1))
+
+    @property
+    def d2_sem(self) -> Number:
+        """Standard error of D²."""
+        assert self.cov is not None
+        return plain(np.sqrt(self.cov[..., 0, 0]))  # type: ignore[no-any-return]
+
+    @property
+    def v2_sem(self) -> Number:
+        """Standard error of V²."""
+        assert self.cov is not None
+        return plain(np.sqrt(self.cov[..., 1, 1]))  # type: ignore[no-any-return]
+
+    def joint_cov(self) -> NDArray[np.float64]:
+        """Covariance of the estimates of (D², V², ‖∇M‖²), shape (..., 3, 3)."""
+        assert self.cov is not None
+        assert self.mean_gradient_cov is not None
+        shape = np.broadcast_shapes(self.cov.shape[:-2], self.mean_gradient_cov.shape[:-1])
+        joint = np.zeros((*shape, 3, 3))
+        joint[..., :2, :2] = self.cov
+        joint[..., 2, :] = joint[..., :, 2] = self.mean_gradient_cov
+        return joint
+
+
+def _covariance(name: str, value: ArrayLike | None, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    if value is None:
+        return np.zeros(shape)
+    cov = np.asarray(finite(name, value))
+    if cov.shape[-len(shape) :] != shape:
+        raise UfomError(f"{name} has shape {cov.shape}, but the last axes must be {shape}")
+    variances = np.diagonal(cov, axis1=-2, axis2=-1) if len(shape) == 2 else cov[..., -1:]
+    if (variances < 0).any():
+        raise UfomError(f"{name} holds the variance {variances.min():g}, but a variance is never negative")
+    return cov
+
+
+@dataclass(frozen=True)
+class AssumptionConstants:
+    """The constants of Assumption 1, valid for every task.
+
+    Attributes:
+        M1: bound of ‖∂V/∂θ‖₂.
+        M2: Lipschitz constant of ∂V/∂θ.
+        L1: bound of ‖∂L/∂θ‖ and ‖∂L/∂φ‖, inner and outer.
+        L2: Lipschitz constant of these gradients, inner and outer.
+        L3: Lipschitz constant of ∂²L_in/∂θ∂φ and ∂²L_in/∂φ².
+
+    Raises:
+        UfomError: a constant that is negative or not finite. (The paper asks for > 0; 0 is the limit case, for
+            example M1 = 0 where the start does not depend on θ.)
+    """
+
+    M1: float
+    M2: float
+    L1: float
+    L2: float
+    L3: float
+
+    def __post_init__(self) -> None:
+        for name in ("M1", "M2", "L1", "L2", "L3"):
+            value = finite(name, getattr(self, name), "a finite number ≥ 0 (Assumption 1)", 0.0)
+            if np.ndim(value):
+                raise UfomError(f"{name} must be one number, not an array of shape {np.shape(value)}")
+            object.__setattr__(self, name, value)
+
+
+Agreement = Literal["yes", "no", "inconclusive"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One comparison of what was predicted with what was measured.
+
+    Attributes:
+        subject: what is compared.
+        relation: what the theory says of measured against predicted.
+        predicted: the predicted value or bound.
+        measured: the measured value.
+        tolerance: how far measured may be off, in the unit of both: a 95 % half-width, or 0 for exact values.
+        agrees: "inconclusive" where the tolerance is too wide to decide.
+    """
+
+    subject: str
+    relation: Literal["=", "<=", ">="]
+    predicted: float
+    measured: float
+    tolerance: float
+    agrees: Agreement
+
+    @classmethod
+    def from_paired(
+        cls, subject: str, relation: Literal["<=", ">="], bound: float, differences: ArrayLike, widest: float = 0.1
+    ) -> Verdict:
+        """Judge the mean of paired differences, shape (n,), n ≥ 2, against a bound by its 95 % t-interval.
+
+        "yes" where the whole interval keeps the bound, "no" where it breaks it as a whole or where an interval no
+        wider than `widest` has its centre beyond the bound; else "inconclusive".
+        """
+        x = np.asarray(finite(subject, differences), dtype=np.float64)
+        if x.ndim != 1 or len(x) < 2:
+            raise UfomError(f"{subject}: {x.size} paired difference(s), but an interval needs at least 2")
+        from scipy.stats import t  # a study's cost, not the import's
+
+        mean = float(x.mean())
+        half = float(t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
+        sign = 1.0 if relation == "<=" else -1.0
+        over = sign * (mean - bound)
+        agrees: Agreement = "yes" if over + half <= 0 else "no" if over - half > 0 else "inconclusive"
+        if agrees == "inconclusive" and 2 * half <= widest:
+            agrees = "yes" if over <= 0 else "no"
+        return cls(subject, relation, bound, mean, half, agrees)
