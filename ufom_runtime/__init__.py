@@ -8,15 +8,43 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-_HOME: dict[str, str] = {}
-
 if TYPE_CHECKING:
-    pass
+    from ufom_runtime.algorithms import count_calls as count_calls
+    from ufom_runtime.clock import measure_cost as measure_cost
+    from ufom_runtime.estimators import EXACT as EXACT
+    from ufom_runtime.estimators import FOM as FOM
+    from ufom_runtime.estimators import RECOMPUTED as RECOMPUTED
+    from ufom_runtime.estimators import UFOM as UFOM
+    from ufom_runtime.estimators import Estimator as Estimator
+    from ufom_runtime.estimators import hypergradient as hypergradient
+    from ufom_runtime.memory import peak_bytes as peak_bytes
+    from ufom_runtime.moments import measure_moments as measure_moments
+    from ufom_runtime.moments import moments_by_proxy as moments_by_proxy
+    from ufom_runtime.outer_sgd import outer_sgd as outer_sgd
+    from ufom_runtime.parameters import FlatModule as FlatModule
+    from ufom_runtime.problem import BilevelProblem as BilevelProblem
 
-__all__ = sorted(_HOME)
+_ROOMS = {
+    "algorithms": ["count_calls"],
+    "clock": ["measure_cost"],
+    "estimators": ["EXACT", "FOM", "RECOMPUTED", "UFOM", "Estimator", "hypergradient"],
+    "memory": ["peak_bytes"],
+    "moments": ["measure_moments", "moments_by_proxy"],
+    "outer_sgd": ["outer_sgd"],
+    "parameters": ["FlatModule"],
+    "problem": ["BilevelProblem"],
+}
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+__all__ = sorted(_ROOM_OF)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _ROOM_OF:
         raise AttributeError(f"module 'ufom_runtime' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"ufom_runtime.{_HOME[name]}"), name)
+    try:
+        room = importlib.import_module(f"ufom_runtime.{_ROOM_OF[name]}")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ModuleNotFoundError("ufom_runtime needs torch: pip install 'ufom[runtime]'", name="torch") from error
+    return getattr(room, name)

@@ -1,0 +1,259 @@
+"""Every sweep and proxy against autodiff through the unrolled loop; unbiasedness by enumerating the coins."""
+
+import itertools
+
+import pytest
+import torch
+
+from tests.oracles import unrolled_gradient
+from tests.runtime.conftest import F64, coupled
+from ufom_runtime import EXACT, FOM, RECOMPUTED, UFOM, BilevelProblem, Estimator, count_calls, hypergradient, peak_bytes
+from ufom_runtime.checkpointing import backwards
+from ufom_runtime.estimators import draw_coins
+from ufom_runtime.problem import count
+from ufom_runtime.problems.quadratic import quadratic
+from ufom_theory import CostModel, Sweep, Truncated, UfomError
+
+SWEEPS = [Sweep.stored(), Sweep.recomputed(), Sweep.checkpointed(1), Sweep.checkpointed(2), Sweep.unrolled()]
+
+
+def agree(found, expected, digits):
+    assert found.shape == expected.shape
+    assert (found - expected).norm() <= digits * max(1e-3, expected.norm().item())
+
+
+@pytest.mark.parametrize("sweep", SWEEPS, ids=str)
+@pytest.mark.parametrize("chunk", [None, 1, 3])
+def test_exact_sweeps_agree_with_the_unrolled_loop(case, sweep, chunk):
+    problem, theta, tasks = case
+    found = hypergradient(problem, theta, tasks, Estimator(1.0, sweep), per_task=True, chunk=chunk)
+    agree(found, unrolled_gradient(problem, theta, tasks), 1e-10)
+
+
+@pytest.mark.parametrize("sweep", SWEEPS, ids=str)
+def test_proxies_agree_with_the_truncated_loop(case, sweep):
+    problem, theta, tasks = case
+    for k in range(problem.r + 1):
+        found = hypergradient(problem, theta, tasks, Estimator(0.0, sweep, Truncated(k)), per_task=True)
+        agree(found, unrolled_gradient(problem, theta, tasks, k), 1e-10)
+
+
+@pytest.mark.parametrize("sweep", SWEEPS, ids=str)
+@pytest.mark.parametrize("k", [0, 2])
+def test_unbiased_with_the_second_moment_of_lemma_1(case, sweep, k):
+    problem, theta, tasks = case
+    n, q = count(tasks), 0.3
+    exact = unrolled_gradient(problem, theta, tasks)
+    proxy = unrolled_gradient(problem, theta, tasks, k)
+    estimates = [
+        hypergradient(problem, theta, tasks, UFOM(q, sweep, Truncated(k)), coins=torch.full((n,), coin), per_task=True)
+        for coin in (False, True)
+    ]
+    scale = estimates[1].norm().item() ** 2
+    mean = (1 - q) * estimates[0] + q * estimates[1]
+    second = (1 - q) * estimates[0].square().sum(1) + q * estimates[1].square().sum(1)
+    assert (mean - exact).norm() <= 1e-12 * scale**0.5
+    assert (second - exact.square().sum(1) - (1 / q - 1) * (exact - proxy).square().sum(1)).norm() <= 1e-12 * scale
+
+
+def test_mean_over_a_batch_splits_by_coin():
+    problem = coupled()
+    tasks = problem.sample(5, torch.Generator().manual_seed(0))
+    coins = torch.tensor([True, False, True, False, False])
+    estimator = UFOM(0.4, proxy=Truncated(1))
+    per_task = hypergradient(problem, problem.initial, tasks, estimator, coins=coins, per_task=True)
+    proxy, exact = (unrolled_gradient(problem, problem.initial, tasks, k) for k in (1, problem.r))
+    agree(per_task, torch.where(coins[:, None], proxy + (exact - proxy) / 0.4, proxy), 1e-12)
+    agree(hypergradient(problem, problem.initial, tasks, estimator, coins=coins), per_task.mean(0), 1e-14)
+
+
+@pytest.mark.parametrize("r", range(1, 51))
+def test_calls_are_those_of_proposition_1(r):
+    problem = quadratic(dim=1, r=r, alpha=0.01)
+    evaluations = {"inner": 0, "outer": 0}
+
+    def counted(name, loss):
+        def wrapped(theta, phi, task):
+            evaluations[name] += 1
+            return loss(theta, phi, task)
+
+        return wrapped
+
+    watched = BilevelProblem(
+        counted("inner", problem.inner_loss), counted("outer", problem.outer_loss), problem.start,
+        problem.step_sizes, problem.sample_tasks,
+    )  # fmt: skip
+    task = problem.sample(1, torch.Generator().manual_seed(0))
+    for coin in (False, True):
+        evaluations.update(inner=0, outer=0)
+        with count_calls() as calls:
+            hypergradient(watched, problem.initial, task, UFOM(0.5), coins=torch.tensor([coin]))
+        assert calls.gradients == r + 1 + coin * r * (r - 1) // 2
+        assert calls.hessian_vector_products == coin * r
+        assert evaluations == {"inner": calls.gradients - 1 + calls.hessian_vector_products, "outer": 1}
+
+
+@pytest.mark.parametrize("sweep", SWEEPS, ids=str)
+@pytest.mark.parametrize(("r", "k"), [(1, 0), (9, 0), (30, 7), (5, 5)])
+def test_calls_are_those_of_the_cost_model(sweep, r, k):
+    problem = quadratic(dim=2, r=r)
+    tasks = problem.sample(3, torch.Generator().manual_seed(0))
+    cost = CostModel(r=r, sweep=sweep, proxy=Truncated(k))
+    coins = torch.tensor([True, False, True])
+    with count_calls() as calls:
+        hypergradient(problem, problem.initial, tasks, UFOM(0.5, sweep, Truncated(k)), coins=coins)
+    assert calls.gradients + calls.hessian_vector_products == 3 * cost.c_det + 2 * cost.c_rnd
+
+
+def test_schedule_visits_every_state_with_the_fewest_steps():
+    for slots, states in itertools.product(range(13), (*range(1, 40), 64, 99, 120)):
+        steps = 0
+
+        def step(x, j):
+            nonlocal steps
+            assert x == j
+            steps += 1
+            return x + 1
+
+        assert list(backwards(step, 0, states, slots)) == list(range(states - 1, -1, -1))
+        assert steps == Sweep.checkpointed(slots).extra_steps(states)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "state_bytes_a_step"),
+    [(FOM, 0), (RECOMPUTED, 0), (UFOM(0.5), 0), (UFOM(0.5, Sweep.checkpointed(3)), 0), (EXACT, 8)],
+)
+def test_live_memory_over_the_length_of_the_loop(estimator, state_bytes_a_step):
+    dim, peaks = 300, {}
+    for r in (10, 400):
+        problem = quadratic(dim=dim, r=r, alpha=0.01)
+        task = problem.sample(1, torch.Generator().manual_seed(0))
+        coins = torch.tensor([estimator.q > 0])
+        peaks[r] = peak_bytes(
+            lambda p=problem, t=task, c=coins: hypergradient(p, p.initial, t, estimator, coins=c),
+            (problem.initial, task, problem.step_sizes),
+        )
+    if state_bytes_a_step:
+        assert peaks[400] - peaks[10] == 390 * dim * state_bytes_a_step
+    else:
+        assert abs(peaks[400] / peaks[10] - 1) < 0.01
+
+
+def test_live_memory_of_a_batch_under_vmap():
+    dim, n, peaks = 50, 8, {}
+    for r in (10, 110):
+        problem = quadratic(dim=dim, r=r, alpha=0.01)
+        tasks = problem.sample(n, torch.Generator().manual_seed(0))
+        peaks[r] = [
+            peak_bytes(lambda e=e, p=problem, t=tasks: hypergradient(p, p.initial, t, e, chunk=n), (tasks,))
+            for e in (EXACT, RECOMPUTED)
+        ]
+    assert peaks[110][0] - peaks[10][0] == 100 * n * dim * 8
+    assert peaks[110][1] == pytest.approx(peaks[10][1], rel=0.01)
+
+
+def test_coins_are_bernoulli_and_a_function_of_the_generator():
+    coins = draw_coins(100_000, 0.2, torch.Generator().manual_seed(3))
+    assert torch.equal(coins, draw_coins(100_000, 0.2, torch.Generator().manual_seed(3)))
+    assert abs(coins.double().mean().item() - 0.2) < 4 * (0.16 / 100_000) ** 0.5
+
+
+def test_a_generator_draws_the_coins():
+    problem = coupled()
+    tasks = problem.sample(6, torch.Generator().manual_seed(0))
+    a, b = (
+        hypergradient(problem, problem.initial, tasks, UFOM(0.5), generator=torch.Generator().manual_seed(4))
+        for _ in range(2)
+    )
+    coins = draw_coins(6, 0.5, torch.Generator().manual_seed(4))
+    assert torch.equal(a, b)
+    assert torch.equal(a, hypergradient(problem, problem.initial, tasks, UFOM(0.5), coins=coins))
+
+
+def test_float32_stays_float32():
+    problem = quadratic(dim=3)
+    tasks = problem.sample(2, torch.Generator().manual_seed(0)).float()
+    with_float = BilevelProblem(
+        lambda theta, phi, task: (phi - task).square().sum(), lambda theta, phi, task: phi.square().sum(),
+        lambda theta, task: theta, torch.full((3,), 0.1), lambda n, g: torch.randn(n, 3, generator=g),
+    )  # fmt: skip
+    assert hypergradient(with_float, problem.initial.float(), tasks, EXACT).dtype == torch.float32
+
+
+def replaced(**changes):
+    p = coupled()
+    fields = ("inner_loss", "outer_loss", "start", "step_sizes", "sample_tasks")
+    return BilevelProblem(**{**{name: getattr(p, name) for name in fields}, **changes})
+
+
+TASKS = torch.ones(2, 3, dtype=F64)
+THETA = torch.zeros(3, dtype=F64)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: UFOM(0.0), r"lie in \(0, 1\]"),
+        (lambda: UFOM(1.5), r"lie in \(0, 1\]"),
+        (lambda: UFOM(float("nan")), r"lie in \(0, 1\]"),
+        (lambda: replaced(step_sizes=torch.zeros(0)), "r ≥ 1"),
+        (lambda: replaced(step_sizes=torch.tensor([0.1, float("nan")])), "finite number > 0"),
+        (lambda: replaced(step_sizes=torch.tensor([0.1, -0.1])), "-0.1 must be"),
+        (lambda: replaced(sample_tasks=None), "no tasks"),
+        (lambda: coupled().sample(0, torch.Generator()), "n ≥ 1"),
+        (lambda: hypergradient(coupled(), THETA[None], TASKS, FOM), r"shape \(s,\)"),
+        (lambda: hypergradient(coupled(), THETA * float("nan"), TASKS, FOM), "NaN"),
+        (lambda: hypergradient(coupled(), torch.zeros(3, dtype=torch.int64), TASKS, FOM), "floating"),
+        (
+            lambda: hypergradient(coupled(), torch.zeros(4, dtype=F64), TASKS, FOM),
+            "start failed on arguments of shapes",
+        ),
+        (lambda: hypergradient(coupled(), THETA, TASKS[:0], FOM), "no tasks"),
+        (lambda: hypergradient(coupled(), THETA, (TASKS, TASKS[:1]), FOM), "leading dimensions"),
+        (lambda: hypergradient(coupled(), THETA, [1, 2], FOM), "tuple of tensors"),
+        (lambda: hypergradient(coupled(), THETA, TASKS.to("meta"), FOM), "move both to one device"),
+        (lambda: hypergradient(coupled(), THETA, TASKS, UFOM(0.5)), "needs coins"),
+        (lambda: hypergradient(coupled(), THETA, TASKS, UFOM(0.5), coins=torch.ones(2)), "give bool"),
+        (lambda: hypergradient(coupled(), THETA, TASKS, FOM, coins=torch.ones(2).bool()), "a coin is 1"),
+        (lambda: hypergradient(coupled(), THETA, TASKS, UFOM(1.0, proxy=Truncated(9))), "keep K ≤ r"),
+        (lambda: hypergradient(coupled(), THETA, TASKS, FOM, chunk=0), "at least 1"),
+        (
+            lambda: hypergradient(replaced(inner_loss=lambda t, p, x: t.sum()), THETA, TASKS, EXACT),
+            "inner_loss does not depend on φ",
+        ),
+        (
+            lambda: hypergradient(
+                replaced(inner_loss=lambda t, p, x: t.sum()), THETA, TASKS, Estimator(1.0, Sweep.unrolled())
+            ),
+            "inner_loss does not depend on φ",
+        ),
+        (
+            lambda: hypergradient(replaced(outer_loss=lambda t, p, x: t.sum()), THETA, TASKS, FOM),
+            "outer_loss does not depend on φ",
+        ),
+        (lambda: hypergradient(replaced(inner_loss=lambda t, p, x: p * 2), THETA, TASKS, FOM), "must return a scalar"),
+        (lambda: hypergradient(replaced(start=lambda t, x: t.sum()), THETA, TASKS, FOM), "must return φ_0 as a vector"),
+        (
+            lambda: hypergradient(
+                replaced(inner_loss=lambda t, p, x: (p**4).sum(), step_sizes=torch.full((30,), 9.0)), THETA, TASKS, FOM
+            ),
+            "inner loop diverged",
+        ),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(UfomError, match=message):
+        call()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the GPU is not tested")
+def test_cuda_agrees_with_the_cpu():
+    problem, on_gpu = quadratic(dim=20), quadratic(dim=20, device="cuda")
+    tasks = problem.sample(16, torch.Generator().manual_seed(0))
+    for sweep in SWEEPS:
+        cpu = hypergradient(problem, problem.initial, tasks, Estimator(1.0, sweep))
+        gpu = hypergradient(on_gpu, on_gpu.initial, tasks.cuda(), Estimator(1.0, sweep))
+        assert gpu.is_cuda
+        agree(gpu.cpu(), cpu, 1e-12)
+    with pytest.raises(UfomError, match="move both to one device"):
+        hypergradient(on_gpu, on_gpu.initial, tasks, EXACT)

@@ -1,0 +1,89 @@
+"""C1 and C2 in seconds, on the device in use."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ufom_runtime.algorithms import hessian_vector_products, inner_gradient, outer_gradients, start
+from ufom_runtime.problem import BilevelProblem, Task, check, count
+from ufom_theory import CostModel, UfomError
+
+
+def measure_cost(
+    problem: BilevelProblem, theta: Tensor, tasks: Task, *, seconds: float = 1.0, repeats: int = 20
+) -> CostModel:
+    """Time an inner gradient (C1) and a Hessian-vector product (C2), alternately, at φ_0.
+
+    Args:
+        problem: the problem.
+        theta: outer parameters, shape (s,).
+        tasks: n stacked tasks, run as one batch; the times are a task's, so one task gives the cost of one at a time.
+        seconds: at least so long is timed,
+        repeats: and at least so often.
+
+    Returns:
+        CostModel with r, and C1, C2 in seconds with standard errors; its sweep and proxy are the paper's. The medians
+        are given, since a busy machine's times have a long tail.
+
+    Raises:
+        UfomError: as `hypergradient`, or repeats < 5.
+    """
+    if repeats < 5:
+        raise UfomError(f"repeats = {repeats}: a median with an error needs at least 5")
+    check(problem, theta, tasks)
+    n = count(tasks)
+    rows = theta.expand(n, -1)
+    phi = start(problem, rows.detach(), tasks).detach()
+    _, b2 = outer_gradients(problem, rows, phi, tasks)
+
+    def gradient() -> object:
+        return inner_gradient(problem, rows, phi, tasks)
+
+    def product() -> object:
+        return hessian_vector_products(problem, rows, phi, tasks, b2)
+
+    gradient(), product()  # warm-up: allocators, kernels chosen
+    times = np.array(_alternate((gradient, product), theta.device, seconds, repeats)) / n
+    (c1, c1_sem), (c2, c2_sem) = (_median(column) for column in times.T)
+    return CostModel(r=problem.r, c1=c1, c2=c2, c1_sem=c1_sem, c2_sem=c2_sem)
+
+
+def _alternate(
+    functions: tuple[Callable[[], object], ...], device: torch.device, seconds: float, repeats: int
+) -> list[list[float]]:
+    """Seconds of each function, in rounds."""
+    rounds: list[list[float]] = []
+    spent = 0.0
+    while len(rounds) < repeats or (spent < seconds and len(rounds) < 10_000):
+        rounds.append([_seconds(f, device) for f in functions])
+        spent += sum(rounds[-1])
+    return rounds
+
+
+def _seconds(function: Callable[[], object], device: torch.device) -> float:
+    _wait(device)
+    begin = time.perf_counter()
+    function()
+    _wait(device)
+    return time.perf_counter() - begin
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _median(values: NDArray[np.float64]) -> tuple[float, float]:
+    """The median and its standard error, from the order statistics that bracket it with 95 % (±1 σ = ½√n ranks)."""
+    ordered, n = np.sort(values), len(values)
+    reach = math.sqrt(n)  # two standard deviations of the median's rank, ½√n each
+    low, high = math.floor((n - 1) / 2 - reach), math.ceil((n - 1) / 2 + reach)
+    sem = (ordered[min(high, n - 1)] - ordered[max(low, 0)]) / 4
+    return float(np.median(ordered)), float(sem)

@@ -1,0 +1,209 @@
+"""One gradient function: a proxy, a sweep and a probability q; q = 1 is exact, q = 0 is the proxy alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Generator, Tensor
+
+from ufom_runtime.algorithms import count_calls, sweep_gradients
+from ufom_runtime.memory import budget, peak_bytes
+from ufom_runtime.problem import BilevelProblem, Task, check, count, parts, take
+from ufom_theory import Sweep, Truncated, UfomError
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """A hypergradient estimator (12)–(13): proxy + (ξ/q)·(exact − proxy) with ξ ~ Bernoulli(q).
+
+    Attributes:
+        q: probability of the exact correction; 0 leaves the proxy alone, 1 the exact gradient.
+        sweep: how the exact gradient comes by its states.
+        proxy: what is debiased.
+    """
+
+    q: float
+    sweep: Sweep = field(default_factory=Sweep.recomputed)
+    proxy: Truncated = field(default_factory=Truncated)
+
+
+FOM = Estimator(0.0)
+"""First-order method, Algorithm 3."""
+EXACT = Estimator(1.0, Sweep.stored())
+"""Exact gradient with stored states, Algorithm 2."""
+RECOMPUTED = Estimator(1.0, Sweep.recomputed())
+"""Exact gradient in O(1) memory, Algorithm 4 at q = 1."""
+
+
+def UFOM(q: float, sweep: Sweep | None = None, proxy: Truncated | None = None) -> Estimator:
+    """Unbiased first-order method, Algorithm 4, with any sweep and any truncated proxy.
+
+    Args:
+        q: probability of the exact correction, in (0, 1].
+        sweep: recomputed (the paper's) if not given.
+        proxy: FOM (the paper's) if not given.
+
+    Raises:
+        UfomError: q outside (0, 1].
+    """
+    if not 0 < q <= 1:
+        raise UfomError(f"q = {q} must lie in (0, 1]: it is a probability, and 1/q a weight; for q → 0 use FOM")
+    return Estimator(float(q), sweep or Sweep.recomputed(), proxy or Truncated())
+
+
+def debias(proxy: Tensor, exact: Tensor, q: float) -> Tensor:
+    """(12)–(13) where ξ = 1: proxy + (exact − proxy)/q, arranged to be the exact gradient to the last bit at q = 1."""
+    return exact / q + (1 - 1 / q) * proxy
+
+
+def draw_coins(n: int, q: float, generator: Generator) -> Tensor:
+    """ξ_1 … ξ_n ~ Bernoulli(q), a boolean tensor on the CPU, from a CPU generator of their own (Theorem 1)."""
+    return torch.rand(n, generator=generator, dtype=torch.float64) < q
+
+
+def gradients(
+    problem: BilevelProblem, theta: Tensor, tasks: Task, coins: Tensor, estimator: Estimator, chunk: int | None = None
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Proxy and exact gradients for given coins, chunk by chunk.
+
+    Tasks with coin 0 run the proxy alone and never pay for the exact sweep; with coin 1, one sweep yields both.
+
+    Args:
+        problem: the problem.
+        theta: outer parameters, shape (s,).
+        tasks: n stacked tasks.
+        coins: ξ, boolean, shape (n,).
+        estimator: its proxy and sweep are used; at q = 1 the proxy is not needed, and the exact gradient stands for it.
+        chunk: tasks run together; None: as many as the memory budget holds.
+
+    Yields:
+        (indices into the tasks, proxy gradients, exact gradients or None where the coin is 0).
+    """
+    k = estimator.proxy.steps
+    if k > problem.r:
+        raise UfomError(f"proxy length K = {k} is longer than the inner loop, r = {problem.r}: keep K ≤ r")
+    exact_lengths = (problem.r,) if estimator.q == 1 else tuple(sorted({k, problem.r}))
+    for coin, lengths in ((False, (k,)), (True, exact_lengths)):
+        index = torch.nonzero(coins == coin)[:, 0]
+        pairs = torch.stack([torch.zeros_like(index), index])
+        for piece, found in in_chunks(problem, theta[None], tasks, pairs, lengths, estimator.sweep, chunk, ring=k):
+            yield piece[1], found[0], found[-1] if coin else None
+
+
+def hypergradient(
+    problem: BilevelProblem,
+    theta: Tensor,
+    tasks: Task,
+    estimator: Estimator,
+    *,
+    coins: Tensor | None = None,
+    generator: Generator | None = None,
+    per_task: bool = False,
+    chunk: int | None = None,
+) -> Tensor:
+    """Estimate ∇M at θ from a batch of tasks.
+
+    Args:
+        problem: the problem.
+        theta: outer parameters, shape (s,); computed on its device and in its dtype.
+        tasks: n tasks, stacked in the leading dimension.
+        estimator: FOM, EXACT, RECOMPUTED or UFOM(q, sweep, proxy).
+        coins: ξ of each task, boolean, shape (n,); for 0 < q < 1 give these or a generator.
+        generator: a CPU generator that draws the coins; not the one that draws the tasks (Theorem 1).
+        per_task: return every task's estimate instead of their mean.
+        chunk: tasks run together by vmap; None: as many as the memory budget holds; 1: a plain loop.
+
+    Returns:
+        The mean over the batch, shape (s,), or with `per_task` shape (n, s).
+
+    Raises:
+        UfomError: wrong shapes or devices, NaN, a loss that ignores φ, missing coins, or an inner loop that diverged.
+    """
+    if not isinstance(theta, Tensor) or theta.ndim != 1:
+        raise UfomError(f"theta has shape {tuple(getattr(theta, 'shape', ()))}: give one vector, shape (s,)")
+    check(problem, theta, tasks)
+    n = count(tasks)
+    coins = _coins(n, estimator.q, coins, generator)
+    result = theta.new_zeros((n, len(theta)) if per_task else (len(theta),))
+    for index, proxy, exact in gradients(problem, theta, tasks, coins, estimator, chunk):
+        estimate = proxy if exact is None else debias(proxy, exact, estimator.q)
+        if per_task:
+            result[index.to(theta.device)] = estimate
+        else:
+            result += estimate.sum(0) / n
+    return refuse_divergence(result)
+
+
+def refuse_divergence(gradient: Tensor) -> Tensor:
+    """The gradient itself, if finite; else a `UfomError`."""
+    if not torch.isfinite(gradient).all():
+        raise UfomError("the hypergradient is not finite: the inner loop diverged; take smaller step_sizes or fewer")
+    return gradient
+
+
+def _coins(n: int, q: float, coins: Tensor | None, generator: Generator | None) -> Tensor:
+    if coins is not None:
+        if coins.dtype != torch.bool or coins.shape != (n,):
+            raise UfomError(f"coins are {coins.dtype} of shape {tuple(coins.shape)}: give bool, shape ({n},)")
+        if q == 0 and coins.any():
+            raise UfomError("q = 0 leaves the proxy alone, but a coin is 1, and 1/q its weight: use UFOM(q)")
+        return coins.cpu()
+    if q in (0.0, 1.0):
+        return torch.full((n,), q == 1.0)
+    if generator is None:
+        raise UfomError(f"q = {q:g} needs coins: pass coins, or a CPU generator that draws them")
+    return draw_coins(n, q, generator)
+
+
+_row_bytes: WeakKeyDictionary[BilevelProblem, dict[Any, int]] = WeakKeyDictionary()
+
+
+def in_chunks(
+    problem: BilevelProblem,
+    thetas: Tensor,
+    tasks: Task,
+    pairs: Tensor,
+    lengths: tuple[int, ...],
+    sweep: Sweep,
+    chunk: int | None = None,
+    ring: int = 0,
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """`sweep_gradients` of (θ, task) pairs, in chunks that fit the memory budget.
+
+    Args:
+        problem: the problem.
+        thetas: shape (k, s).
+        tasks: n stacked tasks.
+        pairs: indices into the thetas and into the tasks, shape (2, rows), on the CPU.
+        lengths: truncation lengths, ascending.
+        sweep: how the states are come by.
+        chunk: rows run together; None: as many as the budget holds, by the measured bytes of one row.
+        ring: last states kept from the forward loop, the proxy's length.
+
+    Yields:
+        (the pairs of this chunk, one tensor (rows, s) a length).
+    """
+
+    def run(piece: Tensor) -> list[Tensor]:
+        single = len(thetas) == 1
+        rows = thetas.expand(piece.shape[1], -1) if single else thetas[piece[0].to(thetas.device)]
+        in_order = torch.equal(piece[1], torch.arange(count(tasks)))
+        return sweep_gradients(problem, rows, tasks if in_order else take(tasks, piece[1]), lengths, sweep, ring)
+
+    if not pairs.shape[1]:
+        return
+    if chunk is None and pairs.shape[1] > 1:
+        key = (lengths[-1], sweep, ring, thetas.dtype, thetas.device, *(t.shape[1:] for t in parts(tasks)))
+        known = _row_bytes.setdefault(problem, {})
+        if key not in known:
+            with count_calls():  # the probe is nobody's call
+                known[key] = peak_bytes(lambda: run(pairs[:, :1]), parts(tasks))
+        chunk = max(1, budget(thetas.device) // max(1, known[key]))
+    elif chunk is not None and chunk < 1:
+        raise UfomError(f"chunk = {chunk} tasks run together: give at least 1")
+    for piece in torch.split(pairs, chunk or 1, dim=1):
+        yield piece, run(piece)

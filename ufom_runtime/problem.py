@@ -1,0 +1,120 @@
+"""The problem (2)–(4): losses, start, step sizes and tasks, as functions of flat vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Generator, Tensor
+
+from ufom_theory import UfomError
+
+Task = Tensor | tuple[Tensor, ...]  # so that torch.func.vmap works; n tasks are stacked in the leading dimension
+Loss = Callable[[Tensor, Tensor, Task], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class BilevelProblem:
+    """min_θ E_T L_out(θ, φ_r, T), where φ_0 = V(θ, T) and φ_j = φ_{j−1} − α_j·∂L_in/∂φ(θ, φ_{j−1}, T); (2)–(4).
+
+    The functions see one θ of shape (s,), one φ of shape (p,) and one task; batches are made around them by
+    `torch.func.vmap`, so they must be written in torch, deterministic, and free of data-dependent branches.
+
+    Attributes:
+        inner_loss: L_in(θ, φ, T), a scalar.
+        outer_loss: L_out(θ, φ, T), a scalar.
+        start: V(θ, T), shape (p,).
+        step_sizes: α_1 … α_r, shape (r,); held as float64 on the CPU (a float32 0.01 is off by 2e-8).
+        sample_tasks: draws n tasks, stacked in the leading dimension, from a CPU generator. If None, tasks are drawn
+            from `tasks` with equal probabilities.
+        tasks: the finite, equally likely Ω, if the problem has one: expectations are then exact sums.
+        initial: θ where training starts, shape (s,), or several worth measuring at, shape (k, s); optional.
+
+    Raises:
+        UfomError: step sizes that are not r ≥ 1 finite numbers > 0, or neither `sample_tasks` nor `tasks`.
+    """
+
+    inner_loss: Loss
+    outer_loss: Loss
+    start: Callable[[Tensor, Task], Tensor]
+    step_sizes: Tensor
+    sample_tasks: Callable[[int, Generator], Task] | None = None
+    tasks: Task | None = None
+    initial: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        alphas = torch.as_tensor(self.step_sizes).detach().to("cpu", torch.float64)
+        if alphas.ndim != 1 or not len(alphas):
+            raise UfomError(f"step_sizes have shape {tuple(alphas.shape)}: give α_1 … α_r, shape (r,) with r ≥ 1")
+        bad = alphas[~(torch.isfinite(alphas) & (alphas > 0))]
+        if len(bad):
+            raise UfomError(f"step size α = {bad[0].item():g} must be a finite number > 0")
+        object.__setattr__(self, "step_sizes", alphas)
+        if self.tasks is not None:
+            count(self.tasks)
+        elif self.sample_tasks is None:
+            raise UfomError("the problem has no tasks: give sample_tasks, or the finite set of tasks")
+
+    @property
+    def r(self) -> int:
+        """Number of inner steps."""
+        return len(self.step_sizes)
+
+    @cached_property
+    def alphas(self) -> tuple[float, ...]:
+        """α_1 … α_r as Python floats, so that a step costs no transfer between devices."""
+        return tuple(self.step_sizes.tolist())
+
+    def sample(self, n: int, generator: Generator) -> Task:
+        """Draw n ≥ 1 tasks, stacked in the leading dimension."""
+        if n < 1:
+            raise UfomError(f"n = {n} tasks were asked for: give n ≥ 1")
+        if self.sample_tasks is not None:
+            return self.sample_tasks(n, generator)
+        assert self.tasks is not None
+        return take(self.tasks, torch.randint(count(self.tasks), (n,), generator=generator))
+
+
+def parts(tasks: Task) -> tuple[Tensor, ...]:
+    """The tensors of a task."""
+    tensors = tasks if isinstance(tasks, tuple) else (tasks,)
+    if not tensors or not all(isinstance(t, Tensor) for t in tensors):
+        raise UfomError("tasks must be a tensor or a tuple of tensors, stacked in the leading dimension")
+    return tensors
+
+
+def count(tasks: Task) -> int:
+    """Number of stacked tasks, at least one."""
+    lengths = {len(t) if t.ndim else 0 for t in parts(tasks)}
+    if len(lengths) > 1:
+        raise UfomError(f"the tensors of the tasks have leading dimensions {sorted(lengths)}: stack the same number")
+    (n,) = lengths
+    if n == 0:
+        raise UfomError("there are no tasks: the leading dimension of every tensor is the number of tasks, at least 1")
+    return n
+
+
+def take(tasks: Task, index: Tensor | slice) -> Task:
+    """The tasks at `index` (on the CPU), as a stack."""
+    if isinstance(tasks, Tensor):
+        return tasks[index if isinstance(index, slice) else index.to(tasks.device)]
+    return tuple(t[index if isinstance(index, slice) else index.to(t.device)] for t in tasks)
+
+
+def single(tasks: Task) -> Task:
+    """The only task of a stack of one, without its leading dimension."""
+    return tasks[0] if isinstance(tasks, Tensor) else tuple(t[0] for t in tasks)
+
+
+def check(problem: BilevelProblem, thetas: Tensor, tasks: Task) -> None:
+    """Refuse θ of shape other than (…, s), θ that is not finite or not floating, and tasks on another device."""
+    if not isinstance(thetas, Tensor) or not thetas.is_floating_point():
+        raise UfomError("theta must be a tensor of floating-point numbers")
+    if not thetas.shape[-1:].numel() or not torch.isfinite(thetas).all():
+        raise UfomError("theta is empty or holds NaN or ±inf: give finite outer parameters")
+    count(tasks)
+    for tensor in parts(tasks):
+        if tensor.device != thetas.device:
+            raise UfomError(f"theta is on {thetas.device} but a task on {tensor.device}: move both to one device")
