@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ufom_runtime.memory import peak_bytes as peak_bytes
     from ufom_runtime.moments import measure_moments as measure_moments
     from ufom_runtime.moments import moments_by_proxy as moments_by_proxy
-    from ufom_runtime.outer_sgd import outer_sgd as outer_sgd
+    from ufom_runtime.outer_loop import outer_sgd as outer_sgd
     from ufom_runtime.parameters import FlatModule as FlatModule
     from ufom_runtime.problem import BilevelProblem as BilevelProblem
 
@@ -30,7 +30,7 @@ _ROOMS = {
     "estimators": ["EXACT", "FOM", "RECOMPUTED", "UFOM", "Estimator", "hypergradient"],
     "memory": ["peak_bytes"],
     "moments": ["measure_moments", "moments_by_proxy"],
-    "outer_sgd": ["outer_sgd"],
+    "outer_loop": ["outer_sgd"],
     "parameters": ["FlatModule"],
     "problem": ["BilevelProblem"],
 }

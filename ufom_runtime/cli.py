@@ -115,10 +115,6 @@ def _from_constants(text: str, alpha: float | None, r: int, proxy: int) -> tuple
 
 
 def _print_prediction(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None, pad_edge=False)
     rows = [
         ("q*", f"{report['q']:.10g}"),
         ("speed-up over exact (q = 1)", f"{report['speedup_over_exact']:.4g}×"),
@@ -129,11 +125,96 @@ def _print_prediction(report: dict[str, Any]) -> None:
         ("exponent m", f"{report['m']:g}"),
     ]
     rows += [(key, f"{report[key]:.10g}") for key in ("D_tight", "D_printed_15", "V_bound") if key in report]
+    _print_rows(rows)
+    _console().print(f"[bold]{report['why']}[/bold]", soft_wrap=True)
+
+
+@app.command()
+def measure(
+    problem: Annotated[str, typer.Argument(help="A built-in problem (see below), or module:object of your own.")],
+    tasks: Annotated[int, typer.Option(help="Tasks to draw, where the problem has no finite set of them.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the tasks.")] = 0,
+    m: Annotated[float, typer.Option(help="Exponent of the time to precision.")] = 2.0,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda, for built-in problems.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure D², V², bias, C1 and C2 of a problem, and say which q to run.
+
+    Built in: synthetic, quadratic, digits-hypercleaning, mnist-hypercleaning, digits-few-shot, omniglot.
+    """
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ufom_runtime.problems import load_problem
+    from ufom_runtime.report import measure as measure_problem
+
+    loaded = load_problem(problem, device)
+    columns = (TextColumn("measuring"), BarColumn(), TimeRemainingColumn())
+    console = _console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=1.0)
+        report = measure_problem(loaded, tasks, seed, m, lambda share: bar.update(task, completed=share))
+    if as_json:
+        print(json.dumps({"problem": problem, **report}, ensure_ascii=False))
+    else:
+        _print_measurement(problem, report)
+
+
+def _print_measurement(name: str, report: dict[str, Any]) -> None:
+    console = _console()
+    averaged = f"exact sums over {report['tasks']} task(s)" if report["finite_tasks"] else f"{report['tasks']} tasks"
+    console.print(
+        f"{name}: s = {report['s']}, p = {report['p']}, r = {report['r']}; {averaged}, {report['thetas']} θ, "
+        f"{report['device']}",
+        soft_wrap=True,
+    )
+    cosine = "undefined" if report["cosine"] is None else f"{report['cosine']:.4f}"
+    _print_rows(
+        [
+            ("bias D²", f"{report['d2']:.5g} ± {report['d2_sem']:.2g}"),
+            ("second moment V²", f"{report['v2']:.5g} ± {report['v2_sem']:.2g}"),
+            ("‖∇M‖²", f"{report['mean_gradient_sq']:.5g}"),
+            ("squared bias ‖E(G_FO − G)‖²", f"{report['bias_sq']:.4g} ± {report['bias_sq_sem']:.2g}"),
+            ("cosine of FOM to the gradient", cosine),
+            ("C1, a gradient", f"{1e3 * report['c1']:.4g} ± {1e3 * report['c1_sem']:.1g} ms"),
+            ("C2, a Hessian-vector product", f"{1e3 * report['c2']:.4g} ± {1e3 * report['c2_sem']:.1g} ms"),
+        ]
+    )
+    _print_table("FOM debiased, by sweep", "sweep", report["by_sweep"])
+    _print_table("The recomputed sweep, by the proxy's length K (0 is FOM)", "proxy", report["by_proxy"])
+    console.print(f"[bold]{report['why']}[/bold]", soft_wrap=True, highlight=False)
+
+
+def _print_table(title: str, key: str, rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for heading in ("K" if key == "proxy" else key, "D²/V²", "q*", "95 % interval", "pays", "cost, FOM = 1", "time"):
+        table.add_column(heading, justify="left" if heading in ("sweep", "pays") else "right")
+    for row in rows:
+        low, high = row["interval"]
+        table.add_row(
+            str(row[key]), f"{row['rho']:.4g}", f"{row['q']:.4g}", f"[{low:.4g}, {high:.4g}]",
+            row["pays"], f"{row['cost_over_fom']:.3g}", f"{row['relative_time']:.3g}",
+        )  # fmt: skip
+    console = _console()
+    console.print()
+    console.print(table)
+    console.print("time: to a given precision, over that of q = 1 with the recomputed sweep", style="dim")
+
+
+def _print_rows(rows: list[tuple[str, str]]) -> None:
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
     for row in rows:
         table.add_row(*row)
-    console = Console()
-    console.print(table)
-    console.print(f"[bold]{report['why']}[/bold]", soft_wrap=True, highlight=False)
+    _console().print(table)
+
+
+def _console(stderr: bool = False) -> Any:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
 
 
 def main() -> None:

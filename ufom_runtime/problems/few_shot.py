@@ -86,7 +86,7 @@ def sample_episodes(images: Tensor, n: int, ways: int, shots: int, generator: Ge
 
 
 def omniglot_few_shot(
-    ways: int = 20, shots: int = 1, r: int = 10, alpha: float = 0.05, filters: int = 64, seed: int = 0,
+    ways: int = 20, shots: int = 1, r: int = 10, alpha: float = 0.005, filters: int = 64, seed: int = 0,
     device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
 ) -> FewShotProblem:  # fmt: skip
     """Omniglot from the folder that UFOM_DATA names: 182 characters for training, 60 held out."""
@@ -95,7 +95,7 @@ def omniglot_few_shot(
 
 
 def digits_few_shot(
-    ways: int = 5, shots: int = 1, r: int = 10, alpha: float = 0.05, filters: int = 16, seed: int = 0,
+    ways: int = 5, shots: int = 1, r: int = 10, alpha: float = 0.005, filters: int = 16, seed: int = 0,
     device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
 ) -> FewShotProblem:  # fmt: skip
     """scikit-learn's 8×8 digits, which need no download; ten classes only, so none is held out but drawings are."""

@@ -1,0 +1,148 @@
+"""The command line, as a user runs it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ufom_runtime import cli
+from ufom_theory import CostModel, Moments, Sweep, Truncated, optimal_q
+
+
+def ufom(*arguments, cwd=None):
+    code = "from ufom_runtime.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=cwd)
+
+
+def run(capsys, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["ufom", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    captured = capsys.readouterr()
+    return stop.value.code or 0, captured.out, captured.err
+
+
+def test_q_prints_the_reference_point(capsys, monkeypatch):
+    code, out, _ = run(capsys, monkeypatch, "q", "--d2", "0.02", "--v2", "0.9", "-r", "10")
+    assert code == 0
+    for words in ("0.1073846826", "2.781×", "1.537", "holds", "yes", "2.78× sooner than q = 1"):
+        assert words in out
+
+
+def test_q_as_json_is_the_librarys_answer(capsys, monkeypatch):
+    options = ["--d2", "0.05", "--v2", "1", "-r", "40", "--c1", "2", "--c2", "5", "--epsilon", "0.1", "--json"]
+    options += ["--sweep", "checkpointed:3", "--proxy", "4"]
+    _, out, _ = run(capsys, monkeypatch, "q", *options)
+    cost = CostModel(r=40, c1=2, c2=5, sweep=Sweep.checkpointed(3), proxy=Truncated(4))
+    p = optimal_q(Moments(0.05, 1.0), cost, 2.5)
+    found = json.loads(out)
+    assert (found["q"], found["m"], found["c_rnd"]) == (p.q, 2.5, p.cost.c_rnd)
+    assert (found["speedup_over_exact"], found["pays"]) == (p.speedup_over_exact, "yes")
+
+
+def test_q_of_a_batch(capsys, monkeypatch):
+    options = ["--d2", "0.1", "--v2", "1", "-r", "10", "--batch", "32", "--mean-gradient-sq", "0.5", "--json"]
+    assert json.loads(run(capsys, monkeypatch, "q", *options)[1])["q"] == pytest.approx(0.0525292762)
+
+
+def test_q_from_constants(capsys, monkeypatch):
+    options = ["--constants", "1,0,2,0.7,1", "--alpha", "0.1", "-r", "10", "--json"]
+    found = json.loads(run(capsys, monkeypatch, "q", *options)[1])
+    assert found["D_printed_15"] == pytest.approx(4.139407809, rel=1e-9)
+    assert found["D_tight"] == pytest.approx(3.868605429, rel=1e-9)
+    assert found["d2"] == found["D_tight"] ** 2
+    assert found["v2"] == found["V_bound"] ** 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("q --d2 nan --v2 1", "finite number ≥ 0"),
+        ("q --d2 0 --v2 0", "measure at another θ"),
+        ("q --d2 0.1", "--v2"),
+        ("q --d2 0.1 --v2 1 -r 0", "at least 1"),
+        ("q --d2 0.1 --v2 1 --sweep some", "is unknown"),
+        ("q --d2 0.1 --v2 1 --proxy 11", "keep K ≤ r"),
+        ("q --d2 0.1 --v2 1 --epsilon 0.5", "[0, 0.5)"),
+        ("q --d2 0.1 --v2 1 --epsilon 0.1 --m 2", "give one of them"),
+        ("q --d2 0.1 --v2 1 --batch 4", "needs ‖∇M‖²"),
+        ("q --constants 1,2,3 --alpha 0.1", "five are needed"),
+        ("q --constants a,b --alpha 0.1", "five numbers"),
+        ("q --constants 1,0,1,1,1", "give --alpha"),
+        ("q --constants 1,0,1,1,1 --alpha 0.1 -r 0", "at least 1"),
+        ("q --constants 1,0,1,1,1 --alpha 0.1 --d2 1 --v2 1", "one or the other"),
+        ("measure nothing", "is unknown"),
+        ("measure no_such_module:x", "no module named"),
+        ("measure json:nothing", "has no"),
+        ("measure json:__name__", "is a str"),
+        ("measure quadratic --tasks 1", "at least 2"),
+        ("measure quadratic --tasks 0", "n ≥ 1"),
+        ("measure quadratic --m -1", "> 0"),
+        ("measure quadratic --device nothing", "device"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(capsys, monkeypatch, arguments, words):
+    code, out, err = run(capsys, monkeypatch, *arguments.split())
+    assert (code, out) == (2, "")
+    assert err.startswith("ufom: ")
+    assert err.count("\n") == 1
+    assert words in err
+
+
+def test_missing_data_are_one_line(capsys, monkeypatch):
+    monkeypatch.delenv("UFOM_DATA", raising=False)
+    from ufom_runtime import data
+
+    data.mnist.cache_clear()
+    code, _, err = run(capsys, monkeypatch, "measure", "mnist-hypercleaning")
+    assert code == 2
+    assert err == "ufom: UFOM_DATA is not set: point it at the folder that holds mnist/ and omniglot/\n"
+
+
+def test_q_loads_neither_torch_nor_sympy():
+    code = (
+        "import sys; from ufom_runtime.cli import main; sys.argv = 'ufom q --d2 0.02 --v2 0.9'.split()\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print(sorted({'torch', 'sympy', 'scipy', 'pandas'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
+
+
+def test_measure_synthetic(capsys, monkeypatch):
+    code, out, _ = run(capsys, monkeypatch, "measure", "synthetic", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert (found["r"], found["s"], found["p"], found["thetas"]) == (10, 1, 1, 1001)
+    assert found["d2"] == pytest.approx(53.21197334, rel=1e-9)
+    assert found["v2"] == pytest.approx(2229.315673, rel=1e-9)
+    assert found["by_sweep"][0]["sweep"] == "recomputed"
+    assert all(row["interval"][0] <= row["q"] <= row["interval"][1] for row in found["by_sweep"])
+
+
+def test_measure_says_that_the_first_order_gradient_vanishes(capsys, monkeypatch):
+    code, out, _ = run(capsys, monkeypatch, "measure", "digits-hypercleaning")
+    assert code == 0
+    assert "first-order gradient is identically zero" in out
+    assert "proxy=Truncated(" in out
+
+
+def test_measure_a_problem_of_ones_own(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "from ufom_runtime import BilevelProblem\n"
+        "problem = BilevelProblem(\n"
+        "    inner_loss=lambda theta, phi, task: (phi - task).square().sum(),\n"
+        "    outer_loss=lambda theta, phi, task: (phi - task).square().sum(),\n"
+        "    start=lambda theta, task: theta, step_sizes=torch.full((4,), 0.01),\n"
+        "    sample_tasks=lambda n, g: torch.randn(n, 3, generator=g), initial=torch.ones(3))\n"
+        "without_theta = BilevelProblem(problem.inner_loss, problem.outer_loss, problem.start,\n"
+        "    problem.step_sizes, problem.sample_tasks)\n"
+    )
+    done = ufom("measure", "mine:problem", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Run UFOM(" in done.stdout
+    refused = ufom("measure", "mine:without_theta", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "give BilevelProblem(initial=...)" in refused.stderr

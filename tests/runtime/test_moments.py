@@ -1,0 +1,194 @@
+"""D², V² against closed forms and the unrolled oracle; their covariance, the supremum, the interval's coverage."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.oracles import unrolled_gradient
+from tests.runtime.conftest import F64, coupled
+from ufom_runtime import BilevelProblem, measure_cost, measure_moments, moments_by_proxy
+from ufom_runtime.problems.hypercleaning import digits_hypercleaning
+from ufom_runtime.problems.quadratic import quadratic
+from ufom_runtime.problems.synthetic import synthetic
+from ufom_theory import CostModel, Truncated, UfomError, optimal_q
+
+
+def rng(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_toy_over_the_papers_range():
+    problem = synthetic(alpha=0.01)
+    thetas = torch.linspace(-50, 50, 10_000, dtype=F64)
+    measured = measure_moments(problem, thetas[:, None])
+    assert measured.d2 == pytest.approx(53.21197334, rel=1e-9)
+    assert measured.v2 == pytest.approx(2229.315673, rel=1e-9)
+    assert (measured.d2_sem, measured.v2_sem) == (0.0, 0.0)
+    known = problem.moments(thetas.numpy())
+    assert (measured.d2, measured.v2) == pytest.approx((known.d2, known.v2), rel=1e-12)
+    assert measured.mean_gradient_sq == pytest.approx(known.mean_gradient_sq, rel=1e-12)
+    assert optimal_q(measured, CostModel(r=10)).q == pytest.approx(0.111879, abs=5e-7)
+
+
+@pytest.mark.parametrize("A", [2.0, 400.0])
+def test_toys_closed_form_against_the_unrolled_loop(A):
+    problem = synthetic(alpha=0.3, r=7, A=A)
+    for theta in (-9.0, 1.3, 6.0, 8.7, 30.0):
+        exact = unrolled_gradient(problem, torch.tensor([theta], dtype=F64), problem.tasks)
+        first_order = unrolled_gradient(problem, torch.tensor([theta], dtype=F64), problem.tasks, 0)
+        known = problem.hypergradients(theta, np.array([0, 1]))
+        np.testing.assert_allclose(known, torch.cat([first_order, exact], 1).T, rtol=1e-12)
+
+
+def test_toys_stationary_points():
+    problem = synthetic(r=10, alpha=0.1, b=(0.0, 17.395269970483508), A=12.596846646989006)
+    assert problem.theta_fom == pytest.approx(5.758867, abs=1e-6)
+    assert problem.mean_gradient(problem.theta_fom) ** 2 == pytest.approx(2 * 0.06, rel=1e-9)
+    assert abs(problem.mean_gradient(problem.theta_star)) < 1e-12
+
+
+@pytest.mark.parametrize("k", [0, 2])
+def test_per_task_values_against_the_oracle(k):
+    problem = coupled()
+    tasks = problem.sample(9, rng(0))
+    exact = unrolled_gradient(problem, problem.initial, tasks)
+    d = unrolled_gradient(problem, problem.initial, tasks, k) - exact
+    values = np.stack([d.square().sum(1), exact.square().sum(1)])
+    m = measure_moments(problem, problem.initial, tasks, Truncated(k))
+    assert (m.d2, m.v2) == pytest.approx(tuple(values.mean(1)), rel=1e-10)
+    np.testing.assert_allclose(m.cov, np.cov(values) / 9, rtol=1e-9)
+    pairs = [(i, j) for i in range(9) for j in range(9) if i != j]
+    assert m.bias_sq == pytest.approx(np.mean([float(d[i] @ d[j]) for i, j in pairs]), rel=1e-9)
+    mean_sq = np.mean([float(exact[i] @ exact[j]) for i, j in pairs])
+    assert m.mean_gradient_sq == pytest.approx(max(mean_sq, 0), rel=1e-9)
+    mean_proxy = (d + exact).mean(0)
+    assert m.cosine == pytest.approx(float(torch.cosine_similarity(mean_proxy, exact.mean(0), dim=0)), rel=1e-9)
+
+
+def test_known_moments_of_quadratics_by_simulation():
+    problem = quadratic(dim=4)
+    known = problem.moments(problem.initial, n=40_000)
+    m = measure_moments(problem, problem.initial, problem.sample(40_000, rng(0)))
+    assert abs(m.d2 - known.d2) < 4 * known.d2_sem
+    assert abs(m.v2 - known.v2) < 4 * known.v2_sem
+    np.testing.assert_allclose(m.cov, known.cov, rtol=0.1)
+    gradient_sem = m.mean_gradient_cov[2] ** 0.5
+    assert abs(m.mean_gradient_sq - known.mean_gradient_sq) < 4 * gradient_sem
+
+
+def test_interval_covers_the_true_q():
+    problem, cost, truth = quadratic(dim=4, alpha=0.02), CostModel(r=10), None
+    truth = optimal_q(problem.moments(problem.initial), cost).q
+    assert truth < 1
+    covered = 0
+    for seed in range(300):
+        m = measure_moments(problem, problem.initial, problem.sample(100, rng(seed)), chunk=100)
+        low, high = optimal_q(m, cost).interval
+        covered += low <= truth <= high
+    assert 0.90 <= covered / 300 <= 0.98, f"coverage {covered}/300"
+
+
+def test_errors_of_the_mean_gradient_are_calibrated():
+    problem = quadratic(dim=4)
+    values, sems = [], []
+    for seed in range(200):
+        m = measure_moments(problem, problem.initial, problem.sample(50, rng(seed)), chunk=50)
+        values.append(m.mean_gradient_sq)
+        sems.append(m.mean_gradient_cov[2] ** 0.5)
+    truth = problem.moments(problem.initial).mean_gradient_sq
+    assert abs(np.mean(values) - truth) < 4 * np.std(values) / 200**0.5
+    assert np.mean(sems) == pytest.approx(np.std(values), rel=0.2)
+
+
+def test_supremum_without_the_optimism_of_picking_the_largest():
+    """At ±u, by symmetry, D² is the same: the largest of 30 noisy means is too large, the split value is not."""
+    problem = quadratic(dim=2, noise=1.0)
+    signs = torch.tensor([1.0, -1.0], dtype=F64)
+    thetas = problem.initial * signs.repeat(15)[:, None]
+    truth = problem.moments(problem.initial).d2
+    split, naive = [], []
+    for seed in range(150):
+        m = measure_moments(problem, thetas, problem.sample(20, rng(seed)), chunk=600)
+        split.append(m.d2)
+        naive.append(m.per_theta["d2"].max())
+    sem = np.std(split) / 150**0.5
+    assert abs(np.mean(split) - truth) < 3 * sem
+    assert np.mean(naive) > truth + 3 * sem
+    assert m.n == 10
+    assert len(m.per_theta["d2"]) == 30
+
+
+def test_supremum_finds_the_largest_theta():
+    problem = quadratic(dim=3)
+    thetas = torch.stack([problem.initial * x for x in (0.1, 3.0, 1.0)])
+    m = measure_moments(problem, thetas, problem.sample(400, rng(0)))
+    known = problem.moments(thetas[1], n=200)
+    assert abs(m.d2 - known.d2) < 4 * known.d2_sem
+    assert int(m.per_theta["v2"].argmax()) == 1
+
+
+def test_all_proxies_of_one_sweep():
+    problem = coupled()
+    tasks = problem.sample(5, rng(0))
+    found = moments_by_proxy(problem, problem.initial, tasks, [Truncated(k) for k in (3, 0, 5)])
+    for proxy, m in found.items():
+        alone = measure_moments(problem, problem.initial, tasks, proxy)
+        assert (m.d2, m.v2, m.bias_sq) == pytest.approx((alone.d2, alone.v2, alone.bias_sq), rel=1e-12, abs=1e-25)
+    assert found[Truncated(5)].d2 == 0
+
+
+def test_hypercleanings_first_order_gradient_vanishes():
+    problem = digits_hypercleaning(n_train=40, n_validation=30, hidden=6, r=12, dtype=F64)
+    found = moments_by_proxy(problem, problem.initial, None, [Truncated(k) for k in (0, 4, 8)])
+    m = found[Truncated(0)]
+    assert m.vanishes
+    assert m.d2 == pytest.approx(m.v2, rel=1e-12)
+    assert np.isnan(m.cosine)
+    for exponent in (1.0, 2.0):
+        assert optimal_q(m, CostModel(r=12), exponent).q == 1.0
+    assert not found[Truncated(4)].vanishes
+    assert found[Truncated(8)].d2 < found[Truncated(4)].d2 < m.d2
+
+
+def test_progress_ends_at_one():
+    problem, seen = quadratic(), []
+    measure_moments(problem, problem.initial, problem.sample(10, rng(0)), chunk=3, progress=seen.append)
+    assert seen == sorted(seen)
+    assert (len(seen), seen[-1]) == (4, 1.0)
+
+
+def test_cost_is_seconds_of_a_task():
+    problem = quadratic(dim=50, r=7)
+    cost = measure_cost(problem, problem.initial, problem.sample(1, rng(0)), seconds=0.1)
+    assert cost.r == 7
+    assert 0 < cost.c1 < cost.c2 < 1
+    assert 0 < cost.c1_sem < cost.c1
+    batch = measure_cost(problem, problem.initial, problem.sample(100, rng(0)), seconds=0.1)
+    assert batch.c1 < cost.c1 / 3  # a hundred small tasks at once cost far less than one at a time
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p: measure_moments(p, p.initial), "no finite set of tasks"),
+        (lambda p: measure_moments(p, p.initial, p.sample(1, rng(0))), "at least 2"),
+        (lambda p: measure_moments(p, torch.stack([p.initial] * 2), p.sample(3, rng(0))), "at least 4"),
+        (lambda p: measure_moments(p, p.initial[None, None], p.sample(3, rng(0))), r"give \(k, s\)"),
+        (lambda p: measure_moments(p, p.initial[None][:0], p.sample(3, rng(0))), "give"),
+        (lambda p: measure_moments(p, p.initial, p.sample(3, rng(0)), Truncated(11)), "keep K ≤ r"),
+        (lambda p: measure_moments(p, p.initial * float("inf"), p.sample(3, rng(0))), "NaN or ±inf"),
+        (lambda p: measure_cost(p, p.initial, p.sample(1, rng(0)), repeats=1), "at least 5"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(UfomError, match=message):
+        call(quadratic())
+
+
+def test_a_diverging_inner_loop_is_named():
+    problem = BilevelProblem(
+        lambda t, p, x: (p**4).sum(), lambda t, p, x: p.sum(), lambda t, x: t, torch.full((30,), 9.0),
+        lambda n, g: torch.ones(n, 1),
+    )  # fmt: skip
+    with pytest.raises(UfomError, match="inner loop diverged"):
+        measure_moments(problem, torch.ones(2), torch.ones(3, 1))
