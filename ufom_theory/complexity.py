@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ufom_theory.quantities import Moments, Number, UfomError, integer, plain, positive
+from ufom_theory.quantities import Moments, Number, UfomError, finite, integer, plain, positive
 
 SweepKind = Literal["stored", "recomputed", "checkpointed", "unrolled"]
 
@@ -174,9 +174,15 @@ class CostModel:
             q: probability of the exact correction, in (0, 1], float or array.
             moments: D², V² of the estimator (for a batch, `optimum.batch_moments`).
             m: exponent of the outer step sizes; 2 for the paper's γ_k = k^(−1/2) at ε = 0.
+
+        Raises:
+            UfomError: q outside (0, 1], m ≤ 0, or a time beyond floating point.
         """
         q = positive("q", q)
         if np.any(np.asarray(q) > 1):
             raise UfomError(f"q = {np.max(q):g} must lie in (0, 1]: it is a probability")
         m = positive("m", m)
-        return plain(((1 / q - 1) * moments.d2 + moments.v2) ** m * (self.c_det + self.c_rnd * q))  # type: ignore[no-any-return]
+        with np.errstate(over="ignore", invalid="ignore"):
+            a = (1 / np.asarray(q) - 1) * moments.d2 + moments.v2
+            value = a**m * (self.c_det + self.c_rnd * np.asarray(q))
+        return finite("the time", value, "within floating point: rescale D² and V², or take a larger q")
