@@ -18,7 +18,8 @@ def _factors(constants: AssumptionConstants, step_sizes: ArrayLike) -> tuple[NDA
     alphas = np.asarray(positive("step size α_j", step_sizes))
     if alphas.ndim != 1:
         raise UfomError(f"step sizes have shape {alphas.shape}, but α_1 … α_r are one vector of shape (r,)")
-    return alphas, 1 + alphas * constants.L2
+    with np.errstate(over="ignore"):
+        return alphas, 1 + alphas * constants.L2
 
 
 def _reach(constants: AssumptionConstants, theta_in_losses: bool) -> float:

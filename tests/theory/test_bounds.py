@@ -216,7 +216,7 @@ def test_whatever_is_drawn_only_ufom_errors(numbers, r, k, own):
         constants = AssumptionConstants(*five)
         d = bias_bound(constants, [alpha] * r, Truncated(k), own)
         v, s = gradient_bound(constants, [alpha] * r, own), smoothness_bound(constants, [alpha] * r, own)
-        assert d <= bias_bound_printed(constants, [alpha] * r) * (1 + 1e-12)
+        assert d <= bias_bound_printed(constants, [alpha] * r) * (1 + 1e-12) + 1e-300
         moments, cost = Moments(d, v), CostModel(r=r)
         q = optimal_q(moments, cost, exponent(epsilon)).q
         rate_bound(five[0], s, v, [alpha])
