@@ -12,10 +12,12 @@ from ufom_theory.bounds import (
 from ufom_theory.complexity import CostModel, Sweep, Truncated
 from ufom_theory.divergence import TwoTaskProblem, diverging_problem, squared_gradient_norms
 from ufom_theory.optimum import Prediction, exponent, optimal_q
+from ufom_theory.planner import Candidate, plan
 from ufom_theory.quantities import AssumptionConstants, Moments, UfomError, Verdict
 
 __all__ = [
     "AssumptionConstants",
+    "Candidate",
     "CostModel",
     "Moments",
     "Prediction",
@@ -30,6 +32,7 @@ __all__ = [
     "exponent",
     "gradient_bound",
     "optimal_q",
+    "plan",
     "rate_bound",
     "rate_constant",
     "smoothness_bound",

@@ -86,6 +86,16 @@ class Sweep:
             return n * (n - 1) // 2
         return plain(np.vectorize(binomial_steps, otypes=[np.int64])(n, self.slots))
 
+    def states_held(self, n: int) -> int:
+        """States held while n of them are visited backwards; φ_0's copy counts as one, the working state does not.
+
+        `unrolled` holds at least these n, and what its graph keeps besides.
+        """
+        n = integer("the number of backward steps", n, 0)
+        if self.kind in ("stored", "unrolled"):
+            return n
+        return min(self.slots + 1, n)
+
 
 @dataclass(frozen=True)
 class Truncated:
@@ -114,7 +124,7 @@ class CostModel:
         c2_sem: standard error of c2.
 
     Raises:
-        UfomError: r < 1, K > r, a cost that is not a finite number > 0, a negative standard error.
+        UfomError: r < 1, K > r, a cost that is not a finite number > 0 or beyond 1e300, a negative standard error.
     """
 
     r: Any
@@ -137,6 +147,11 @@ class CostModel:
             raise UfomError(
                 f"proxy length K = {self.proxy.steps} is longer than the inner loop, r = {np.min(self.r)}: keep K ≤ r"
             )
+        with np.errstate(over="ignore"):
+            steps = np.asarray(self.r, dtype=np.float64)
+            most = np.max((steps + 1) ** 2 * self.c1 + steps * self.c2)
+        if not most < 1e300:
+            raise UfomError(f"r, c1 and c2 make a cost of {most:g}, beyond floating point: choose another unit of cost")
 
     @property
     def backward_steps(self) -> Any:
