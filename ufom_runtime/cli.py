@@ -21,6 +21,7 @@ from ufom_theory import (
     exponent,
     gradient_bound,
     optimal_q,
+    plan,
 )
 
 app = typer.Typer(
@@ -215,6 +216,48 @@ def _console(stderr: bool = False) -> Any:
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False)
+
+
+@app.command("plan")
+def plan_command(
+    moments: Annotated[list[str], typer.Option(help="K:D2:V2 of a proxy; repeat for each. K = 0 is FOM.")],
+    memory: Annotated[int, typer.Option(help="Inner states that may be held; φ_0's copy counts as one.")] = 1,
+    r: Annotated[int, typer.Option("-r", help="Inner steps.")] = 10,
+    c1: Annotated[float, typer.Option(help="Cost of a gradient.")] = 1.0,
+    c2: Annotated[float, typer.Option(help="Cost of a Hessian-vector product.")] = 1.0,
+    m: Annotated[float, typer.Option(help="Exponent of the time to precision.")] = 2.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """The best proxy, sweep and q that fit in a memory budget, with all that was compared."""
+    rows = [
+        {"proxy": c.proxy.steps, "sweep": str(c.sweep), "q": c.q, "states": c.states, "time": c.time,
+         "slower": c.slower, "why": c.why}
+        for c in plan(dict(map(_parse_proxy, moments)), r, c1, c2, memory, m)
+    ]  # fmt: skip
+    if as_json:
+        print(json.dumps(rows, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("K", "sweep", "q*", "states", "time, best = 1", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(
+            *(str(row["proxy"]), str(row["sweep"]), f"{row['q']:.4g}", str(row["states"]), f"{row['slower']:.4g}")
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"[bold]{rows[0]['why']}[/bold]", soft_wrap=True, highlight=False)
+
+
+def _parse_proxy(text: str) -> tuple[Truncated, Moments]:
+    try:
+        steps, d2, v2 = text.split(":")
+        return Truncated(int(steps)), Moments(float(d2), float(v2))
+    except UfomError:
+        raise
+    except ValueError as error:
+        raise UfomError(f"--moments {text!r}: give K:D2:V2, for example 0:0.1:1") from error
 
 
 def main() -> None:

@@ -1,22 +1,41 @@
 """The theory of UFOM (Likhosherstov et al., ICML 2021): costs, bounds and the optimal q, derived in `derivations`."""
 
-from ufom_theory.bounds import bias_bound, bias_bound_printed, gradient_bound
+from ufom_theory.bounds import (
+    bias_bound,
+    bias_bound_printed,
+    gradient_bound,
+    rate_bound,
+    rate_constant,
+    smoothness_bound,
+    time_bound,
+)
 from ufom_theory.complexity import CostModel, Sweep, Truncated
+from ufom_theory.divergence import TwoTaskProblem, diverging_problem, squared_gradient_norms
 from ufom_theory.optimum import Prediction, exponent, optimal_q
+from ufom_theory.planner import Candidate, plan
 from ufom_theory.quantities import AssumptionConstants, Moments, UfomError, Verdict
 
 __all__ = [
     "AssumptionConstants",
+    "Candidate",
     "CostModel",
     "Moments",
     "Prediction",
     "Sweep",
     "Truncated",
+    "TwoTaskProblem",
     "UfomError",
     "Verdict",
     "bias_bound",
     "bias_bound_printed",
+    "diverging_problem",
     "exponent",
     "gradient_bound",
     "optimal_q",
+    "plan",
+    "rate_bound",
+    "rate_constant",
+    "smoothness_bound",
+    "squared_gradient_norms",
+    "time_bound",
 ]

@@ -1,42 +1,66 @@
-"""Bounds from the constants of Assumption 1. Derived in `derivations/bias_bound.py`."""
+"""Bounds from the constants of Assumption 1. Derived in `derivations/bias_bound.py`, `smoothness.py`, `convergence.py`.
+
+Where no loss contains θ (MAML, Theorem 2's problem) pass `theta_in_losses=False`: 1 + M1 then becomes M1.
+"""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ufom_theory.complexity import Truncated
-from ufom_theory.quantities import AssumptionConstants, UfomError, positive
+from ufom_theory.complexity import CostModel, Truncated
+from ufom_theory.quantities import AssumptionConstants, Moments, UfomError, finite, positive
 
 
 def _factors(constants: AssumptionConstants, step_sizes: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     alphas = np.asarray(positive("step size α_j", step_sizes))
     if alphas.ndim != 1:
         raise UfomError(f"step sizes have shape {alphas.shape}, but α_1 … α_r are one vector of shape (r,)")
-    return alphas, 1 + alphas * constants.L2
+    with np.errstate(over="ignore"):
+        return alphas, 1 + alphas * constants.L2
 
 
-def bias_bound(constants: AssumptionConstants, step_sizes: ArrayLike, proxy: Truncated | None = None) -> float:
+def _reach(constants: AssumptionConstants, theta_in_losses: bool) -> float:
+    return constants.M1 + (1 if theta_in_losses else 0)
+
+
+def _representable(name: str, value: float) -> float:
+    if not math.isfinite(value):
+        raise UfomError(f"{name} exceeds floating point: (1 + α·L2)^r is too large for a bound to mean anything")
+    return float(value)
+
+
+def bias_bound(
+    constants: AssumptionConstants,
+    step_sizes: ArrayLike,
+    proxy: Truncated | None = None,
+    theta_in_losses: bool = True,
+) -> float:
     """The tight D_bound: D = (1 + M1)·L1·(P − ∏_{j>r−K}(1 + α_j·L2)), P the product over all j; K = 0 is FOM.
 
     Args:
         constants: Assumption 1.
         step_sizes: α_1 … α_r, shape (r,).
         proxy: truncation length K; None is FOM.
+        theta_in_losses: False where no loss contains θ.
 
     Returns:
-        A bound of ‖G_proxy − G‖ (its square bounds D²).
+        A bound of ‖G_proxy − G‖ (its square bounds D²), attained by `derivations.bias_bound.sharp_problem`.
 
     Raises:
-        UfomError: a step size that is not > 0, or K > r.
+        UfomError: a step size that is not > 0, K > r, or a bound beyond floating point.
     """
     alphas, factors = _factors(constants, step_sizes)
     kept = proxy.steps if proxy else 0
     if kept > len(factors):
         raise UfomError(f"proxy length K = {kept} is longer than the inner loop, r = {len(factors)}: keep K ≤ r")
     split = len(factors) - kept
-    growth = float(np.expm1(np.log1p(alphas[:split] * constants.L2).sum()))  # ∏ − 1, without cancellation
-    return (1 + constants.M1) * constants.L1 * growth * float(np.prod(factors[split:]))
+    with np.errstate(over="ignore", invalid="ignore"):
+        growth = np.expm1(np.log1p(alphas[:split] * constants.L2).sum())  # ∏ − 1, without cancellation
+        value = _reach(constants, theta_in_losses) * constants.L1 * growth * np.prod(factors[split:])
+    return _representable("D_bound", value)
 
 
 def bias_bound_printed(constants: AssumptionConstants, step_sizes: ArrayLike) -> float:
@@ -46,11 +70,92 @@ def bias_bound_printed(constants: AssumptionConstants, step_sizes: ArrayLike) ->
     1 + min(α)·L2 and 1 + max(α)·L2.
     """
     alphas, factors = _factors(constants, step_sizes)
-    tails = np.cumprod(factors[::-1])[::-1]
-    return (1 + constants.M1) * constants.L1 * constants.L2 * float(np.sum(alphas * tails))
+    with np.errstate(over="ignore", invalid="ignore"):
+        tails = np.cumprod(factors[::-1])[::-1]
+        value = (1 + constants.M1) * constants.L1 * constants.L2 * np.sum(alphas * tails)
+    return _representable("D_bound (15)", value)
 
 
-def gradient_bound(constants: AssumptionConstants, step_sizes: ArrayLike) -> float:
+def gradient_bound(constants: AssumptionConstants, step_sizes: ArrayLike, theta_in_losses: bool = True) -> float:
     """V_bound = (1 + M1)·L1·P: a bound of ‖G‖ (its square bounds V²)."""
     _, factors = _factors(constants, step_sizes)
-    return (1 + constants.M1) * constants.L1 * float(np.prod(factors))
+    with np.errstate(over="ignore", invalid="ignore"):
+        value = _reach(constants, theta_in_losses) * constants.L1 * np.prod(factors)
+    return _representable("V_bound", float(value))
+
+
+def smoothness_bound(constants: AssumptionConstants, step_sizes: ArrayLike, theta_in_losses: bool = True) -> float:
+    """L_M = M2·L1·P + (1 + M1)²·P·[L2·P + L1·L3·Σ_j α_j·P_{j−1}/(1 + α_j·L2)]: a Lipschitz constant of ∇M.
+
+    P_j = ∏_{i≤j}(1 + α_i·L2), P = P_r. Arguments and errors as in `bias_bound`.
+    """
+    alphas, factors = _factors(constants, step_sizes)
+    c, reach = constants, _reach(constants, theta_in_losses)
+    with np.errstate(over="ignore", invalid="ignore"):
+        products = np.cumprod(factors)
+        spread = np.sum(alphas * (products / factors) / factors)
+        bracket = c.L2 * products[-1] + c.L1 * c.L3 * spread
+        value = products[-1] * (c.M2 * c.L1 + reach * reach * bracket)
+    return _representable("L_M", float(value))
+
+
+def rate_bound(gap: float, smoothness: float, second_moment: float, outer_steps: ArrayLike) -> float:
+    """[Δ + ½·L_M·A·Σγ²]/Σγ, a bound of min_{u<τ} E‖∇M(θ_u)‖² for any outer step sizes (Theorem 1).
+
+    Args:
+        gap: Δ = M(θ_0) − M_*, ≥ 0.
+        smoothness: L_M ≥ 0.
+        second_moment: A(q) = (1/q − 1)·D² + V² ≥ 0.
+        outer_steps: γ_1 … γ_τ, shape (τ,).
+
+    Raises:
+        UfomError: a value out of range.
+    """
+    gamma = np.atleast_1d(positive("outer step size γ_k", outer_steps))
+    gap, smoothness = finite("Δ", gap, "≥ 0", 0.0), finite("L_M", smoothness, "≥ 0", 0.0)  # type: ignore[assignment]
+    second_moment = finite("A", second_moment, "≥ 0", 0.0)  # type: ignore[assignment]
+    with np.errstate(over="ignore", invalid="ignore"):
+        value = np.float64(gap) / gamma.sum() + np.float64(smoothness) * second_moment / 2 * (
+            np.sum(gamma**2) / gamma.sum()
+        )
+    return _representable("the rate bound", value)
+
+
+def rate_constant(gap: float, smoothness: float, v2: float, epsilon: float) -> float:
+    """H(ε) = [Δ/V² + (L_M/2)·e^(ε−1)/ε]/(2(√2 − 1)), the constant that (18) hides: min E‖∇M‖² ≤ A(q)·H(ε)·τ^(−1/2+ε).
+
+    For γ_k = k^(−1/2). It does not depend on q, and grows as 1/ε: at ε = 0 there is no such constant.
+
+    Raises:
+        UfomError: ε outside (0, 0.5), V² ≤ 0, a negative Δ or L_M.
+    """
+    if not 0 < epsilon < 0.5:
+        raise UfomError(f"ε = {epsilon:g} must lie in (0, 0.5): the constant of (18) grows as 1/ε")
+    gap, smoothness = finite("Δ", gap, "≥ 0", 0.0), finite("L_M", smoothness, "≥ 0", 0.0)  # type: ignore[assignment]
+    v2 = positive("V²", v2)  # type: ignore[assignment]
+    with np.errstate(over="ignore"):
+        value = np.float64(gap) / v2 + np.float64(smoothness) / 2 * math.exp(epsilon - 1) / epsilon
+    return _representable("H(ε)", value / (2 * (math.sqrt(2) - 1)))
+
+
+def time_bound(
+    moments: Moments, cost: CostModel, q: float, gap: float, smoothness: float, delta: float, epsilon: float = 0.1
+) -> float:
+    """Expected time within which γ_k = k^(−1/2) reaches min E‖∇M‖² ≤ δ: (H(ε)·A(q)/δ)^m iterations, m = 2/(1 − 2ε).
+
+    Its dependence on q is (19)'s; unlike (19) it has the constant, in the unit of `cost`.
+
+    Args:
+        moments: D² and V², scalars, V² > 0.
+        cost: cost of one call.
+        q: probability of the exact correction, in (0, 1].
+        gap: Δ = M(θ_0) − M_*.
+        smoothness: L_M.
+        delta: δ > 0.
+        epsilon: in (0, 0.5).
+    """
+    m = 2 / (1 - 2 * epsilon) if 0 < epsilon < 0.5 else 1.0  # rate_constant refuses the rest
+    constant = rate_constant(gap, smoothness, float(moments.v2), epsilon)
+    with np.errstate(over="ignore", invalid="ignore"):
+        value = cost.time(q, moments, m) * np.float64(constant / float(positive("δ", delta))) ** m
+    return _representable("the time bound", float(value))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ufom_theory.quantities import Moments, Number, UfomError, integer, plain, positive
+from ufom_theory.quantities import Moments, Number, UfomError, finite, integer, plain, positive
 
 SweepKind = Literal["stored", "recomputed", "checkpointed", "unrolled"]
 
@@ -86,6 +86,16 @@ class Sweep:
             return n * (n - 1) // 2
         return plain(np.vectorize(binomial_steps, otypes=[np.int64])(n, self.slots))
 
+    def states_held(self, n: int) -> int:
+        """States held while n of them are visited backwards; φ_0's copy counts as one, the working state does not.
+
+        `unrolled` holds at least these n, and what its graph keeps besides.
+        """
+        n = integer("the number of backward steps", n, 0)
+        if self.kind in ("stored", "unrolled"):
+            return n
+        return min(self.slots + 1, n)
+
 
 @dataclass(frozen=True)
 class Truncated:
@@ -114,7 +124,7 @@ class CostModel:
         c2_sem: standard error of c2.
 
     Raises:
-        UfomError: r < 1, K > r, a cost that is not a finite number > 0, a negative standard error.
+        UfomError: r < 1, K > r, a cost that is not a finite number > 0 or beyond 1e300, a negative standard error.
     """
 
     r: Any
@@ -137,6 +147,11 @@ class CostModel:
             raise UfomError(
                 f"proxy length K = {self.proxy.steps} is longer than the inner loop, r = {np.min(self.r)}: keep K ≤ r"
             )
+        with np.errstate(over="ignore"):
+            steps = np.asarray(self.r, dtype=np.float64)
+            most = np.max((steps + 1) ** 2 * self.c1 + steps * self.c2)
+        if not most < 1e300:
+            raise UfomError(f"r, c1 and c2 make a cost of {most:g}, beyond floating point: choose another unit of cost")
 
     @property
     def backward_steps(self) -> Any:
@@ -174,9 +189,15 @@ class CostModel:
             q: probability of the exact correction, in (0, 1], float or array.
             moments: D², V² of the estimator (for a batch, `optimum.batch_moments`).
             m: exponent of the outer step sizes; 2 for the paper's γ_k = k^(−1/2) at ε = 0.
+
+        Raises:
+            UfomError: q outside (0, 1], m ≤ 0, or a time beyond floating point.
         """
         q = positive("q", q)
         if np.any(np.asarray(q) > 1):
             raise UfomError(f"q = {np.max(q):g} must lie in (0, 1]: it is a probability")
         m = positive("m", m)
-        return plain(((1 / q - 1) * moments.d2 + moments.v2) ** m * (self.c_det + self.c_rnd * q))  # type: ignore[no-any-return]
+        with np.errstate(over="ignore", invalid="ignore"):
+            a = (1 / np.asarray(q) - 1) * moments.d2 + moments.v2
+            value = a**m * (self.c_det + self.c_rnd * np.asarray(q))
+        return finite("the time", value, "within floating point: rescale D² and V², or take a larger q")

@@ -109,17 +109,19 @@ class Prediction:
     def condition_margin(self) -> Number:
         """C_rnd·V² − m·D²·(C_det + C_rnd); condition (20) holds where it is positive."""
         c = self.cost
-        return c.c_rnd * self.moments.v2 - self.m * self.moments.d2 * (c.c_det + c.c_rnd)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return c.c_rnd * self.moments.v2 - self.m * self.moments.d2 * (c.c_det + c.c_rnd)
 
     @cached_property
     def speedup_over_exact(self) -> Number:
         """Time to a given precision at q = 1 over that at q*, with the same sweep; (19) at both."""
         rho, _ = _ratios(self.moments)
         c, q = self.cost, np.asarray(self.q)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
             # written as 1/(A(q)/V²)^m so that V² = 0 (ρ = ∞, q = 1) gives 1
             excess = np.where((rho == 0) | (q == 1), 0.0, (1 / q - 1) * rho)
-        return plain((1 + excess) ** -np.asarray(self.m) * (c.c_det + c.c_rnd) / (c.c_det + c.c_rnd * q))  # type: ignore[no-any-return]
+            ratio = (1 + excess) ** -np.asarray(self.m) * ((c.c_det + c.c_rnd) / (c.c_det + c.c_rnd * q))
+        return plain(ratio)  # type: ignore[no-any-return]
 
     @property
     def cost_over_fom(self) -> Number:
@@ -186,7 +188,8 @@ class Prediction:
         """The reason for `pays` in a sentence; an array of sentences where the inputs were arrays."""
         low, high = self.interval
         fields = (self.pays, self.q, self.rho, self.condition_margin, self.speedup_over_exact, low, high, self.m)
-        return plain(np.vectorize(_reason, otypes=[object])(*fields))
+        with np.errstate(all="ignore"):
+            return plain(np.vectorize(_reason, otypes=[object])(*fields))
 
 
 def _reason(pays: str, q: float, rho: float, margin: float, speedup: float, low: float, high: float, m: float) -> str:
@@ -208,7 +211,7 @@ def _ratios(moments: Moments) -> tuple[Array, Array]:
 
 
 def _kappa(cost: CostModel) -> Array:
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", over="ignore"):
         return np.asarray(np.asarray(cost.c_det) / cost.c_rnd)
 
 

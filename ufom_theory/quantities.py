@@ -33,7 +33,7 @@ def finite(name: str, value: ArrayLike, rule: str = "finite", at_least: float = 
     bad = ~np.isfinite(array) | (array < at_least)
     if bad.any():
         raise UfomError(f"{name} = {array[bad].flat[0]:g} must be {rule}")
-    return plain(array)  # type: ignore[no-any-return]
+    return plain(array + 0.0)  # type: ignore[no-any-return]  # −0.0 becomes 0.0: D²/V² must not be −∞
 
 
 def positive(name: str, value: ArrayLike) -> Number:

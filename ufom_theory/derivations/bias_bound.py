@@ -1,7 +1,9 @@
-"""D_bound (15) from Assumption 1: the recursion (8)–(9), the tight form, the form as printed, and their ratio."""
+"""D_bound (15) from Assumption 1: the recursion (8)–(9), the tight form, a problem attaining it, the printed form."""
 
 import sympy as sp
 
+from ufom_theory.derivations.chain_rule import Problem, backward_loop
+from ufom_theory.derivations.divergence import convex_piece
 from ufom_theory.derivations.symbols import ALPHA, L1, L2, M1, J, K, R, step_sizes
 
 
@@ -64,3 +66,34 @@ def gradient(r: int) -> sp.Expr:
     """V_bound: ‖G‖ ≤ L1 + Σ_j α_j·L2·n_j + M1·n_0 = (1 + M1)·L1·P."""
     n, alphas = adjoint_bounds(r), step_sizes(r)
     return L1 + sum((alphas[j - 1] * L2 * n[j] for j in range(1, r + 1)), sp.S.Zero) + M1 * n[0]
+
+
+def theta_free(r: int, proxy: int = 0) -> sp.Expr:
+    """The bound of `bias` where no loss contains θ (MAML): the D_j vanish and 1 + M1 becomes M1."""
+    return tight(r, proxy) * M1 / (1 + M1)
+
+
+def sharp_problem() -> Problem:
+    """One task that attains both tight bounds at θ = 0: L_in = −h(θ + φ), L_out = L1·(θ + φ), V = M1·θ.
+
+    h is Theorem 2's convex piece with a = L2, b = 0 and A = 1/5. At θ = 0 every state is 0, where −h has the Hessian
+    −L2, so each factor 1 + α_j·L2 is met and all terms have one sign. Assumption 1 holds where |h'| ≤ L2·7/10 ≤ L1.
+    """
+    theta, phi = sp.symbols("theta phi", real=True)
+    piece = convex_piece(theta + phi, L2, 0, sp.Rational(1, 5))
+    return Problem(sp.Matrix([theta]), sp.Matrix([phi]), -piece, L1 * (theta + phi), sp.Matrix([M1 * theta]))
+
+
+def sharp_values(r: int, proxy: int = 0) -> tuple[sp.Expr, sp.Expr]:
+    """|G − G_K| and |G| of the sharp problem at θ = 0, by running the backward loop."""
+    problem, alphas = sharp_problem(), step_sizes(r)
+    at = {problem.theta[0]: sp.S.Zero}
+    exact = backward_loop(problem, alphas, at=at)[0]
+    return sp.expand(exact - backward_loop(problem, alphas, kept=proxy, at=at)[0]), exact
+
+
+def sharp_constants() -> tuple[sp.Expr, sp.Expr]:
+    """The slope and curvature bounds of the sharp problem's inner loss: 7/10·L2 and L2."""
+    x = sp.Symbol("x", positive=True)
+    beyond = convex_piece(x, L2, 0, sp.Rational(1, 5)).args[-1][0]
+    return sp.diff(beyond, x), L2

@@ -1,0 +1,242 @@
+"""Each derivation's proof obligations: identities to zero, signs as sympy reads them, limits against numbers."""
+
+import heapq
+import itertools
+
+import mpmath
+import numpy as np
+import pytest
+import sympy as sp
+
+from ufom_theory import Sweep
+from ufom_theory.derivations import bias_bound, chain_rule, complexity, convergence, divergence, optimum, second_moment
+from ufom_theory.derivations import smoothness as smooth
+from ufom_theory.derivations.symbols import (
+    A_Q,
+    D2,
+    EPSILON,
+    GAP,
+    KAPPA,
+    L1,
+    L2,
+    L_M,
+    M1,
+    RHO,
+    TAU,
+    V2,
+    M,
+    Q,
+    step_sizes,
+)
+
+ALPHAS = [sp.Rational(1, n) for n in (2, 3, 5, 7)]
+
+
+@pytest.mark.parametrize("r", [1, 2, 3])
+def test_backward_loop_is_the_unrolled_gradient(r):
+    problem = chain_rule.polynomial_problem()
+    unrolled = chain_rule.unrolled_gradient(problem, ALPHAS[:r])
+    assert unrolled == chain_rule.backward_loop(problem, ALPHAS[:r])
+    assert unrolled != chain_rule.backward_loop(problem, ALPHAS[:r], kept=r - 1)
+
+
+def test_backward_loop_of_four_steps_at_a_point():
+    problem = chain_rule.polynomial_problem()
+    at = dict(zip(problem.theta, (sp.Rational(2, 3), sp.Rational(-5, 4)), strict=True))
+    unrolled = chain_rule.unrolled_gradient(problem, ALPHAS).subs(at)
+    assert unrolled == chain_rule.backward_loop(problem, ALPHAS, at=at)
+
+
+def test_every_backward_step_keeps_the_invariant():
+    before, after = chain_rule.invariant()
+    assert before == after
+    assert chain_rule.mixed_derivative_shape(chain_rule.polynomial_problem()) == (3, 2)
+
+
+def test_first_order_gradient_of_a_start_free_problem_vanishes():
+    problem = chain_rule.polynomial_problem()
+    hyper = problem._replace(outer=problem.phi[0] ** 2, start=sp.Matrix([1, 2, 3]))
+    assert chain_rule.backward_loop(hyper, ALPHAS[:2], kept=0) == sp.zeros(2, 1)
+    assert chain_rule.backward_loop(hyper, ALPHAS[:2]) != sp.zeros(2, 1)
+
+
+def test_second_moment():
+    e, p = second_moment.EXACT, second_moment.PROXY
+    assert second_moment.mean() == e
+    assert sp.expand(second_moment.second_moment() - (e**2 + (1 / Q - 1) * (e - p) ** 2)) == 0
+    assert sp.expand(second_moment.lemma_1() - ((1 / Q - 1) * D2 + V2)) == 0
+    left, right = second_moment.covariance()
+    assert sp.expand(left - right) == 0
+
+
+def test_lemma_1_is_strict_when_the_suprema_lie_apart():
+    supremum, bound = second_moment.suprema_apart()
+    assert all(supremum.subs(Q, q) < bound.subs(Q, q) for q in (sp.Rational(1, 10), sp.Rational(9, 10)))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_batches_by_enumeration(size):
+    brute, formula = second_moment.enumerated_batch(size)
+    assert sp.expand(brute - formula) == 0
+
+
+def test_batch_formula():
+    b, mean2 = second_moment.BATCH, second_moment.MEAN2
+    stated = mean2 + (V2 + (1 / Q - 1) * D2 - mean2) / b
+    assert sp.expand(second_moment.batch_second_moment() - stated) == 0
+
+
+@pytest.mark.parametrize(("r", "proxy"), [(1, 0), (2, 1), (4, 0), (5, 3)])
+def test_the_bounds_are_attained(r, proxy):
+    bias, gradient = bias_bound.sharp_values(r, proxy)
+    assert sp.expand(bias - bias_bound.tight(r, proxy)) == 0
+    assert sp.expand(gradient - bias_bound.gradient(r)) == 0
+    slope, curvature = bias_bound.sharp_constants()
+    assert (slope, curvature) == (sp.Rational(7, 10) * L2, L2)
+
+
+def test_losses_free_of_theta():
+    product = sp.prod(1 + alpha * L2 for alpha in step_sizes(3))
+    assert sp.simplify(bias_bound.theta_free(3) - M1 * L1 * (product - 1)) == 0
+
+
+@pytest.mark.parametrize(("r", "own"), list(itertools.product((1, 2, 3, 4), (0, 1))))
+def test_smoothness_closed_form(r, own):
+    assert sp.cancel(sp.together(smooth.recursion(r, own) - smooth.closed_form(r, own))) == 0
+
+
+@pytest.mark.parametrize("step", [smooth.adjoint_step, smooth.state_step, convergence.polyak_lojasiewicz_step])
+def test_induction_steps(step):
+    left, right = step()
+    assert sp.simplify(left - right) == 0
+
+
+def test_descent_sums_to_the_bound_for_any_steps():
+    s1, s2 = convergence.STEPS, convergence.SQUARES
+    assert sp.expand(convergence.any_steps() - (GAP + L_M * A_Q * s2 / 2) / s1) == 0
+    stated = (GAP + L_M * A_Q * (1 + sp.log(TAU)) / 2) / (2 * (sp.sqrt(TAU + 1) - 1))
+    assert sp.simplify(convergence.root_steps() - stated) == 0
+
+
+def test_constant_of_18_bounds_what_it_should():
+    """A·H(ε)·τ^(−1/2+ε) against the bound it comes from, on a grid of τ, ε, A ≥ V2."""
+    names = (TAU, EPSILON, A_Q, V2, L_M, GAP)
+    finer = sp.lambdify(names, convergence.root_steps(), "numpy")
+    coarser = sp.lambdify(names, A_Q * convergence.constant_18() * TAU ** (EPSILON - sp.Rational(1, 2)), "numpy")
+    tau = np.unique(np.geomspace(1, 1e12, 200).round())
+    for eps, a in itertools.product((0.01, 0.1, 0.3, 0.49), (1.0, 1.5, 40.0)):
+        assert np.all(finer(tau, eps, a, 1.0, 2.0, 3.0) <= coarser(tau, eps, a, 1.0, 2.0, 3.0) * (1 + 1e-12))
+
+
+def test_parts_of_the_constant_of_18():
+    assert sp.simplify(convergence.logarithm_peak() - sp.exp(EPSILON - 1) / EPSILON) == 0
+    assert sp.diff(convergence.logarithm_turns(), sp.Symbol("u", real=True)) == -EPSILON
+    share, slope = convergence.root_share()
+    assert share == sp.sqrt(2) - 1
+    assert slope.subs(sp.Symbol("x", positive=True), 1) > 0
+
+
+def test_exponents_by_outer_schedule():
+    assert sp.simplify(convergence.exponent_of(convergence.iterations()) - 2 / (1 - 2 * EPSILON)) == 0
+    assert convergence.exponent_of(convergence.tuned_constant()) == 1
+    assert convergence.exponent_of(convergence.local_iterations()) == 1 / sp.Symbol("s", positive=True)
+
+
+def test_local_law():
+    c, h = sp.symbols("c h", positive=True)
+    for s in (sp.Rational(1, 2), sp.Rational(3, 4)):
+        assert convergence.local_ratio(s, c) == A_Q / (2 * h)
+    assert sp.simplify(convergence.local_ratio(sp.S.One, c) - A_Q / (2 * h - 1 / c)) == 0
+
+
+def test_existence_and_uniqueness_of_the_root():
+    assert optimum.slope_denominator_inside().is_positive
+    assert all(x.is_negative for x in optimum.one_root_below())
+    assert optimum.falling_above().is_positive
+    leading, at_zero = optimum.enough_below_one()
+    assert leading.is_nonpositive
+    assert at_zero.is_negative
+
+
+def test_condition_20_is_not_necessary_below_one():
+    at_one, inside, log_time = (float(x) for x in optimum.counterexample_below_one())
+    assert at_one < 0 < inside < 1
+    assert log_time < 0
+
+
+def test_limits():
+    assert optimum.small_bias() == sp.sqrt(KAPPA * M)
+    assert optimum.long_loop_costs() == 0
+    assert sp.simplify(optimum.long_loop(sp.Integer(2))[1] - 1 / (4 * RHO * (1 - RHO))) == 0
+    assert optimum.long_loop(sp.Integer(1)) == (0, 1 / RHO)
+    assert sp.expand(optimum.inverse_slope() - ((M - 1) * Q + 2 * M * KAPPA)) == 0
+
+
+def test_naive_root_loses_eleven_digits():
+    """ρ = 1e-16 in (21)'s textbook formula, against 50 digits and against the root as computed."""
+    from ufom_theory.optimum import minimiser
+
+    rho, kappa, m = 1e-16, 0.2, 0.5
+    with mpmath.workdps(50):
+        r, k = mpmath.mpf(rho), mpmath.mpf(kappa)
+        exact = (-(1 - m) * r + mpmath.sqrt(((1 - m) * r) ** 2 + 4 * (1 - r) * m * k * r)) / (2 * (1 - r))
+    assert abs(float(minimiser(rho, 1 - rho, kappa, m)) / exact - 1) < 1e-15
+
+
+def shortest_schedule(r: int, slots: int) -> int:
+    """Dijkstra over (position, kept states, states still to visit): no rule about where checkpoints go."""
+    queue, done = [(0, 0, (), r)], set()
+    while queue:
+        cost, *node = heapq.heappop(queue)
+        position, kept, left = node
+        if left == 0:
+            return cost
+        if tuple(node) in done:
+            continue
+        done.add(tuple(node))
+        moves = [(cost, back, kept, left) for back in (0, *kept) if back < left]
+        moves += [(cost, position, tuple(x for x in kept if x != gone), left) for gone in kept]
+        if position < left - 1:
+            moves.append((cost + 1, position + 1, kept, left))
+        if len(kept) < slots and position not in (0, *kept):
+            moves.append((cost, position, tuple(sorted((*kept, position))), left))
+        if position == left - 1:
+            moves.append((cost, 0, kept, left - 1))
+        for move in moves:
+            heapq.heappush(queue, move)
+    raise AssertionError("no schedule")
+
+
+@pytest.mark.parametrize(("r", "slots"), [(1, 1), (4, 0), (5, 1), (7, 1), (7, 2), (8, 2), (7, 3)])
+def test_binomial_count_against_exhaustive_search(r, slots):
+    assert Sweep.checkpointed(slots).extra_steps(r) == shortest_schedule(r, slots)
+
+
+def test_binomial_count_against_both_dynamic_programs():
+    for slots, r in itertools.product(range(7), range(1, 61)):
+        two_passes = Sweep.checkpointed(slots).extra_steps(r)
+        assert two_passes == complexity.fewest_steps(r, slots)
+        assert two_passes - (r - 1) == complexity.fewest_steps_one_pass(r, slots)
+
+
+def test_pieces_of_the_binomial_count_join():
+    rise, expected = complexity.binomial_rise()
+    assert sp.simplify(rise - expected) == 0
+
+
+def test_counterexample_is_smooth_and_convex():
+    assert divergence.joints() == [0] * 6
+    a, t = divergence.CURVATURE, sp.Symbol("t", positive=True)
+    assert divergence.curvatures()[0::2] == (a, 0)
+    assert sp.expand(divergence.curvatures()[1] - a * (1 - t)) == 0
+    assert sp.expand(divergence.slope_bound() - (a / 2 + a * divergence.REACH)) == 0
+
+
+def test_stationary_point_of_the_first_order_method():
+    a1, a2, p1, p2, b2 = divergence.A1, divergence.A2, divergence.P1, divergence.P2, divergence.B2
+    assert sp.simplify(divergence.theta_fo() - p2 * b2 / (a1 * p1 + a2 * p2)) == 0
+    stated = a1 * b2 * p1 * p2 * (p1 - p2) / (2 * (a1 * p1 + a2 * p2))
+    assert sp.simplify(divergence.gradient() - stated) == 0
+    at_offset = divergence.gradient().subs(b2, divergence.offset()) ** 2
+    assert sp.simplify(at_offset - 2 * divergence.BIAS) == 0
+    assert all(x.is_positive for x in divergence.room())

@@ -1,0 +1,131 @@
+"""The best proxy, sweep and q within a memory budget: (19) compared over all that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ufom_theory.complexity import CostModel, Sweep, Truncated
+from ufom_theory.optimum import optimal_q
+from ufom_theory.quantities import Moments, UfomError, integer, positive
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run UFOM that fits the budget, at its own best q.
+
+    Attributes:
+        proxy: what is debiased; K = 0 is FOM.
+        sweep: how the exact gradient comes by its states.
+        q: q* for this cost; 0.0 where the proxy is exact (D² = 0).
+        states: inner states held at most: the proxy's ring of K, and the sweep's (φ_0's own copy counts as one).
+        time: (19) with D² and V² in units of the largest V²: proportional to the time to a given precision.
+        time_exact: the same at q = 1.
+        slower: time over the winner's.
+        why: the reason, in words.
+    """
+
+    proxy: Truncated
+    sweep: Sweep
+    q: float
+    states: int
+    time: float
+    time_exact: float
+    slower: float = 1.0
+    why: str = ""
+
+
+def states_held(r: int, proxy: Truncated, sweep: Sweep) -> int:
+    """Inner states held by a proxy and a sweep of r steps: K for the ring, and the sweep's for the other r − K.
+
+    They are added: the ring is counted until the call returns. An implementation that frees it before the exact sweep
+    starts needs only the larger of the two, so what is planned here always fits.
+    """
+    return proxy.steps + sweep.states_held(r - proxy.steps)
+
+
+def _sweeps(r: int, proxy: Truncated, budget: int) -> list[Sweep]:
+    """The sweeps that fit beside the proxy's ring. More slots are never slower: a few counts and the most suffice."""
+    most = min(budget, r) - proxy.steps - 1
+    slots = {s for s in (1, 2, 4, 8, 16, 32, most) if 0 < s <= most}
+    every = [Sweep.recomputed(), *map(Sweep.checkpointed, sorted(slots)), Sweep.stored()]
+    return [sweep for sweep in every if states_held(r, proxy, sweep) <= budget]
+
+
+def _candidate(proxy: Truncated, sweep: Sweep, moments: Moments, cost: CostModel, m: float) -> Candidate:
+    q = float(optimal_q(moments, cost, m).q)
+    exact = float(cost.time(1.0, moments, m))
+    # D² = 0: the time falls to V²^m·C_det as q → 0
+    time = float(cost.time(q, moments, m)) if q > 0 else exact * float(cost.c_det / (cost.c_det + cost.c_rnd))
+    return Candidate(proxy, sweep, q, states_held(cost.r, proxy, sweep), time, exact)
+
+
+def plan(
+    moments_by_proxy: Mapping[Truncated, Moments], r: int, c1: float, c2: float, memory_slots: int, m: float = 2.0
+) -> list[Candidate]:
+    """Everything that fits in `memory_slots` inner states, the fastest first; ties go to fewer states.
+
+    Args:
+        moments_by_proxy: D_K² and V² of each proxy that may be used, all measured at the same θ and tasks.
+        r: inner steps.
+        c1: cost of a gradient.
+        c2: cost of a Hessian-vector product, in the same unit.
+        memory_slots: inner states that may be held besides the working one; see `states_held`.
+        m: exponent of the outer step sizes, as in `optimal_q`.
+
+    Returns:
+        Candidates by rising time; the first one's `why` says what it gains over the paper's UFOM, and whether one
+        stored state already changes the answer.
+
+    Raises:
+        UfomError: no proxy given, moments that are arrays, no proxy that fits, r < 1, memory_slots < 1, costs or m ≤ 0.
+    """
+    budget, r, m = integer("memory_slots", memory_slots, 1), integer("r", r, 1), float(positive("m", m))
+    if not moments_by_proxy:
+        raise UfomError("moments_by_proxy is empty: measure D² and V² for at least one proxy, Truncated(0) is FOM")
+    for proxy, moments in moments_by_proxy.items():
+        if np.ndim(moments.d2) or np.ndim(moments.v2):
+            raise UfomError(f"the moments of K = {proxy.steps} are arrays: plan compares single values, give one θ's")
+        if moments.v2 == 0:
+            raise UfomError(f"V² = 0 for K = {proxy.steps}: the exact gradient vanishes there; measure at another θ")
+    unit = max(float(moments.v2) for moments in moments_by_proxy.values())
+    found = []
+    for proxy, moments in moments_by_proxy.items():
+        cost = CostModel(r=r, c1=c1, c2=c2, proxy=proxy)
+        sweeps = _sweeps(r, proxy, budget)
+        scaled = Moments(moments.d2 / unit, moments.v2 / unit)
+        found += [_candidate(proxy, sweep, scaled, replace(cost, sweep=sweep), m) for sweep in sweeps]
+    if not found:
+        shortest = min(proxy.steps for proxy in moments_by_proxy)
+        raise UfomError(
+            f"memory_slots = {budget} cannot hold K = {shortest} states and φ_0: raise it, or measure K = 0"
+        )
+    found.sort(key=lambda c: (c.time, c.states))
+    best = found[0]
+    if not best.time > 0:
+        raise UfomError(f"the winner's time is {best.time:g}, below floating point: choose another unit of cost")
+    rows = [replace(c, slower=c.time / best.time, why=f"{c.time / best.time:.3g}× the winner's time") for c in found]
+    return [replace(rows[0], why=_reason(rows, moments_by_proxy, budget)), *rows[1:]]
+
+
+def _reason(rows: list[Candidate], moments_by_proxy: Mapping[Truncated, Moments], budget: int) -> str:
+    best, fom = rows[0], Truncated(0)
+    by_kind = {(c.proxy, str(c.sweep)): c for c in rows}
+    proxy = "FOM" if best.proxy == fom else f"the last K = {best.proxy.steps} backward steps"
+    said = [f"debias {proxy} with the {best.sweep} sweep at q = {best.q:.3g}, holding {best.states} of {budget} states"]
+    paper, one = by_kind.get((fom, "recomputed")), by_kind.get((fom, "checkpointed:1"))
+    if paper and paper is not best:
+        said.append(f"{paper.time / best.time:.3g}× sooner than the paper's UFOM (FOM, recomputed, q = {paper.q:.3g})")
+    if paper and one:
+        gain, exact = paper.time / one.time_exact, "the exact gradient alone (q = 1)"
+        if gain > 1:
+            changes = f"with it {exact} is {gain:.3g}× sooner than the paper's UFOM"
+            said.append(f"one stored state already changes the answer: {changes}")
+        else:
+            said.append(f"one stored state does not overturn the paper's UFOM: with it {exact} takes {1 / gain:.3g}×")
+    given = moments_by_proxy.get(fom)
+    if given is not None and given.d2 >= given.v2:
+        said.append("FOM's D² ≥ V²: no better than a proxy of zero; keep K > 0 steps, or run the exact gradient")
+    return "; ".join(said)
