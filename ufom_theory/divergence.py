@@ -26,14 +26,14 @@ class TwoTaskProblem:
     f is quadratic within A of its minimum b/a, linear beyond A + 1, convex and C² (see `gradients`).
 
     Attributes:
-        alpha: inner step size, α·max(a) < 1.
+        alpha: inner step size.
         r: inner steps.
         a: curvatures a_1, a_2 > 0.
         b: b_1, b_2; the minima are at b_i/a_i.
         A: half-width > 0 of the quadratic pieces.
 
     Raises:
-        UfomError: a number that is not finite or not > 0, or α·max(a) ≥ 1.
+        UfomError: a number that is not finite or not > 0.
     """
 
     alpha: float
@@ -52,8 +52,6 @@ class TwoTaskProblem:
             if pair.shape != (2,):
                 raise UfomError(f"{name} has shape {pair.shape}, but there are two tasks: give two numbers")
             set_(self, name, (float(pair[0]), float(pair[1])))
-        if self.alpha * max(self.a) >= 1:
-            raise UfomError(_too_long_a_step(self.alpha, self.a, self.r))
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -69,7 +67,7 @@ class TwoTaskProblem:
     @cached_property
     def contractions(self) -> Array:
         """p_i = (1 − α·a_i)^r: what inner GD leaves of the distance to a task's minimum, shape (2,)."""
-        return np.asarray(np.exp(self.r * np.log1p(-self.alpha * np.asarray(self.a))))
+        return np.asarray((1 - self.alpha * np.asarray(self.a)) ** self.r)
 
     def _stationary(self, power: int) -> float:
         weights = self.contractions**power
@@ -150,6 +148,8 @@ def diverging_problem(D: float, r: int, alpha: float, a: tuple[float, float] = (
     """
     D = float(positive("D", D))
     frame = TwoTaskProblem(alpha, r, a, (0.0, 0.0), 1.0)
+    if frame.alpha * max(frame.a) >= 1:
+        raise UfomError(_too_long_a_step(frame.alpha, frame.a, r))
     if frame.a[0] == frame.a[1]:
         raise UfomError(f"a1 = a2 = {frame.a[0]:g}: the tasks then agree on how biased FOM is; choose two curvatures")
     (a1, a2), (p1, p2) = frame.a, frame.contractions.tolist()

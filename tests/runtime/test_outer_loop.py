@@ -44,10 +44,10 @@ def test_same_seed_same_bits_and_tasks_paired_between_estimators():
 def test_exact_reaches_the_stationary_point_and_fom_its_own():
     problem = synthetic(alpha=0.1)
     start = torch.tensor([0.0], dtype=F64)
-    for estimator, end in ((EXACT, problem.theta_star), (FOM, problem.theta_fom)):
+    for estimator, end in ((EXACT, problem.pair.theta_star), (FOM, problem.pair.theta_fo)):
         run = outer_sgd(problem, start, estimator, lambda k: 30 / (k + 20), 200, batch=64, log_every=200)
         assert run.theta.item() == pytest.approx(end, abs=0.3)
-    assert abs(problem.theta_star - problem.theta_fom) > 0.5
+    assert abs(problem.pair.theta_star - problem.pair.theta_fo) > 0.5
 
 
 def test_log_and_evaluation():
