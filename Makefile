@@ -8,6 +8,9 @@ STAMP := $(VENV)/.installed
 
 demo: $(STAMP)
 	$(BIN)/ufom q --d2 0.02 --v2 0.9 -r 10
+	$(BIN)/ufom measure digits-few-shot
+	$(BIN)/ufom measure digits-hypercleaning
+	$(BIN)/python -m studies optimal_q
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto $(PYTEST_ARGS)

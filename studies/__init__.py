@@ -1,0 +1,1 @@
+"""One file a question: `measure(config) → table`, `judge(table) → verdicts`, `draw(table) → figure`."""

@@ -182,25 +182,37 @@ def _print_measurement(name: str, report: dict[str, Any]) -> None:
     )
     _print_table("FOM debiased, by sweep", "sweep", report["by_sweep"])
     _print_table("The recomputed sweep, by the proxy's length K (0 is FOM)", "proxy", report["by_proxy"])
-    console.print(f"[bold]{report['why']}[/bold]", soft_wrap=True, highlight=False)
+    _print_table("The best proxy and sweep, by the inner states held", "states", report["by_memory"])
+    console.print(
+        "cost: of one call, over FOM's; time: to a given precision, over that of q = 1 with the recomputed sweep",
+        style="dim",
+        soft_wrap=True,
+    )
+    console.print(f"\n[bold]{report['why']}[/bold]", soft_wrap=True)
 
 
 def _print_table(title: str, key: str, rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for heading in ("K" if key == "proxy" else key, "D²/V²", "q*", "95 % interval", "pays", "cost, FOM = 1", "time"):
-        table.add_column(heading, justify="left" if heading in ("sweep", "pays") else "right")
+    table = Table(title=f"\n{title}", title_justify="left", box=None, pad_edge=False)
+    first = ["states", "proxy", "sweep"] if key == "states" else [key]
+    for heading in (
+        *("K" if k == "proxy" else k for k in first),
+        "D²/V²",
+        "q*",
+        "95 % interval",
+        "pays",
+        "cost",
+        "time",
+    ):
+        table.add_column(heading, justify="left" if heading in ("sweep", "pays") else "right", no_wrap=True)
     for row in rows:
         low, high = row["interval"]
+        numbers = (f"{row['rho']:.3g}", f"{row['q']:.3g}", f"[{low:.3g}, {high:.3g}]", row["pays"])
         table.add_row(
-            str(row[key]), f"{row['rho']:.4g}", f"{row['q']:.4g}", f"[{low:.4g}, {high:.4g}]",
-            row["pays"], f"{row['cost_over_fom']:.3g}", f"{row['relative_time']:.3g}",
-        )  # fmt: skip
-    console = _console()
-    console.print()
-    console.print(table)
-    console.print("time: to a given precision, over that of q = 1 with the recomputed sweep", style="dim")
+            *(str(row[k]) for k in first), *numbers, f"{row['cost_over_fom']:.3g}", f"{row['relative_time']:.3g}"
+        )
+    _console().print(table)
 
 
 def _print_rows(rows: list[tuple[str, str]]) -> None:

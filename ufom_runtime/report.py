@@ -12,7 +12,7 @@ from ufom_runtime.algorithms import start
 from ufom_runtime.clock import measure_cost
 from ufom_runtime.moments import MeasuredMoments, moments_by_proxy
 from ufom_runtime.problem import BilevelProblem, take
-from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, optimal_q
+from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, optimal_q, plan
 
 SWEEPS = (
     Sweep.recomputed(),
@@ -62,10 +62,10 @@ def measure(
     one = take(tasks, slice(0, 1))
     cost = measure_cost(problem, thetas[0], one)
     first_order = moments[proxies[0]]
-    exact = cost.time(1.0, first_order, m)
+    exact = float(cost.time(1.0, first_order, m))
     by_sweep = [_row(first_order, replace(cost, sweep=sweep), m, exact) for sweep in SWEEPS]
     by_proxy = [_row(moments[p], replace(cost, proxy=p), m, exact) for p in proxies]
-    best = min(by_proxy, key=lambda row: row["relative_time"])
+    by_memory = _by_memory(moments, cost, m, exact)
     return {
         "s": thetas.shape[1],
         "p": start(problem, thetas[:1], one).shape[1],
@@ -91,8 +91,8 @@ def measure(
         "proxy_vanishes": first_order.vanishes,
         "by_sweep": by_sweep,
         "by_proxy": by_proxy,
-        "recommended": best,
-        "why": _why(best, first_order),
+        "by_memory": by_memory,
+        "why": _why(by_memory, first_order.vanishes),
     }
 
 
@@ -102,6 +102,7 @@ def _row(moments: Moments, cost: CostModel, m: float, exact: Any) -> dict[str, A
     time = cost.time(p.q, moments, m) if p.q else moments.v2**m * cost.c_det
     return {
         "sweep": str(cost.sweep),
+        "slots": cost.sweep.slots,
         "proxy": cost.proxy.steps,
         "rho": p.rho,
         "q": p.q,
@@ -114,15 +115,33 @@ def _row(moments: Moments, cost: CostModel, m: float, exact: Any) -> dict[str, A
     }
 
 
-def _why(best: dict[str, Any], first_order: MeasuredMoments) -> str:
-    """What to run in O(1) memory, in one or two sentences."""
-    said = [VANISHES] if first_order.vanishes else []
-    if best["pays"] == "no":
-        return " ".join([*said, f"Run the exact gradient (q = 1): {best['why']}."])
-    hedge = " (though the interval reaches 1: measure on more tasks)" if best["pays"] == "cannot tell" else ""
-    proxy = f", proxy=Truncated({best['proxy']})" if best["proxy"] else ""
-    said.append(
-        f"Run UFOM({best['q']:.3g}{proxy}){hedge}: predicted to reach a given precision "
-        f"{1 / best['relative_time']:.3g}× sooner than the exact gradient recomputed in O(1) memory."
-    )
+def _by_memory(
+    moments: dict[Truncated, MeasuredMoments], cost: CostModel, m: float, exact: float
+) -> list[dict[str, Any]]:
+    """The best proxy, sweep and q for budgets of inner states that double from 1 to r."""
+    rows: list[dict[str, Any]] = []
+    for budget in sorted({2**i for i in range(20) if 2**i < cost.r} | {cost.r}):
+        best = plan(moments, cost.r, float(cost.c1), float(cost.c2), budget, m)[0]
+        chosen = replace(cost, sweep=best.sweep, proxy=best.proxy)
+        rows.append({"states": best.states, **_row(moments[best.proxy], chosen, m, exact)})
+    return [row for i, row in enumerate(rows) if i == 0 or row["states"] != rows[i - 1]["states"]]
+
+
+def _why(by_memory: list[dict[str, Any]], vanishes: bool) -> str:
+    """What to run, in a few sentences: in the least memory, and in the least that comes near the best time."""
+    least, best = by_memory[0], by_memory[-1]
+    enough = next(row for row in by_memory if row["relative_time"] <= 1.5 * best["relative_time"])
+    said = [VANISHES] if vanishes else []
+    said.append(f"Holding one state, {_advice(least)}: {least['why']}.")
+    if enough is not least:
+        gain = least["relative_time"] / enough["relative_time"]
+        said.append(f"Holding {enough['states']} states, {_advice(enough)}: {gain:.3g}× sooner still.")
     return " ".join(said)
+
+
+def _advice(row: dict[str, Any]) -> str:
+    sweep = {"recomputed": "", "stored": ", Sweep.stored()"}.get(row["sweep"], f", Sweep.checkpointed({row['slots']})")
+    proxy = f", proxy=Truncated({row['proxy']})" if row["proxy"] and row["q"] < 1 else ""
+    hedge = " (its interval reaches 1: measure on more tasks)" if row["pays"] == "cannot tell" else ""
+    name = "the exact gradient, UFOM(1" if row["q"] == 1 else f"UFOM({row['q']:.3g}"
+    return f"run {name}{sweep}{proxy}){hedge}"

@@ -180,22 +180,31 @@ class Verdict:
 
     @classmethod
     def from_paired(
-        cls, subject: str, relation: Literal["<=", ">="], bound: float, differences: ArrayLike, widest: float = 0.1
+        cls,
+        subject: str,
+        relation: Literal["=", "<=", ">="],
+        bound: float,
+        differences: ArrayLike,
+        widest: float = 0.1,
+        margin: float = 0.0,
     ) -> Verdict:
         """Judge the mean of paired differences, shape (n,), n ≥ 2, against a bound by its 95 % t-interval.
 
-        "yes" where the whole interval keeps the bound, "no" where it breaks it as a whole or where an interval no
-        wider than `widest` has its centre beyond the bound; else "inconclusive".
+        "yes" where the whole interval keeps the bound, "no" where it breaks it as a whole; in between, an interval no
+        wider than `widest` is judged by its centre, and a wider one is "inconclusive". With "=", the bound is kept
+        within ± `margin`. Differences that are not all finite (a run given up) are "inconclusive" too.
+
+        Raises:
+            UfomError: fewer than 2 differences.
         """
-        x = np.asarray(finite(subject, differences), dtype=np.float64)
+        x = np.asarray(differences, dtype=np.float64)
         if x.ndim != 1 or len(x) < 2:
             raise UfomError(f"{subject}: {x.size} paired difference(s), but an interval needs at least 2")
         from scipy.stats import t  # a study's cost, not the import's
 
         mean = float(x.mean())
         half = float(t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
-        sign = 1.0 if relation == "<=" else -1.0
-        over = sign * (mean - bound)
+        over = {"<=": mean - bound, ">=": bound - mean, "=": abs(mean - bound)}[relation] - margin
         agrees: Agreement = "yes" if over + half <= 0 else "no" if over - half > 0 else "inconclusive"
         if agrees == "inconclusive" and 2 * half <= widest:
             agrees = "yes" if over <= 0 else "no"

@@ -1,0 +1,276 @@
+"""Is the predicted q as fast as the best q of a grid? The paper's synthetic pair over inner step sizes (Fig. 1d, 1e).
+
+The reading is fixed before the run. The outer steps are γ_k = 10/(k + 100), which is 1/k near the minimiser, so the
+time to precision is A(q)·(C_det + C_rnd·q), exponent m = 1, with D² and V² taken at θ*. Time is charged as the paper
+does, in function calls with the recomputed sweep. It is measured as the first k at which E‖∇M(θ_k)‖² ≤ δ, the
+expectation over the chains of one seed; all q see the same starts, tasks and coins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ufom_theory import CostModel, Moments, UfomError, Verdict, optimal_q
+from ufom_theory.divergence import TwoTaskProblem, squared_gradient_norms
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Array = NDArray[np.float64]
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"  # Okabe and Ito's, told apart by the colour-blind
+EXPONENT = 1.0
+TOLERATED = 1.05  # the predicted q may be this much slower than the best of the grid
+FACTORS = (1 / 4, 1 / 2, 1 / math.sqrt(2), 1, math.sqrt(2), 2, 4)  # the grid of q over q*; q = 1 is added
+RANGE = (-50.0, 50.0)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of the study.
+
+    Attributes:
+        alphas: inner step sizes.
+        delta: the precision δ, below FOM's floor ‖∇M(θ_FO)‖² at every α.
+        seeds: independent repetitions; even ones choose the rival, odd ones judge.
+        chains: of each seed, over which E‖∇M‖² is taken.
+        r: inner steps.
+    """
+
+    alphas: tuple[float, ...]
+    delta: float
+    seeds: int
+    chains: int
+    r: int = 10
+
+
+SIZES = {
+    "quick": Config(alphas=(0.01, 0.022, 0.05), delta=1e-3, seeds=8, chains=256),
+    "standard": Config(alphas=(0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05), delta=1.2e-4, seeds=16, chains=400),
+}
+
+
+def outer_step_size(k: int) -> float:
+    """γ_k."""
+    return 10 / (k + 100)
+
+
+def predict(alpha: float, r: int) -> tuple[TwoTaskProblem, dict[str, float]]:
+    """The pair at one α, with D², V² and q* under this study's reading and under the paper's (suprema, m = 2)."""
+    pair = TwoTaskProblem(alpha, r, a=(0.5, 1.5), b=(0.0, 10.0), A=400.0)
+    d2, v2 = (float(x) for x in pair.moments(pair.theta_star))
+    sup_d2, sup_v2 = (float(x.max()) for x in pair.moments(np.linspace(*RANGE, 10_000)))
+    return pair, {
+        "alpha": alpha,
+        "d2": d2,
+        "v2": v2,
+        "q_star": float(optimal_q(Moments(d2, v2), CostModel(r=r), EXPONENT).q),
+        "sup_d2": sup_d2,
+        "sup_v2": sup_v2,
+        "q_star_paper": float(optimal_q(Moments(sup_d2, sup_v2), CostModel(r=r), 2.0).q),
+        "fom_floor": pair.gradient**2,
+    }
+
+
+def measure(config: Config, progress: Callable[[float], object] = lambda share: None) -> pd.DataFrame:
+    """One row for each α, q and seed; q = 0 is FOM, run beside the others for as many steps.
+
+    Columns: alpha, q, seed; steps to δ, nan where it was not reached; log_time, what these steps are charged; final and
+    exact_final, E‖∇M‖² after the last step, simulated and by the exact moment recursion; and the predictions at that α.
+    """
+    tables = []
+    with ProcessPoolExecutor() as pool:
+        for table in pool.map(_measure_alpha, [config] * len(config.alphas), range(len(config.alphas))):
+            tables.append(table)
+            progress(len(tables) / len(config.alphas))
+    return pd.concat(tables, ignore_index=True).assign(delta=config.delta, chains=config.chains, r=config.r)
+
+
+def _measure_alpha(config: Config, i: int) -> pd.DataFrame:
+    alpha = config.alphas[i]
+    pair, prediction = predict(alpha, config.r)
+    if config.delta >= prediction["fom_floor"]:
+        raise UfomError(f"δ = {config.delta:g} is above FOM's floor {prediction['fom_floor']:g} at α = {alpha:g}")
+    grid = np.array([0.0, *sorted({min(1.0, f * prediction["q_star"]) for f in FACTORS} | {1.0})])
+    length, exact = exact_run(pair, grid, config.delta)
+    steps, final = simulate(pair, grid, config, length, seed=i)
+    index = pd.MultiIndex.from_product([grid, range(config.seeds)], names=["q", "seed"])
+    table = pd.DataFrame({"steps": steps.ravel(), "final": final.ravel()}, index).reset_index()
+    table["exact_final"] = np.repeat(exact, config.seeds)
+    cost = CostModel(r=config.r)
+    table["log_time"] = np.log(table.steps * (cost.c_det + cost.c_rnd * table.q))
+    return table.assign(**prediction)
+
+
+def exact_run(pair: TwoTaskProblem, grid: Array, delta: float) -> tuple[int, Array]:
+    """How many steps to run, and E‖∇M‖² of each q after them, by the exact moment recursion from θ_0 uniform.
+
+    The run is a quarter longer than the slowest q > 0 needs to E‖∇M‖² ≤ δ. The recursion is quadratic in θ_0, so the
+    mean over the two starts at ± the standard deviation is the mean over all.
+    """
+    spread = (RANGE[1] - RANGE[0]) / math.sqrt(12)
+    runs = (squared_gradient_norms(pair, grid, map(outer_step_size, count(1)), s) for s in (spread, -spread))
+    length = 0
+    for k, (above, below) in enumerate(zip(*runs, strict=False), 1):
+        gradient_sq = (above + below) / 2
+        if not length and (gradient_sq[grid > 0] <= delta).all():
+            length = math.ceil(1.25 * k)
+        if k == length:
+            break
+    return length, gradient_sq
+
+
+def simulate(pair: TwoTaskProblem, grid: Array, config: Config, length: int, seed: int) -> tuple[Array, Array]:
+    """Outer SGD for all q at once, with common random numbers.
+
+    Args:
+        pair: the two tasks.
+        grid: values of q, shape (n,), 0 for FOM.
+        config: δ, seeds and chains.
+        length: outer steps.
+        seed: of all that is random.
+
+    Returns:
+        The first step with E‖∇M‖² ≤ δ (nan where there is none) and E‖∇M‖² after the last, both of shape (n, seeds).
+        E is the mean over a seed's chains. Such a mean is early to pass δ by about its fluctuation, alike for every q:
+        times are to be compared, not taken by themselves.
+    """
+    rng = np.random.default_rng([20260101, seed])
+    shape = (config.seeds, config.chains)
+    a, p = np.asarray(pair.a), pair.contractions
+    centres = np.asarray(pair.b) / a
+    # while the quadratic pieces are not left, both gradients are linear in θ − b/a
+    first_order, correction = a * p, a * p**2 - a * p
+    q = grid[:, None, None]
+    weight = np.divide(1.0, q, out=np.zeros_like(q), where=q > 0)
+    theta = np.repeat(rng.uniform(*RANGE, shape)[None], len(grid), axis=0)
+    steps = np.full((len(grid), config.seeds), np.nan)
+    for k in range(1, length + 1):
+        task, coin = rng.integers(0, 2, shape), rng.random(shape)
+        u = theta - centres[task]
+        if max(u.max(), -u.min()) > pair.A:
+            raise UfomError(f"a chain left the quadratic pieces at α = {pair.alpha:g}, step {k}: take larger q")
+        theta -= outer_step_size(k) * u * (first_order[task] + (coin < q) * weight * correction[task])
+        gradient_sq = pair.curvature**2 * np.mean((theta - pair.theta_star) ** 2, axis=2)
+        steps[np.isnan(steps) & (gradient_sq <= config.delta)] = k
+    return steps, gradient_sq
+
+
+def judge(table: pd.DataFrame) -> list[Verdict]:
+    """Is q* as fast as the best q, as much faster than q = 1 as predicted; is FOM stuck; is the simulation right?"""
+    verdicts = []
+    for alpha, runs in table.groupby("alpha"):
+        at, q_star, ours = f"α = {alpha:g}", runs.q_star.iloc[0], runs[runs.q > 0]
+        moments, cost = Moments(runs.d2.iloc[0], runs.v2.iloc[0]), CostModel(r=int(runs.r.iloc[0]))
+        chosen = ours[ours.seed % 2 == 0].groupby("q").log_time.mean()
+        held_out = ours[ours.seed % 2 == 1].pivot(index="seed", columns="q", values="log_time")
+        fastest = chosen.idxmin()
+        regret = held_out[q_star] - held_out[fastest]
+        verdict = Verdict.from_paired(f"log-time regret at q*, {at}", "<=", math.log(TOLERATED), regret)
+        verdicts.append(replace(verdict, agrees="inconclusive") if fastest == chosen.index[0] else verdict)
+        gain = math.log(optimal_q(moments, cost, EXPONENT).speedup_over_exact)
+        measured = held_out[1.0] - held_out[q_star]
+        verdicts.append(Verdict.from_paired(f"log speed-up over q = 1, {at}", "=", gain, measured, margin=0.1))
+        fom = runs[runs.q == 0].final / runs.delta.iloc[0]
+        verdicts.append(Verdict.from_paired(f"E‖∇M‖² of FOM over δ, {at}", ">=", 1.0, fom))
+        ratio = (runs.final / runs.exact_final).groupby(runs.seed).mean()
+        verdicts.append(Verdict.from_paired(f"E‖∇M‖², simulated over exact, {at}", "=", 1.0, ratio, margin=0.1))
+    return verdicts
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Moments over α (Fig. 1d), q* predicted and measured over α (Fig. 1e), and the time over q for each α."""
+    from matplotlib.figure import Figure as NewFigure
+
+    figure = NewFigure(figsize=(12, 4.6), layout="constrained")
+    moments, optima, times = figure.subplots(1, 3)
+    _draw_moments(moments, table)
+    _draw_optima(optima, table)
+    _draw_times(times, table)
+    return figure
+
+
+def _draw_moments(axes: Axes, table: pd.DataFrame) -> None:
+    by_alpha = table.groupby("alpha")[["d2", "v2", "sup_d2", "sup_v2"]].first()
+    for column, colour, label in (("v2", BLUE, "$V^2$"), ("d2", ORANGE, "$D^2$")):
+        axes.loglog(by_alpha.index, by_alpha[column], "o-", color=colour, label=f"{label} at $\\theta^*$")
+        axes.loglog(
+            by_alpha.index,
+            by_alpha[f"sup_{column}"],
+            "s--",
+            color=colour,
+            alpha=0.6,
+            label=f"{label}, sup over $[-50, 50]$",
+        )
+    axes.set(xlabel="inner step size $\\alpha$", ylabel="squared gradient norm", title="Bias and second moment")
+    _finish(axes, 2)
+
+
+def _draw_optima(axes: Axes, table: pd.DataFrame) -> None:
+    predicted = table.groupby("alpha")[["q_star", "q_star_paper"]].first()
+    axes.loglog(predicted.index, predicted.q_star, "-", color=BLUE, label="predicted: $m=1$, moments at $\\theta^*$")
+    axes.loglog(
+        predicted.index, predicted.q_star_paper, "--", color=GREY, label="predicted: $m=2$, suprema (the paper's)"
+    )
+    mean = table[table.q > 0].groupby(["alpha", "q"]).log_time.mean()
+    for i, (alpha, logs) in enumerate(mean.groupby("alpha")):
+        logs = logs.droplevel("alpha")
+        near = logs.index[logs <= logs.min() + math.log(TOLERATED)]
+        axes.plot([alpha, alpha], [near.min(), near.max()], "-", color=ORANGE, lw=4, alpha=0.4,
+                  label="measured: within 5 % of the best" if i == 0 else None)  # fmt: skip
+        axes.plot(alpha, logs.idxmin(), "o", color=ORANGE, label="measured: best of the grid" if i == 0 else None)
+    axes.set(xlabel="inner step size $\\alpha$", ylabel="probability $q$", title="Optimal $q$")
+    _finish(axes, 1)
+
+
+def _draw_times(axes: Axes, table: pd.DataFrame) -> None:
+    from seaborn import color_palette
+
+    groups = list(table[table.q > 0].groupby("alpha"))
+    for colour, (alpha, runs) in zip(color_palette("viridis", len(groups)), groups, strict=True):
+        cost = CostModel(r=int(runs.r.iloc[0]))
+        logs = runs.pivot(index="seed", columns="q", values="log_time")
+        relative = logs.sub(logs[1.0], axis=0)
+        axes.errorbar(
+            relative.columns, np.exp(relative.mean()), yerr=1.96 * np.exp(relative.mean()) * relative.sem(), fmt="o",
+            color=colour, ms=4, label=f"{alpha:g}",
+        )  # fmt: skip
+        moments = Moments(runs.d2.iloc[0], runs.v2.iloc[0])
+        curve = np.geomspace(relative.columns.min(), 1, 200)
+        axes.loglog(curve, cost.time(curve, moments, EXPONENT) / cost.time(1.0, moments, EXPONENT), color=colour, lw=1)
+    axes.axhline(1, color=GREY, lw=0.8, ls=":")
+    axes.set(
+        xlabel="probability $q$", ylabel="time to $\\delta$, over that of $q=1$", title="Time: measured and predicted"
+    )
+    _finish(axes, 4, "$\\alpha$")
+
+
+def _finish(axes: Axes, columns: int, title: str | None = None) -> None:
+    """Plain numbers at 1, 2, 5 on short axes, at powers of ten on long ones; the legend below the axes."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1e3 else (1,)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+    axes.legend(title=title, ncols=columns, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
+
+
+def caption(table: pd.DataFrame) -> str:
+    """What the figure shows, with its sizes."""
+    return (
+        f"The synthetic pair (r = {table.r.iloc[0]}, a = (0.5, 1.5), b = (0, 10), A = 400). Left: D² and V². Middle: "
+        "q* predicted, and the best q of the grid. Right: time to E‖∇M‖² ≤ δ in function calls (recomputed sweep), "
+        "points with 95 % intervals, lines by theory (m = 1, moments at θ*). "
+        f"δ = {table.delta.iloc[0]:g}, {table.seed.nunique()} seeds of {table.chains.iloc[0]} chains, outer steps "
+        "10/(k + 100), θ_0 uniform on [−50, 50]. CPU."
+    )
