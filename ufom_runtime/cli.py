@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -177,6 +178,49 @@ def _parse_proxy(text: str) -> tuple[Truncated, Moments]:
         raise
     except ValueError as error:
         raise UfomError(f"--moments {text!r}: give K:D2:V2, for example 0:0.1:1") from error
+
+
+@app.command("claims")
+def claims_command(
+    id: Annotated[str | None, typer.Argument(help="One claim; all of them if not given.")] = None,
+    latex: Annotated[bool, typer.Option("--latex", help="Print the forms in LaTeX.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/equations.md, deciding nothing.")] = False,
+) -> None:
+    """Decide every numbered statement of the paper again; exit status 1 if one comes out other than recorded."""
+    from ufom_theory.claims import chosen, markdown
+
+    if as_markdown:
+        print(markdown(), end="")
+        return
+    found = [(claim, claim.decide()) for claim in chosen(id)]
+    if as_json or latex:
+        rows = [
+            {"id": c.id, "equation": c.equation, "statement": c.statement, "printed": c.printed,
+             "derived": c.derived_latex, "recorded": c.status, "found": status, "agrees": status == c.status}
+            for c, status in found
+        ]  # fmt: skip
+        if as_json:
+            print(json.dumps(rows, ensure_ascii=False))
+        else:
+            print("\n".join(f"% {row['id']}: {row['found']}\n{row['printed']}\n{row['derived']}\n" for row in rows))
+    else:
+        _print_claims(found)
+    if any(status != claim.status for claim, status in found):
+        raise typer.Exit(1)
+
+
+def _print_claims(found: Sequence[tuple[Any, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    colours = {"proved": "green", "refuted": "red", "loose": "yellow", "awaits a study": "dim"}
+    table = Table("claim", "equation", "status", "statement", box=None, pad_edge=False)
+    for claim, status in found:
+        shown = status if status == claim.status else f"{status}, recorded as {claim.status}"
+        colour = colours.get(status, "cyan")
+        table.add_row(claim.id, claim.equation, f"[{colour}]{shown}[/{colour}]", claim.statement.replace("[", r"\["))
+    Console().print(table, highlight=False)
 
 
 def main() -> None:
