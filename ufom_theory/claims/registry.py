@@ -9,8 +9,12 @@ from typing import Any, Literal
 
 import sympy as sp
 
+from ufom_theory.derivations.symbols import A_Q, C_DET, C_RND, D2, V2
+
 Status = Literal["proved", "checked to 50 digits", "loose", "refuted", "measured", "awaits a study"]
 DIGITS = 50
+# braces around the squares: D2**2 would otherwise have two superscripts
+NAMES = {D2: r"{\mathbb{D}^2}", V2: r"{\mathbb{V}^2}", C_DET: r"C_{det}", C_RND: r"C_{rnd}", A_Q: "A(q)"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +55,7 @@ class Claim:
     @property
     def derived_latex(self) -> str:
         """The derived form in LaTeX, a remark as it is."""
-        return self.derived if isinstance(self.derived, str) else sp.latex(self.derived())
+        return self.derived if isinstance(self.derived, str) else sp.latex(self.derived(), symbol_names=NAMES)
 
 
 CLAIMS: dict[str, Claim] = {}
