@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from ufom_theory import (
@@ -54,6 +56,9 @@ def q(
     mean_gradient_sq: Annotated[float | None, typer.Option(help="‖∇M‖², needed for a batch.")] = None,
     constants: Annotated[str | None, typer.Option(help="M1,M2,L1,L2,L3 of Assumption 1, instead of D² and V².")] = None,
     alpha: Annotated[float | None, typer.Option(help="Inner step size, with --constants.")] = None,
+    d2_sem: Annotated[float, typer.Option(help="Standard error of D², for the interval.")] = 0.0,
+    v2_sem: Annotated[float, typer.Option(help="Standard error of V², for the interval.")] = 0.0,
+    plot: Annotated[Path | None, typer.Option(help="Draw the time curve into this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """The q that reaches a given precision soonest, from D² and V² or from the constants of Assumption 1."""
@@ -68,7 +73,12 @@ def q(
     elif d2 is None or v2 is None:
         raise UfomError("give --d2 and --v2, or --constants M1,M2,L1,L2,L3 with --alpha")
     cost = CostModel(r=r, c1=c1, c2=c2, sweep=Sweep.parse(sweep), proxy=Truncated(proxy))
-    prediction = optimal_q(Moments(d2, v2, mean_gradient_sq=mean_gradient_sq), cost, exponent_, batch)
+    cov = np.diag(np.square([d2_sem, v2_sem]))
+    prediction = optimal_q(Moments(d2, v2, cov, mean_gradient_sq=mean_gradient_sq), cost, exponent_, batch)
+    if plot is not None:
+        from ufom_runtime.time_curve import save_time_curve
+
+        save_time_curve(prediction, plot)
     report = {**as_dict(prediction), **extra}
     if as_json:
         print(json.dumps(report, ensure_ascii=False))
@@ -121,8 +131,10 @@ def _print_prediction(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(show_header=False, box=None, pad_edge=False)
+    low, high = report["interval"]
     rows = [
         ("q*", f"{report['q']:.10g}"),
+        *[("95 % interval", f"{low:.4g} … {high:.4g}")] * (high > low),
         ("speed-up over exact (q = 1)", f"{report['speedup_over_exact']:.4g}×"),
         ("cost of a step, FOM's = 1", f"{report['cost_over_fom']:.4g}"),
         ("condition (20)", "holds" if report["condition_20"] else "fails"),
