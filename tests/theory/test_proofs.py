@@ -172,15 +172,18 @@ def test_limits():
     assert sp.expand(optimum.inverse_slope() - ((M - 1) * Q + 2 * M * KAPPA)) == 0
 
 
-def test_naive_root_loses_eleven_digits():
-    """ρ = 1e-16 in (21)'s textbook formula, against 50 digits and against the root as computed."""
+def test_textbook_root_loses_its_digits_where_the_computed_one_does_not():
+    """m < 1 and D² near V²: the textbook root of (21) subtracts nearly equal numbers, then divides by 1 − ρ."""
     from ufom_theory.optimum import minimiser
 
-    rho, kappa, m = 1e-16, 0.2, 0.5
+    gap, kappa, m = 2.0**-36, 1e-3, 0.5  # 1 − ρ = 1.5e-11, exactly
+    rho = 1 - gap
     with mpmath.workdps(50):
-        r, k = mpmath.mpf(rho), mpmath.mpf(kappa)
-        exact = (-(1 - m) * r + mpmath.sqrt(((1 - m) * r) ** 2 + 4 * (1 - r) * m * k * r)) / (2 * (1 - r))
-    assert abs(float(minimiser(rho, 1 - rho, kappa, m)) / exact - 1) < 1e-15
+        b, ac = mpmath.mpf(m - 1) * rho, mpmath.mpf(gap) * m * mpmath.mpf(kappa) * rho
+        exact = (b + mpmath.sqrt(b * b + 4 * ac)) / (2 * mpmath.mpf(gap))
+    textbook = ((m - 1) * rho + np.sqrt(((m - 1) * rho) ** 2 + 4 * gap * m * kappa * rho)) / (2 * gap)
+    assert abs(textbook / exact - 1) > 1e-5
+    assert abs(float(minimiser(rho, gap, kappa, m)) / exact - 1) < 1e-15
 
 
 def shortest_schedule(r: int, slots: int) -> int:
