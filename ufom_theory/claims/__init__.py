@@ -3,13 +3,12 @@
 Importing this loads sympy; `import ufom_theory` does not import it.
 """
 
-# each module registers its claims when imported, in this order
+# Importing a module registers its claims: in this order they are listed.
 # isort: off
-from ufom_theory.claims import gradients, theory, experiments, errata, additions
+from ufom_theory.claims import gradients, theory, experiments, errata, additions  # noqa: F401
 
 # isort: on
 from ufom_theory.claims.registry import CLAIMS, Claim, Status
 from ufom_theory.claims.report import chosen, markdown
 
 __all__ = ["CLAIMS", "Claim", "Status", "chosen", "markdown"]
-__all__ += [module.__name__.rpartition(".")[2] for module in (gradients, theory, experiments, errata, additions)]

@@ -104,6 +104,20 @@ def adjoint(step: Callable[[sp.Matrix, sp.Expr], sp.Matrix] = lambda h, alpha: s
     return vanishes(jacobian - step(sp.hessian(problem.inner, list(problem.phi)), ALPHAS[0]))
 
 
+@claim("hvp", "§2.2", "proved", other=2, printed=r"H(\theta, \phi) = \partial_\phi L^{in}(\theta, \phi)^\top b_2",
+       derived=r"\nabla H = ((\partial^2_{\theta\phi} L^{in})^\top b_2, (\partial^2_\phi L^{in})^\top b_2)",
+       test="test_claims.py::test_evidence")  # fmt: skip
+def hessian_vector_products(power: int = 1) -> Status:
+    """Differentiating (∂L_in/∂φ)ᵀb2 in θ and φ gives both Hessian-vector products, without a Hessian."""
+    problem = chain_rule.polynomial_problem()
+    b2 = sp.Matrix(sp.symbols("b2_:3"))
+    slope = sp.Matrix([problem.inner]).jacobian(problem.phi).T
+    functional = sp.Matrix([slope.dot(b2) ** power])
+    by_theta, by_phi = (functional.jacobian(x).T for x in (problem.theta, problem.phi))
+    hessian = sp.hessian(problem.inner, list(problem.phi))
+    return vanishes(by_theta - slope.jacobian(problem.theta).T * b2, by_phi - hessian * b2)
+
+
 @claim("10-11", "(10)–(11)", "proved", other=1, printed=r"G_{FO} = \partial_\theta L^{out} + (\partial_\theta V)^\top"
        r" \partial_\phi L^{out}", derived=r"\text{the backward loop that keeps no step}",
        test="test_proofs.py::test_first_order_gradient_of_a_start_free_problem_vanishes")  # fmt: skip
