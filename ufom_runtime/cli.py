@@ -25,6 +25,7 @@ from ufom_theory import (
     gradient_bound,
     optimal_q,
     plan,
+    smoothness_bound,
 )
 
 app = typer.Typer(
@@ -122,7 +123,12 @@ def _from_constants(text: str, alpha: float | None, r: int, proxy: int) -> tuple
         raise UfomError(f"r, the number of inner steps, = {r} must be at least 1")
     assumed, steps = AssumptionConstants(*values), [alpha] * r
     tight, gradient = bias_bound(assumed, steps, Truncated(proxy)), gradient_bound(assumed, steps)
-    bounds = {"D_tight": tight, "D_printed_15": bias_bound_printed(assumed, steps), "V_bound": gradient}
+    bounds = {
+        "D_tight": tight,
+        "D_printed_15": bias_bound_printed(assumed, steps),
+        "V_bound": gradient,
+        "L_M": smoothness_bound(assumed, steps),
+    }
     return tight**2, gradient**2, bounds
 
 
@@ -142,7 +148,7 @@ def _print_prediction(report: dict[str, Any]) -> None:
         ("C_det, C_rnd", f"{report['c_det']:g}, {report['c_rnd']:g}  ({report['sweep']}, K = {report['proxy']})"),
         ("exponent m", f"{report['m']:g}"),
     ]
-    rows += [(key, f"{report[key]:.10g}") for key in ("D_tight", "D_printed_15", "V_bound") if key in report]
+    rows += [(key, f"{report[key]:.10g}") for key in ("D_tight", "D_printed_15", "V_bound", "L_M") if key in report]
     for row in rows:
         table.add_row(*row)
     console = Console()
