@@ -30,6 +30,18 @@ def tight_gradient(form: Callable[[int], sp.Expr] = bias_bound.gradient) -> Stat
     return vanishes(*(bias_bound.sharp_values(r)[1] - form(r) for r in (1, 2, 3)))
 
 
+@claim("theta-free", "ours", "proved", other=1, derived=lambda: sp.factor(bias_bound.tight(2, own=0)),
+       test="test_proofs.py::test_losses_free_of_theta")  # fmt: skip
+def theta_free(own: int = 0) -> Status:
+    """Where no loss contains θ, 1 + M1 becomes M1 in the bounds of bias and gradient, attained too (r = 1, 2, 3)."""
+    gaps = []
+    for r in (1, 2, 3):
+        bias, gradient = bias_bound.sharp_values(r, own=0)
+        gaps += [bias - bias_bound.tight(r, own=own), gradient - bias_bound.gradient(r, own=own)]
+        gaps += [bias_bound.bias(r, own=0) - bias_bound.tight(r, own=own)]
+    return vanishes(*gaps)
+
+
 @claim("truncated-bias", "ours", "proved", other=0, derived=lambda: bias_bound.tight_constant(),
        test="test_derivations.py::test_bias_telescopes")  # fmt: skip
 def truncated_bias(kept: int = 2) -> Status:
