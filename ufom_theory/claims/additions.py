@@ -105,7 +105,7 @@ def local_law(
 
 @claim("stable-root", "ours", "proved", other=optimum.root() * 2, derived=optimum.root,
        test="test_optimum.py::test_root_keeps_its_digits")  # fmt: skip
-def stable_root(form: sp.Expr = optimum.root()) -> Status:  # noqa: B008
+def stable_root(form: sp.Expr = optimum.root()) -> Status:
     """q* = ((m − 1)ρ + S)/(2(1 − ρ)), S = √(((m − 1)ρ)² + 4mκρ(1 − ρ)), solves (21), as does the form for m < 1."""
     quadratic = optimum.scaled_quadratic().as_expr()
     return vanishes(quadratic.subs(Q, form), quadratic.subs(Q, optimum.root_small_exponent()))

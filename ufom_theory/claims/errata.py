@@ -150,7 +150,7 @@ def released_toy(form: tuple[float, str] = (2.0, "recomputed")) -> Status:
 @claim("erratum-12b", "released code", "refuted", other=second_moment.estimate(sp.S.Zero),
        printed=r"\|b_{FO} - b_{Exact}\|^2", derived=r"(1/q - 1)^2 \|b_{FO} - b_{Exact}\|^2",
        test="test_claims.py::test_evidence")  # fmt: skip
-def overwritten_proxy(smoothed: sp.Expr = second_moment.estimate(sp.S.One)) -> Status:  # noqa: B008
+def overwritten_proxy(smoothed: sp.Expr = second_moment.estimate(sp.S.One)) -> Status:
     """The released code smooths (23): it measures D² once UFOM's estimate has overwritten b_FO. (361× at q = 0.05.)"""
     e, p = second_moment.EXACT, second_moment.PROXY
     return vanishes((smoothed - e) ** 2 - (e - p) ** 2)

@@ -14,7 +14,7 @@ from ufom_theory.quantities import Moments
 TOY = TwoTaskProblem(0.01, 10, (0.5, 1.5), (0.0, 10.0), 400.0)
 
 
-def toy_q(reach: float, cost: CostModel = CostModel(r=10), m: float = 2.0) -> float:  # noqa: B008
+def toy_q(reach: float, cost: CostModel = CostModel(r=10), m: float = 2.0) -> float:
     """q* of the toy of Figure 1d–f at α = 0.01, with the suprema of D² and V² taken over [−reach, reach]."""
     edge = TOY.b[1] / TOY.a[1] - TOY.A  # where the second task's curvature ends: D² has its peak there
     d2, v2 = TOY.moments(np.append(np.linspace(-reach, reach, 60_001), edge if reach > abs(edge) else 0.0))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import sympy as sp
 
 from ufom_theory.claims.registry import Status, claim, holds, measures, vanishes
 from ufom_theory.derivations import chain_rule, complexity, divergence, second_moment
-from ufom_theory.derivations.symbols import K, Q, R
+from ufom_theory.derivations.symbols import ALPHA, K, Q, R
 from ufom_theory.divergence import TwoTaskProblem, diverging_problem, squared_gradient_norms
 
 ALPHAS = [sp.Rational(1, n) for n in (2, 3, 5)]
@@ -18,23 +19,19 @@ N = sp.Symbol("n", integer=True, positive=True)
 CENTRE = divergence.CENTRE_B / divergence.CURVATURE
 
 
+@cache
 def _unrolled(r: int) -> tuple[chain_rule.Problem, sp.Matrix]:
     problem = chain_rule.polynomial_problem()
     return problem, chain_rule.unrolled_gradient(problem, ALPHAS[:r])
-
-
-def _contracting(steps: sp.Expr) -> sp.Expr:
-    """lim of the inner iterate's distance to its minimum, on a quadratic with 0 < α·a < 1 (p = 1 − α·a)."""
-    p = sp.Rational(2, 3)  # any p in (0, 1): the distance is p^steps times the first one
-    return sp.limit(p**steps, N, sp.oo)
 
 
 @claim("1", "(1)", "proved", other=sp.Integer(10), printed=r"\min_\theta E L^{out}(\theta, U(\theta,T), T)",
        derived=divergence.inner_descent,
        test="test_proofs.py::test_counterexample_is_smooth_and_convex")  # fmt: skip
 def exact_bilevel_problem(steps: sp.Expr = N) -> Status:
-    """On a quadratic inner loss with α·a < 1 the ABLO problem (4) tends to the exact bilevel problem (1) as r → ∞."""
-    return holds(_contracting(steps) == 0)
+    """On a quadratic inner loss (α·a = 1/3) inner GD ends at the minimum: as r → ∞ problem (4) tends to (1)."""
+    distance = divergence.inner_descent().subs({ALPHA: 1 / (3 * divergence.CURVATURE), R: steps})
+    return holds(sp.limit(distance, N, sp.oo) == 0)
 
 
 @claim("2-3", "(2)–(3)", "proved", other=lambda a, r: (1 - a) ** (r + 1),
@@ -85,7 +82,7 @@ def mixed_term(sign: int = -1) -> Status:
     """D_j has the factor −α_j: with a start free of θ, the gradient at r = 1 is ∂L_out/∂θ + D_1."""
     problem = chain_rule.polynomial_problem()._replace(start=sp.Matrix([1, 2, 3]))
     at = dict(zip(problem.phi, (1, 2, 3), strict=True))
-    (last,) = [dict(zip(problem.phi, chain_rule.states(problem, ALPHAS[:1])[-1], strict=True))]
+    last = dict(zip(problem.phi, chain_rule.states(problem, ALPHAS[:1])[-1], strict=True))
     outer = sp.Matrix([problem.outer])
     mixed = sp.Matrix([problem.inner]).jacobian(problem.phi).T.jacobian(problem.theta).subs(at)
     term = sign * ALPHAS[0] * mixed.T * outer.jacobian(problem.phi).T.subs(last)

@@ -8,7 +8,7 @@ from typing import Any
 import sympy as sp
 
 from ufom_theory.claims.registry import Status, bounds, claim, holds, vanishes
-from ufom_theory.derivations import bias_bound, convergence, divergence, optimum, second_moment
+from ufom_theory.derivations import bias_bound, complexity, convergence, divergence, optimum, second_moment
 from ufom_theory.derivations.symbols import (
     A_Q,
     C1,
@@ -92,7 +92,7 @@ def convergence_of_ufom(
 @claim("18", "(18)", "proved", other=convergence.constant_18() / 2,
        printed=r"((1/q-1)D^2 + V^2)\, O(k^{-0.5+\epsilon})", derived=convergence.constant_18,
        test="test_proofs.py::test_constant_of_18_bounds_what_it_should")  # fmt: skip
-def rate(form: sp.Expr = convergence.constant_18()) -> Status:  # noqa: B008
+def rate(form: sp.Expr = convergence.constant_18()) -> Status:
     """For γ_k = k^(−1/2), min E‖∇M‖² ≤ A(q)·H(ε)·k^(−1/2+ε) with an explicit H(ε) that is free of q."""
     excess = A_Q * form * TAU ** (EPSILON - sp.S.Half) - convergence.root_steps()
     names = (GAP, L_M, A_Q, V2, EPSILON)
@@ -137,7 +137,7 @@ def condition_20(form: sp.Expr = C_RND * V2 - M * D2 * (C_DET + C_RND)) -> Statu
        printed=r"C_{rnd}(V^2-D^2)q^2 + \tfrac{2\epsilon+1}{2\epsilon-1}D^2 C_{rnd} q"
        r" + \tfrac{2}{2\epsilon-1}D^2 C_{det} = 0",
        test="test_derivations.py::test_quadratic_is_21")  # fmt: skip
-def quadratic_21(form: sp.Expr = optimum.printed_quadratic().as_expr()) -> Status:  # noqa: B008
+def quadratic_21(form: sp.Expr = optimum.printed_quadratic().as_expr()) -> Status:
     """(19) is stationary in q exactly at the roots of (21)."""
     return vanishes(optimum.quadratic().as_expr().subs(M, M_PAPER) - form)
 
@@ -197,6 +197,4 @@ def divergence_of_fom(factor: int = 2) -> Status:
        test="test_derivations.py::test_cost_model_is_the_derived_cost")  # fmt: skip
 def costs(form: tuple[Any, Any] = (C1 * (R + 1), (C1 * (R - 1) / 2 + C2) * R)) -> Status:
     """C_det and C_rnd of §4.4 are the coefficients of Proposition 1's counts."""
-    from ufom_theory.derivations import complexity
-
     return vanishes(complexity.c_det().subs(K, 0) - form[0], complexity.c_rnd().subs(K, 0) - form[1])

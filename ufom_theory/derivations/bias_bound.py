@@ -3,6 +3,8 @@
 `own` is 1 where the losses contain θ, as Assumption 1 allows, and 0 where they do not (MAML, Theorem 2's problem).
 """
 
+from functools import cache
+
 import sympy as sp
 
 from ufom_theory.derivations.chain_rule import Problem, backward_loop
@@ -82,6 +84,7 @@ def sharp_problem(own: int = 1) -> Problem:
     return Problem(sp.Matrix([theta]), sp.Matrix([phi]), -piece, L1 * (own * theta + phi), sp.Matrix([M1 * theta]))
 
 
+@cache
 def sharp_values(r: int, proxy: int = 0, own: int = 1) -> tuple[sp.Expr, sp.Expr]:
     """|G − G_K| and |G| of the sharp problem at θ = 0, by running the backward loop."""
     problem, alphas = sharp_problem(own), step_sizes(r)
