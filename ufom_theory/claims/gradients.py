@@ -26,8 +26,7 @@ def _unrolled(r: int) -> tuple[chain_rule.Problem, sp.Matrix]:
 
 
 @claim("1", "(1)", "proved", other=sp.Integer(10), printed=r"\min_\theta E L^{out}(\theta, U(\theta,T), T)",
-       derived=divergence.inner_descent,
-       test="test_proofs.py::test_counterexample_is_smooth_and_convex")  # fmt: skip
+       derived=divergence.inner_descent, test="test_claims.py::test_evidence")  # fmt: skip
 def exact_bilevel_problem(steps: sp.Expr = N) -> Status:
     """On a quadratic inner loss (α·a = 1/3) inner GD ends at the minimum: as r → ∞ problem (4) tends to (1)."""
     distance = divergence.inner_descent().subs({ALPHA: 1 / (3 * divergence.CURVATURE), R: steps})
@@ -57,7 +56,7 @@ def approximate_problem(kept: int | None = None) -> Status:
 
 @claim("5", "(5)", "proved", other=sp.Integer(2), printed=r"\sum \gamma_k = \infty,\; \gamma_k \to 0",
        derived=r"k^{-1/2}\text{ satisfies (5), but } \sum \gamma_k^2 = \infty",
-       test="test_proofs.py::test_local_law")  # fmt: skip
+       test="test_claims.py::test_evidence")  # fmt: skip
 def outer_steps(exponent: sp.Expr = sp.S.Half) -> Status:
     """γ_k = k^(−1/2) satisfies (5), but not Σγ² < ∞: the two parts of Theorem 1 speak of different sequences."""
     k = sp.Symbol("k", integer=True, positive=True)
