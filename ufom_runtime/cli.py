@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from ufom_theory import (
@@ -22,6 +24,7 @@ from ufom_theory import (
     gradient_bound,
     optimal_q,
     plan,
+    smoothness_bound,
 )
 
 app = typer.Typer(
@@ -53,6 +56,9 @@ def q(
     mean_gradient_sq: Annotated[float | None, typer.Option(help="‖∇M‖², needed for a batch.")] = None,
     constants: Annotated[str | None, typer.Option(help="M1,M2,L1,L2,L3 of Assumption 1, instead of D² and V².")] = None,
     alpha: Annotated[float | None, typer.Option(help="Inner step size, with --constants.")] = None,
+    d2_sem: Annotated[float, typer.Option(help="Standard error of D², for the interval.")] = 0.0,
+    v2_sem: Annotated[float, typer.Option(help="Standard error of V², for the interval.")] = 0.0,
+    plot: Annotated[Path | None, typer.Option(help="Draw the time curve into this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """The q that reaches a given precision soonest, from D² and V² or from the constants of Assumption 1."""
@@ -67,12 +73,19 @@ def q(
     elif d2 is None or v2 is None:
         raise UfomError("give --d2 and --v2, or --constants M1,M2,L1,L2,L3 with --alpha")
     cost = CostModel(r=r, c1=c1, c2=c2, sweep=Sweep.parse(sweep), proxy=Truncated(proxy))
-    prediction = optimal_q(Moments(d2, v2, mean_gradient_sq=mean_gradient_sq), cost, exponent_, batch)
+    cov = np.diag(np.square([d2_sem, v2_sem]))
+    prediction = optimal_q(Moments(d2, v2, cov, mean_gradient_sq=mean_gradient_sq), cost, exponent_, batch)
+    if plot is not None:
+        from ufom_runtime.time_curve import save_time_curve
+
+        save_time_curve(prediction, plot)
     report = {**as_dict(prediction), **extra}
     if as_json:
         print(json.dumps(report, ensure_ascii=False))
     else:
-        _print_prediction(report)
+        from ufom_runtime.printing import print_prediction
+
+        print_prediction(report)
 
 
 def as_dict(p: Prediction) -> dict[str, Any]:
@@ -111,23 +124,13 @@ def _from_constants(text: str, alpha: float | None, r: int, proxy: int) -> tuple
         raise UfomError(f"r, the number of inner steps, = {r} must be at least 1")
     assumed, steps = AssumptionConstants(*values), [alpha] * r
     tight, gradient = bias_bound(assumed, steps, Truncated(proxy)), gradient_bound(assumed, steps)
-    bounds = {"D_tight": tight, "D_printed_15": bias_bound_printed(assumed, steps), "V_bound": gradient}
+    bounds = {
+        "D_tight": tight,
+        "D_printed_15": bias_bound_printed(assumed, steps),
+        "V_bound": gradient,
+        "L_M": smoothness_bound(assumed, steps),
+    }
     return tight**2, gradient**2, bounds
-
-
-def _print_prediction(report: dict[str, Any]) -> None:
-    rows = [
-        ("q*", f"{report['q']:.10g}"),
-        ("speed-up over exact (q = 1)", f"{report['speedup_over_exact']:.4g}×"),
-        ("cost of a step, FOM's = 1", f"{report['cost_over_fom']:.4g}"),
-        ("condition (20)", "holds" if report["condition_20"] else "fails"),
-        ("pays", report["pays"]),
-        ("C_det, C_rnd", f"{report['c_det']:g}, {report['c_rnd']:g}  ({report['sweep']}, K = {report['proxy']})"),
-        ("exponent m", f"{report['m']:g}"),
-    ]
-    rows += [(key, f"{report[key]:.10g}") for key in ("D_tight", "D_printed_15", "V_bound") if key in report]
-    _print_rows(rows)
-    _console().print(f"[bold]{report['why']}[/bold]", soft_wrap=True)
 
 
 @app.command()
@@ -145,89 +148,20 @@ def measure(
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from ufom_runtime.printing import console, print_measurement
     from ufom_runtime.problems import load_problem
     from ufom_runtime.report import measure as measure_problem
 
     loaded = load_problem(problem, device)
     columns = (TextColumn("measuring"), BarColumn(), TimeRemainingColumn())
-    console = _console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    shown = console(stderr=True)
+    with Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal) as bar:
         task = bar.add_task("", total=1.0)
         report = measure_problem(loaded, tasks, seed, m, lambda share: bar.update(task, completed=share))
     if as_json:
         print(json.dumps({"problem": problem, **report}, ensure_ascii=False))
     else:
-        _print_measurement(problem, report)
-
-
-def _print_measurement(name: str, report: dict[str, Any]) -> None:
-    console = _console()
-    averaged = f"exact sums over {report['tasks']} task(s)" if report["finite_tasks"] else f"{report['tasks']} tasks"
-    console.print(
-        f"{name}: s = {report['s']}, p = {report['p']}, r = {report['r']}; {averaged}, {report['thetas']} θ, "
-        f"{report['device']}",
-        soft_wrap=True,
-    )
-    cosine = "undefined" if report["cosine"] is None else f"{report['cosine']:.4f}"
-    _print_rows(
-        [
-            ("bias D²", f"{report['d2']:.5g} ± {report['d2_sem']:.2g}"),
-            ("second moment V²", f"{report['v2']:.5g} ± {report['v2_sem']:.2g}"),
-            ("‖∇M‖²", f"{report['mean_gradient_sq']:.5g}"),
-            ("squared bias ‖E(G_FO − G)‖²", f"{report['bias_sq']:.4g} ± {report['bias_sq_sem']:.2g}"),
-            ("cosine of FOM to the gradient", cosine),
-            ("C1, a gradient", f"{1e3 * report['c1']:.4g} ± {1e3 * report['c1_sem']:.1g} ms"),
-            ("C2, a Hessian-vector product", f"{1e3 * report['c2']:.4g} ± {1e3 * report['c2_sem']:.1g} ms"),
-        ]
-    )
-    _print_table("FOM debiased, by sweep", "sweep", report["by_sweep"])
-    _print_table("The recomputed sweep, by the proxy's length K (0 is FOM)", "proxy", report["by_proxy"])
-    _print_table("The best proxy and sweep, by the inner states held", "states", report["by_memory"])
-    console.print(
-        "cost: of one call, over FOM's; time: to a given precision, over that of q = 1 with the recomputed sweep",
-        style="dim",
-        soft_wrap=True,
-    )
-    console.print(f"\n[bold]{report['why']}[/bold]", soft_wrap=True)
-
-
-def _print_table(title: str, key: str, rows: list[dict[str, Any]]) -> None:
-    from rich.table import Table
-
-    table = Table(title=f"\n{title}", title_justify="left", box=None, pad_edge=False)
-    first = ["states", "proxy", "sweep"] if key == "states" else [key]
-    for heading in (
-        *("K" if k == "proxy" else k for k in first),
-        "D²/V²",
-        "q*",
-        "95 % interval",
-        "pays",
-        "cost",
-        "time",
-    ):
-        table.add_column(heading, justify="left" if heading in ("sweep", "pays") else "right", no_wrap=True)
-    for row in rows:
-        low, high = row["interval"]
-        numbers = (f"{row['rho']:.3g}", f"{row['q']:.3g}", f"[{low:.3g}, {high:.3g}]", row["pays"])
-        table.add_row(
-            *(str(row[k]) for k in first), *numbers, f"{row['cost_over_fom']:.3g}", f"{row['relative_time']:.3g}"
-        )
-    _console().print(table)
-
-
-def _print_rows(rows: list[tuple[str, str]]) -> None:
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*row)
-    _console().print(table)
-
-
-def _console(stderr: bool = False) -> Any:
-    from rich.console import Console
-
-    return Console(stderr=stderr, highlight=False)
+        print_measurement(problem, report)
 
 
 @app.command("plan")
@@ -248,18 +182,10 @@ def plan_command(
     ]  # fmt: skip
     if as_json:
         print(json.dumps(rows, ensure_ascii=False))
-        return
-    from rich.console import Console
-    from rich.table import Table
+    else:
+        from ufom_runtime.printing import print_plan
 
-    table = Table("K", "sweep", "q*", "states", "time, best = 1", box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(
-            *(str(row["proxy"]), str(row["sweep"]), f"{row['q']:.4g}", str(row["states"]), f"{row['slower']:.4g}")
-        )
-    console = Console()
-    console.print(table)
-    console.print(f"[bold]{rows[0]['why']}[/bold]", soft_wrap=True, highlight=False)
+        print_plan(rows)
 
 
 def _parse_proxy(text: str) -> tuple[Truncated, Moments]:
@@ -270,6 +196,38 @@ def _parse_proxy(text: str) -> tuple[Truncated, Moments]:
         raise
     except ValueError as error:
         raise UfomError(f"--moments {text!r}: give K:D2:V2, for example 0:0.1:1") from error
+
+
+@app.command("claims")
+def claims_command(
+    id: Annotated[str | None, typer.Argument(help="One claim; all of them if not given.")] = None,
+    latex: Annotated[bool, typer.Option("--latex", help="Print the forms in LaTeX.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/equations.md, deciding nothing.")] = False,
+) -> None:
+    """Decide every numbered statement of the paper again; exit status 1 if one comes out other than recorded."""
+    from ufom_theory.claims import chosen, markdown
+
+    if as_markdown:
+        print(markdown(), end="")
+        return
+    found = [(claim, claim.decide()) for claim in chosen(id)]
+    if as_json or latex:
+        rows = [
+            {"id": c.id, "equation": c.equation, "statement": c.statement, "printed": c.printed,
+             "derived": c.derived_latex, "recorded": c.status, "found": status, "agrees": status == c.status}
+            for c, status in found
+        ]  # fmt: skip
+        if as_json:
+            print(json.dumps(rows, ensure_ascii=False))
+        else:
+            print("\n".join(f"% {row['id']}: {row['found']}\n{row['printed']}\n{row['derived']}\n" for row in rows))
+    else:
+        from ufom_runtime.printing import print_claims
+
+        print_claims(found)
+    if any(status != claim.status for claim, status in found):
+        raise typer.Exit(1)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from ufom_theory.bounds import (
 )
 from ufom_theory.complexity import CostModel, Sweep, Truncated
 from ufom_theory.divergence import TwoTaskProblem, diverging_problem, squared_gradient_norms
-from ufom_theory.optimum import Prediction, exponent, optimal_q
+from ufom_theory.optimum import Prediction, bootstrap_interval, exponent, optimal_q
 from ufom_theory.planner import Candidate, plan
 from ufom_theory.quantities import AssumptionConstants, Moments, UfomError, Verdict
 
@@ -28,6 +28,7 @@ __all__ = [
     "Verdict",
     "bias_bound",
     "bias_bound_printed",
+    "bootstrap_interval",
     "diverging_problem",
     "exponent",
     "gradient_bound",

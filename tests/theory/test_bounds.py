@@ -25,6 +25,7 @@ from ufom_theory import (
     smoothness_bound,
     time_bound,
 )
+from ufom_theory.derivations import bias_bound as bias_derivation
 from ufom_theory.derivations import convergence, smoothness
 from ufom_theory.derivations.symbols import A_Q, EPSILON, GAP, L1, L2, L3, L_M, M1, M2, TAU, V2, step_sizes
 
@@ -149,6 +150,16 @@ def test_bounds_are_attained_by_the_sharp_example():
         if kept < len(alphas):
             assert (exact - proxy) / bias_bound(constants, alphas, Truncated(kept)) == pytest.approx(1, abs=1e-12)
         assert exact / gradient_bound(constants, alphas) == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_bounds_without_theta_in_the_losses_are_the_derived_ones(own):
+    values, alphas = {M1: 0.4, M2: 0.0, L1: 1.7, L2: 0.8, L3: 0.0}, [0.3, 0.05, 0.7]
+    constants, point = AssumptionConstants(*values.values()), values | dict(zip(step_sizes(3), alphas, strict=True))
+    bias = float(bias_derivation.bias(3, 1, int(own)).subs(point))
+    assert bias_bound(constants, alphas, Truncated(1), own) == pytest.approx(bias, rel=1e-13)
+    gradient = float(bias_derivation.gradient(3, int(own)).subs(point))
+    assert gradient_bound(constants, alphas, own) == pytest.approx(gradient, rel=1e-13)
 
 
 @pytest.mark.parametrize("own", [True, False])

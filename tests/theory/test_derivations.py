@@ -95,6 +95,11 @@ def test_cost_model_is_the_derived_cost(r, proxy):
     assert cost.c_rnd == float(complexity.c_rnd().subs(point))
 
 
+def test_cost_of_going_on_from_a_truncated_proxy():
+    assert CostModel(r=100, proxy=Truncated(20)).c_rnd == 3240
+    assert CostModel(r=100).c_rnd == 5050
+
+
 @pytest.mark.parametrize(("r", "proxy"), [(r, k) for r in range(1, 6) for k in range(r + 1)])
 def test_bias_telescopes(r, proxy):
     assert sp.expand(bias_derivation.bias(r, proxy) - bias_derivation.tight(r, proxy)) == 0

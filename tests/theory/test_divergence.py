@@ -90,9 +90,10 @@ def test_fom_ends_at_2d_and_ufom_does_not(r, alpha, D):
     assert last(squared_gradient_norms(p, 0.1, harmonic(p.curvature, STEPS))) / D < 1 / 20
 
 
+@pytest.mark.parametrize(("r", "alpha", "D"), [(10, 0.1, 0.06), (3, 0.3, 1.0)])
 @pytest.mark.parametrize("q", [0.0, 0.1])
-def test_moment_recursion_against_simulation(q):
-    p, chains, count = diverging_problem(0.06, 10, 0.1), 2000, 3000
+def test_moment_recursion_against_simulation(r, alpha, D, q):
+    p, chains, count = diverging_problem(D, r, alpha), 2000, 3000
     rng = np.random.default_rng(0)
     curvature = p.curvature if q else p.curvature_fo
     theta, a, b = np.full(chains, 6.0), np.asarray(p.a), np.asarray(p.b)

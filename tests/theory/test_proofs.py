@@ -86,18 +86,28 @@ def test_batch_formula():
     assert sp.expand(second_moment.batch_second_moment() - stated) == 0
 
 
-@pytest.mark.parametrize(("r", "proxy"), [(1, 0), (2, 1), (4, 0), (5, 3)])
-def test_the_bounds_are_attained(r, proxy):
-    bias, gradient = bias_bound.sharp_values(r, proxy)
-    assert sp.expand(bias - bias_bound.tight(r, proxy)) == 0
-    assert sp.expand(gradient - bias_bound.gradient(r)) == 0
+@pytest.mark.parametrize(("r", "proxy", "own"), [(1, 0, 1), (2, 1, 1), (4, 0, 1), (5, 3, 1), (2, 0, 0), (4, 1, 0)])
+def test_the_bounds_are_attained(r, proxy, own):
+    bias, gradient = bias_bound.sharp_values(r, proxy, own)
+    assert sp.expand(bias - bias_bound.tight(r, proxy, own)) == 0
+    assert sp.expand(gradient - bias_bound.gradient(r, own)) == 0
+    assert sp.expand(bias_bound.bias(r, proxy, own) - bias_bound.tight(r, proxy, own)) == 0
     slope, curvature = bias_bound.sharp_constants()
     assert (slope, curvature) == (sp.Rational(7, 10) * L2, L2)
 
 
 def test_losses_free_of_theta():
     product = sp.prod(1 + alpha * L2 for alpha in step_sizes(3))
-    assert sp.simplify(bias_bound.theta_free(3) - M1 * L1 * (product - 1)) == 0
+    assert sp.expand(bias_bound.tight(3, own=0) - M1 * L1 * (product - 1)) == 0
+    assert sp.expand(bias_bound.gradient(3, own=0) - M1 * L1 * product) == 0
+
+
+def test_overwritten_proxy_is_361_times_too_large_at_q_0_05():
+    e, p = second_moment.EXACT, second_moment.PROXY
+    measured = (second_moment.estimate(sp.S.One) - e) ** 2
+    factor = sp.simplify(measured / (e - p) ** 2)
+    assert sp.simplify(factor - (1 / Q - 1) ** 2) == 0
+    assert (factor.subs(Q, sp.Rational(1, 20)), factor.subs(Q, 1)) == (361, 0)
 
 
 @pytest.mark.parametrize(("r", "own"), list(itertools.product((1, 2, 3, 4), (0, 1))))
@@ -172,15 +182,18 @@ def test_limits():
     assert sp.expand(optimum.inverse_slope() - ((M - 1) * Q + 2 * M * KAPPA)) == 0
 
 
-def test_naive_root_loses_eleven_digits():
-    """ρ = 1e-16 in (21)'s textbook formula, against 50 digits and against the root as computed."""
+def test_textbook_root_loses_its_digits_where_the_computed_one_does_not():
+    """m < 1 and D² near V²: the textbook root of (21) subtracts nearly equal numbers, then divides by 1 − ρ."""
     from ufom_theory.optimum import minimiser
 
-    rho, kappa, m = 1e-16, 0.2, 0.5
+    gap, kappa, m = 2.0**-36, 1e-3, 0.5  # 1 − ρ = 1.5e-11, exactly
+    rho = 1 - gap
     with mpmath.workdps(50):
-        r, k = mpmath.mpf(rho), mpmath.mpf(kappa)
-        exact = (-(1 - m) * r + mpmath.sqrt(((1 - m) * r) ** 2 + 4 * (1 - r) * m * k * r)) / (2 * (1 - r))
-    assert abs(float(minimiser(rho, 1 - rho, kappa, m)) / exact - 1) < 1e-15
+        b, ac = mpmath.mpf(m - 1) * rho, mpmath.mpf(gap) * m * mpmath.mpf(kappa) * rho
+        exact = (b + mpmath.sqrt(b * b + 4 * ac)) / (2 * mpmath.mpf(gap))
+    textbook = ((m - 1) * rho + np.sqrt(((m - 1) * rho) ** 2 + 4 * gap * m * kappa * rho)) / (2 * gap)
+    assert abs(textbook / exact - 1) > 1e-5
+    assert abs(float(minimiser(rho, gap, kappa, m)) / exact - 1) < 1e-15
 
 
 def shortest_schedule(r: int, slots: int) -> int:

@@ -1,4 +1,9 @@
-"""D_bound (15) from Assumption 1: the recursion (8)–(9), the tight form, a problem attaining it, the printed form."""
+"""D_bound (15) from Assumption 1: the recursion (8)–(9), the tight form, a problem attaining it, the printed form.
+
+`own` is 1 where the losses contain θ, as Assumption 1 allows, and 0 where they do not (MAML, Theorem 2's problem).
+"""
+
+from functools import cache
 
 import sympy as sp
 
@@ -18,7 +23,7 @@ def adjoint_bounds(r: int) -> list[sp.Expr]:
     return bounds
 
 
-def bias(r: int, proxy: int = 0) -> sp.Expr:
+def bias(r: int, proxy: int = 0, own: int = 1) -> sp.Expr:
     """Bound of ‖G − G_K‖ term by term, before any closed form.
 
     The proxy leaves out D_j for j ≤ r − K and stops the adjoint at φ_{r−K}. Each D_j (7) has norm ≤ α_j·L2·n_j, and
@@ -26,13 +31,13 @@ def bias(r: int, proxy: int = 0) -> sp.Expr:
     """
     n, alphas = adjoint_bounds(r), step_sizes(r)
     mixed = sum((alphas[j - 1] * L2 * n[j] for j in range(1, r - proxy + 1)), sp.S.Zero)
-    return mixed + M1 * mixed
+    return own * mixed + M1 * mixed
 
 
-def tight(r: int, proxy: int = 0) -> sp.Expr:
+def tight(r: int, proxy: int = 0, own: int = 1) -> sp.Expr:
     """D_tight = (1 + M1)·L1·(P − ∏_{j>r−K}(1 + α_j·L2)): the sum of `bias` telescopes."""
     factors = [1 + alpha * L2 for alpha in step_sizes(r)]
-    return (1 + M1) * L1 * (sp.prod(factors) - sp.prod(factors[r - proxy :]))
+    return (own + M1) * L1 * (sp.prod(factors) - sp.prod(factors[r - proxy :]))
 
 
 def telescoping_step() -> tuple[sp.Expr, sp.Expr]:
@@ -62,31 +67,27 @@ def printed_constant() -> sp.Expr:
     return sp.simplify((1 + M1) * L1 * L2 * sp.summation(ALPHA * (1 + ALPHA * L2) ** (R - J + 1), (J, 1, R)))
 
 
-def gradient(r: int) -> sp.Expr:
+def gradient(r: int, own: int = 1) -> sp.Expr:
     """V_bound: ‖G‖ ≤ L1 + Σ_j α_j·L2·n_j + M1·n_0 = (1 + M1)·L1·P."""
     n, alphas = adjoint_bounds(r), step_sizes(r)
-    return L1 + sum((alphas[j - 1] * L2 * n[j] for j in range(1, r + 1)), sp.S.Zero) + M1 * n[0]
+    return own * (L1 + sum((alphas[j - 1] * L2 * n[j] for j in range(1, r + 1)), sp.S.Zero)) + M1 * n[0]
 
 
-def theta_free(r: int, proxy: int = 0) -> sp.Expr:
-    """The bound of `bias` where no loss contains θ (MAML): the D_j vanish and 1 + M1 becomes M1."""
-    return tight(r, proxy) * M1 / (1 + M1)
-
-
-def sharp_problem() -> Problem:
+def sharp_problem(own: int = 1) -> Problem:
     """One task that attains both tight bounds at θ = 0: L_in = −h(θ + φ), L_out = L1·(θ + φ), V = M1·θ.
 
     h is Theorem 2's convex piece with a = L2, b = 0 and A = 1/5. At θ = 0 every state is 0, where −h has the Hessian
     −L2, so each factor 1 + α_j·L2 is met and all terms have one sign. Assumption 1 holds where |h'| ≤ L2·7/10 ≤ L1.
     """
     theta, phi = sp.symbols("theta phi", real=True)
-    piece = convex_piece(theta + phi, L2, 0, sp.Rational(1, 5))
-    return Problem(sp.Matrix([theta]), sp.Matrix([phi]), -piece, L1 * (theta + phi), sp.Matrix([M1 * theta]))
+    piece = convex_piece(own * theta + phi, L2, 0, sp.Rational(1, 5))
+    return Problem(sp.Matrix([theta]), sp.Matrix([phi]), -piece, L1 * (own * theta + phi), sp.Matrix([M1 * theta]))
 
 
-def sharp_values(r: int, proxy: int = 0) -> tuple[sp.Expr, sp.Expr]:
+@cache
+def sharp_values(r: int, proxy: int = 0, own: int = 1) -> tuple[sp.Expr, sp.Expr]:
     """|G − G_K| and |G| of the sharp problem at θ = 0, by running the backward loop."""
-    problem, alphas = sharp_problem(), step_sizes(r)
+    problem, alphas = sharp_problem(own), step_sizes(r)
     at = {problem.theta[0]: sp.S.Zero}
     exact = backward_loop(problem, alphas, at=at)[0]
     return sp.expand(exact - backward_loop(problem, alphas, kept=proxy, at=at)[0]), exact

@@ -23,7 +23,8 @@ def any_steps() -> sp.Expr:
     """[Δ + ½·L_M·A·Σγ²]/Σγ ≥ min_{u<τ} E‖∇M(θ_u)‖²: the descent summed over k, with E M(θ_τ) ≥ M_*.
 
     The sum is linear in γ and γ², so it is the descent with Σγ and Σγ² in their place, set to −Δ and solved.
-    With Σγ = ∞ and Σγ² < ∞ the bound tends to 0, which is part 1 of Theorem 1.
+    With Σγ = ∞ and Σγ² < ∞ the bound tends to 0, and so it does when the sum starts at any later iterate, whose
+    expected gap is finite by the same descent: the lower limit is 0, part 1 of Theorem 1.
     """
     step = sp.Poly(descent(), GAMMA)
     summed = step.coeff_monomial(GAMMA) * STEPS + step.coeff_monomial(GAMMA**2) * SQUARES
