@@ -61,11 +61,11 @@ def _rows(name: str, function: Callable[..., Tensor], *stacks: Task) -> Tensor:
         raise UfomError(f"{name} failed on arguments of shapes {shapes}: {error}{remedy}") from error
 
 
-def _leaf(tensor: Tensor) -> Tensor:
+def leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().requires_grad_()
 
 
-def _total(name: str, loss: Loss, theta: Tensor, phi: Tensor, tasks: Task) -> Tensor:
+def total_loss(name: str, loss: Loss, theta: Tensor, phi: Tensor, tasks: Task) -> Tensor:
     """Sum of the rows' losses, refused where a loss is no scalar or does not depend on φ."""
     losses = _rows(name, loss, theta, phi, tasks)
     if losses.ndim != 1:
@@ -79,7 +79,7 @@ _IGNORES_PHI = "{} does not depend on φ: compute it from its second argument, w
 
 
 def _inner_gradient(problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: Task, graph: bool) -> Tensor:
-    total = _total("inner_loss", problem.inner_loss, theta, phi, tasks)
+    total = total_loss("inner_loss", problem.inner_loss, theta, phi, tasks)
     g = grad(total, phi, create_graph=graph, allow_unused=True)[0]
     if g is None:
         raise UfomError(_IGNORES_PHI.format("inner_loss"))
@@ -89,14 +89,14 @@ def _inner_gradient(problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: 
 def inner_gradient(problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: Task) -> Tensor:
     """∂L_in/∂φ, shape (n, p)."""
     _count(len(phi), "gradients")
-    return _inner_gradient(problem, theta.detach(), _leaf(phi), tasks, graph=False)
+    return _inner_gradient(problem, theta.detach(), leaf(phi), tasks, graph=False)
 
 
 def outer_gradients(problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: Task) -> tuple[Tensor | None, Tensor]:
     """∂L_out/∂θ, shape (n, s), None where L_out is free of θ; and ∂L_out/∂φ, shape (n, p)."""
     _count(len(phi), "gradients")
-    theta, phi = _leaf(theta), _leaf(phi)
-    b1, b2 = grad(_total("outer_loss", problem.outer_loss, theta, phi, tasks), (theta, phi), allow_unused=True)
+    theta, phi = leaf(theta), leaf(phi)
+    b1, b2 = grad(total_loss("outer_loss", problem.outer_loss, theta, phi, tasks), (theta, phi), allow_unused=True)
     if b2 is None:
         raise UfomError(_IGNORES_PHI.format("outer_loss"))
     return b1, b2
@@ -107,7 +107,7 @@ def hessian_vector_products(
 ) -> tuple[Tensor | None, Tensor | None]:
     """(∂²L_in/∂θ∂φ)ᵀb2, shape (n, s), and (∂²L_in/∂φ²)ᵀb2, shape (n, p); None where the block is identically zero."""
     _count(len(phi), "hessian_vector_products")
-    theta, phi = _leaf(theta), _leaf(phi)
+    theta, phi = leaf(theta), leaf(phi)
     g = _inner_gradient(problem, theta, phi, tasks, graph=True)
     if not g.requires_grad:
         return None, None
@@ -142,7 +142,7 @@ def inner_gd(problem: BilevelProblem, theta: Tensor, tasks: Task, keep: int = 0)
 
 def pull_back(problem: BilevelProblem, theta: Tensor, tasks: Task, b1: Tensor | None, b2: Tensor) -> Tensor:
     """b1 + (∂V/∂θ)ᵀb2, shape (n, s)."""
-    theta = _leaf(theta)
+    theta = leaf(theta)
     phi = start(problem, theta, tasks)
     through_start = grad(phi, theta, grad_outputs=b2, allow_unused=True)[0] if phi.requires_grad else None
     terms = [t for t in (b1, through_start) if t is not None]
@@ -203,17 +203,17 @@ def _unrolled(problem: BilevelProblem, theta: Tensor, tasks: Task, lengths: Sequ
     phi = start(problem, theta.detach(), tasks).detach()
     for j in range(r - lengths[-1]):
         phi = inner_step(problem, theta, phi, tasks, j)
-    phi, leaves, states = _leaf(phi), [], []
+    phi, leaves, states = leaf(phi), [], []
     for j in range(r - lengths[-1], r + 1):
         if r - j in lengths:
-            leaves.append(_leaf(theta))
+            leaves.append(leaf(theta))
             states.append(phi)
         if j < r:
             _count(rows, "gradients")
             phi = phi - problem.alphas[j] * _inner_gradient(problem, leaves[-1], phi, tasks, graph=True)
     _count(rows, "gradients")
     _count(rows * lengths[-1], "hessian_vector_products")  # one backward pass through a step is one product
-    total = _total("outer_loss", problem.outer_loss, leaves[-1], phi, tasks)
+    total = total_loss("outer_loss", problem.outer_loss, leaves[-1], phi, tasks)
     adjoints = grad(total, (*leaves, *states), allow_unused=True)
     del phi, total
     b1, gradients = None, []

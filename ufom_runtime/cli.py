@@ -140,6 +140,7 @@ def measure(
     seed: Annotated[int, typer.Option(help="Seed of the tasks.")] = 0,
     m: Annotated[float, typer.Option(help="Exponent of the time to precision.")] = 2.0,
     device: Annotated[str | None, typer.Option(help="cpu or cuda, for built-in problems.")] = None,
+    bounds: Annotated[bool, typer.Option("--bounds", help="Estimate Assumption 1's constants (slow).")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure D², V², bias, C1 and C2 of a problem, and say which q to run.
@@ -157,7 +158,7 @@ def measure(
     shown = console(stderr=True)
     with Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal) as bar:
         task = bar.add_task("", total=1.0)
-        report = measure_problem(loaded, tasks, seed, m, lambda share: bar.update(task, completed=share))
+        report = measure_problem(loaded, tasks, seed, m, bounds, lambda share: bar.update(task, completed=share))
     if as_json:
         print(json.dumps({"problem": problem, **report}, ensure_ascii=False))
     else:

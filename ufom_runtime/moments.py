@@ -28,6 +28,7 @@ class MeasuredMoments(Moments):
         bias_sq_sem: its standard error.
         cosine: cosine between the mean proxy and the mean exact gradient at D²'s θ; nan where one of them vanishes.
         vanishes: the proxy is identically zero at every θ and task that was measured.
+        samples: ‖G_proxy − G‖² and ‖G‖² of each task behind D² and V², shape (2, n); for `bootstrap_interval`.
         per_theta: one entry a θ, from all tasks: d2, d2_sem, v2, v2_sem, mean_gradient_sq, bias_sq, cosine.
     """
 
@@ -36,6 +37,7 @@ class MeasuredMoments(Moments):
     bias_sq_sem: float = 0.0
     cosine: float = float("nan")
     vanishes: bool = False
+    samples: Array = field(default_factory=lambda: np.zeros((2, 0)))
     per_theta: dict[str, Array] = field(default_factory=dict)
 
 
@@ -191,6 +193,7 @@ def _supremum(
         bias_sq_sem=_sem(bias.influence),
         cosine=at_d.cosine[1],
         vanishes=all(row.vanishes for row in rows),
+        samples=np.stack([d2, v2]),
         per_theta={
             "d2": np.array([row.d2.mean() for row in rows]),
             "d2_sem": np.array([0.0 if exact_sums else _sem(row.d2) for row in rows]),

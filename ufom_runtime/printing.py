@@ -81,6 +81,12 @@ def print_measurement(name: str, report: dict[str, Any]) -> None:
     _print_predictions(
         "The best proxy and sweep, by the inner states held", ["states", "K", "sweep"], report["by_memory"]
     )
+    if report["bounds"]:
+        rows = (
+            [r["quantity"], *(_number(r[key]) for key in ("bound", "estimate", "observed"))] for r in report["bounds"]
+        )
+        title = "By Assumption 1 (known constants, estimated)"
+        print_table(["quantity", "bound", "estimate", "observed"], rows, left=("quantity",), title=title)
     legend = (
         "cost: of one call, over FOM's; time: to a given precision, over that of q = 1 with the recomputed sweep; "
         "?: cannot tell"
@@ -101,6 +107,10 @@ def _print_predictions(title: str, keys: list[str], rows: list[dict[str, Any]]) 
 
     headings = [*keys, "D²/V²", "q*", "95 % interval", "pays", "cost", "time"]
     print_table(headings, map(cells, rows), left=("sweep", "pays"), title=title)
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.5g}"
 
 
 def print_plan(rows: list[dict[str, Any]]) -> None:

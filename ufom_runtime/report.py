@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ufom_runtime.algorithms import start
 from ufom_runtime.clock import measure_cost
+from ufom_runtime.constants import compare_bounds
 from ufom_runtime.moments import MeasuredMoments, moments_by_proxy
-from ufom_runtime.problem import BilevelProblem, take
+from ufom_runtime.problem import BilevelProblem, Task, take
 from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, optimal_q, plan
 
 SWEEPS = (
@@ -35,6 +37,7 @@ def measure(
     n_tasks: int = 64,
     seed: int = 0,
     m: float = 2.0,
+    bounds: bool = False,
     progress: Callable[[float], object] | None = None,
 ) -> dict[str, Any]:
     """Measure D², V², the bias, C1 and C2 of a problem at its `initial` θ, and predict q* for every sweep and proxy.
@@ -44,6 +47,7 @@ def measure(
         n_tasks: tasks to draw, where the problem has no finite Ω.
         seed: of the tasks.
         m: exponent of the time to precision.
+        bounds: also estimate the constants of Assumption 1, at up to 8 θ and tasks, and compare the bounds.
         progress: called with the share of the work that is done.
 
     Returns:
@@ -92,8 +96,15 @@ def measure(
         "by_sweep": by_sweep,
         "by_proxy": by_proxy,
         "by_memory": by_memory,
+        "bounds": _bounds(problem, thetas, tasks) if bounds else None,
         "why": _why(by_memory, first_order.vanishes),
     }
+
+
+def _bounds(problem: BilevelProblem, thetas: Tensor, tasks: Task) -> list[dict[str, Any]]:
+    """`compare_bounds` at no more than 8 θ, evenly spaced among those given, and the first 8 tasks."""
+    chosen = thetas[torch.linspace(0, len(thetas) - 1, min(8, len(thetas))).long()]
+    return compare_bounds(problem, chosen, take(tasks, slice(0, 8)), getattr(problem, "constants", None))
 
 
 def _row(moments: Moments, cost: CostModel, m: float, exact: Any) -> dict[str, Any]:

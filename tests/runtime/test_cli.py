@@ -142,7 +142,7 @@ def test_measure_a_problem_of_ones_own(tmp_path):
     )
     done = ufom("measure", "mine:problem", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "Run UFOM(" in done.stdout
+    assert "run UFOM(" in done.stdout
     refused = ufom("measure", "mine:without_theta", cwd=tmp_path)
     assert refused.returncode == 2
     assert "give BilevelProblem(initial=...)" in refused.stderr

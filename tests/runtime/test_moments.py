@@ -10,7 +10,7 @@ from ufom_runtime import BilevelProblem, measure_cost, measure_moments, moments_
 from ufom_runtime.problems.hypercleaning import digits_hypercleaning
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_runtime.problems.synthetic import synthetic
-from ufom_theory import CostModel, Truncated, UfomError, optimal_q
+from ufom_theory import CostModel, Truncated, UfomError, bootstrap_interval, optimal_q
 
 
 def rng(seed):
@@ -89,6 +89,12 @@ def test_interval_covers_the_true_q():
         low, high = optimal_q(m, cost).interval
         covered += low <= truth <= high
     assert 0.90 <= covered / 300 <= 0.98, f"coverage {covered}/300"
+
+
+def test_bootstrap_from_the_samples_agrees_with_the_interval():
+    problem, cost = quadratic(dim=4, alpha=0.02), CostModel(r=10)
+    m = measure_moments(problem, problem.initial, problem.sample(400, rng(0)))
+    assert bootstrap_interval(*m.samples, cost) == pytest.approx(optimal_q(m, cost).interval, rel=0.03)
 
 
 def test_errors_of_the_mean_gradient_are_calibrated():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ufom_runtime.problem import BilevelProblem, Task
+from ufom_theory import AssumptionConstants
 from ufom_theory.divergence import TwoTaskProblem
 
 
@@ -24,6 +25,11 @@ class SyntheticProblem(BilevelProblem):
     """
 
     pair: TwoTaskProblem
+
+    @property
+    def constants(self) -> AssumptionConstants:
+        """The constants of Assumption 1, `pair.constants`."""
+        return self.pair.constants
 
 
 def synthetic(
