@@ -57,6 +57,17 @@ def optimal_q(
     print(f"figure: {figures / stem}.png   table: {results / stem}.csv")
 
 
+@app.command("performance")
+def performance() -> None:
+    """Seconds of what a user waits for, side by side."""
+    from studies.performance import measure
+
+    table = Table("", "median s", "quartiles", "ratio", box=None, pad_edge=False)
+    for row in measure().itertuples():
+        table.add_row(row.what, f"{row.seconds:.4f}", row.quartiles, f"{row.ratio:.2f}")
+    Console().print(table)
+
+
 def _measure(size: str, stem: Path) -> None:
     console = Console(stderr=True)
     columns = (TextColumn("measuring"), BarColumn(), TimeRemainingColumn())

@@ -206,7 +206,10 @@ def claims_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/equations.md, deciding nothing.")] = False,
 ) -> None:
-    """Decide every numbered statement of the paper again; exit status 1 if one comes out other than recorded."""
+    """Decide every numbered statement of the paper again; exit status 1 if one comes out other than recorded.
+
+    A statement that a study decided needs the study's stored results: without a checkout it awaits the study.
+    """
     from ufom_theory.claims import chosen, markdown
 
     if as_markdown:
@@ -227,14 +230,24 @@ def claims_command(
         from ufom_runtime.printing import print_claims
 
         print_claims(found)
-    if any(status != claim.status for claim, status in found):
+    if any(status not in (claim.status, "awaits a study") for claim, status in found):
         raise typer.Exit(1)
 
 
+_EXTRAS = {"torch": "runtime", "pandas": "runtime", "sklearn": "runtime", "PIL": "runtime", "matplotlib": "studies"}
+
+
 def main() -> None:
-    """Entry point: a `UfomError` becomes one line on stderr and exit status 2."""
+    """Entry point: a `UfomError`, or an extra that is not installed, becomes one line on stderr and exit status 2."""
     try:
         app()
     except UfomError as error:
-        print(f"ufom: {error}", file=sys.stderr)
-        sys.exit(2)
+        message = str(error)
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRAS:
+            raise
+        message = f"this needs {error.name}: pip install 'ufom[{_EXTRAS[error.name]}]'"
+    else:
+        return
+    print(f"ufom: {message}", file=sys.stderr)
+    sys.exit(2)

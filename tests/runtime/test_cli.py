@@ -100,6 +100,12 @@ def test_missing_data_are_one_line(capsys, monkeypatch):
     assert err == "ufom: UFOM_DATA is not set: point it at the folder that holds mnist/ and omniglot/\n"
 
 
+def test_an_extra_that_is_not_installed_is_named(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    code, _, err = run(capsys, monkeypatch, "measure", "quadratic")
+    assert (code, err) == (2, "ufom: this needs torch: pip install 'ufom[runtime]'\n")
+
+
 def test_q_loads_neither_torch_nor_sympy():
     code = (
         "import sys; from ufom_runtime.cli import main; sys.argv = 'ufom q --d2 0.02 --v2 0.9'.split()\n"

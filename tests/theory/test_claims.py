@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from ufom_runtime.cli import app
 from ufom_theory import UfomError
-from ufom_theory.claims import CLAIMS, chosen, markdown
+from ufom_theory.claims import CLAIMS, chosen, experiments, markdown
 from ufom_theory.claims.registry import Claim, bounds, measures, vanishes
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +54,15 @@ def test_named_tests_exist():
 def test_document_is_not_stale():
     """Regenerate with `ufom claims --markdown > docs/equations.md`."""
     assert (ROOT / "docs/equations.md").read_text(encoding="utf-8") == markdown()
+
+
+def test_stored_verdicts_decide_what_a_study_measured(monkeypatch):
+    judged = [{"subject": "log-time regret at q*, α = 0.01", "agrees": word} for word in ("yes", "inconclusive", "no")]
+    for verdicts, status in ((judged[:1], "measured"), (judged[:2], "awaits a study"), (judged[2:], "refuted")):
+        monkeypatch.setattr(experiments, "stored_verdicts", lambda study, v=verdicts: v)
+        assert experiments.toy_optima() == status
+    monkeypatch.setattr(experiments, "stored_verdicts", lambda study: [])
+    assert experiments.toy_optima() == "awaits a study"
 
 
 def test_layers_of_proof():

@@ -148,3 +148,18 @@ def test_local_law_of_the_last_iterate():
 def test_bad_input_is_named(call, message):
     with pytest.raises(UfomError, match=message):
         call()
+
+
+def test_moments_over_the_inner_step_size():
+    """Against the closed form while the quadratic pieces hold: means of ((p² − p)·a·u)² and (p²·a·u)², u = θ − b/a."""
+    grid, known = np.linspace(-50, 50, 1001), []
+    for alpha in (0.001, 0.01, 0.05):
+        toy = TwoTaskProblem(alpha, 10, (0.5, 1.5), (0.0, 10.0), 400.0)
+        d2 = v2 = 0.0
+        for a, b in zip(toy.a, toy.b, strict=True):
+            p, u = (1 - alpha * a) ** 10, grid - b / a
+            d2, v2 = d2 + ((p * p - p) * a * u) ** 2 / 2, v2 + (p * p * a * u) ** 2 / 2
+        np.testing.assert_allclose(toy.moments(grid), (d2, v2), rtol=1e-11)
+        known.append((d2.max(), v2.max()))
+    assert known[0][0] < known[1][0] < known[2][0]
+    assert known[0][1] > known[1][1] > known[2][1]
