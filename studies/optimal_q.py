@@ -154,13 +154,20 @@ def simulate(pair: TwoTaskProblem, grid: Array, config: Config, length: int, see
     weight = np.divide(1.0, q, out=np.zeros_like(q), where=q > 0)
     theta = np.repeat(rng.uniform(*RANGE, shape)[None], len(grid), axis=0)
     steps = np.full((len(grid), config.seeds), np.nan)
+    u, slope = np.empty_like(theta), np.empty_like(theta)  # fresh arrays of this size would cost more than the sums
     for k in range(1, length + 1):
         task, coin = rng.integers(0, 2, shape), rng.random(shape)
-        u = theta - centres[task]
+        np.subtract(theta, centres[task], out=u)
         if max(u.max(), -u.min()) > pair.A:
             raise UfomError(f"a chain left the quadratic pieces at α = {pair.alpha:g}, step {k}: take larger q")
-        theta -= outer_step_size(k) * u * (first_order[task] + (coin < q) * weight * correction[task])
-        gradient_sq = pair.curvature**2 * np.mean((theta - pair.theta_star) ** 2, axis=2)
+        np.multiply(coin < q, weight, out=slope)
+        slope *= correction[task]
+        slope += first_order[task]
+        u *= outer_step_size(k)
+        u *= slope
+        theta -= u
+        np.subtract(theta, pair.theta_star, out=u)
+        gradient_sq = pair.curvature**2 * np.einsum("qsr,qsr->qs", u, u) / config.chains
         steps[np.isnan(steps) & (gradient_sq <= config.delta)] = k
     return steps, gradient_sq
 
