@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ufom_runtime.algorithms import count_calls as count_calls
     from ufom_runtime.clock import measure_cost as measure_cost
+    from ufom_runtime.constants import compare_bounds as compare_bounds
+    from ufom_runtime.constants import estimate_constants as estimate_constants
     from ufom_runtime.estimators import EXACT as EXACT
     from ufom_runtime.estimators import FOM as FOM
     from ufom_runtime.estimators import RECOMPUTED as RECOMPUTED
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 _ROOMS = {
     "algorithms": ["count_calls"],
     "clock": ["measure_cost"],
+    "constants": ["compare_bounds", "estimate_constants"],
     "estimators": ["EXACT", "FOM", "RECOMPUTED", "UFOM", "Estimator", "hypergradient"],
     "memory": ["peak_bytes"],
     "moments": ["measure_moments", "moments_by_proxy"],

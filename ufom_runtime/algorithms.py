@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,10 +56,11 @@ def _rows(name: str, function: Callable[..., Tensor], *stacks: Task) -> Tensor:
         return torch.func.vmap(function)(*stacks)
     except (UfomError, torch.OutOfMemoryError):
         raise
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except Exception as error:  # it is the user's function: whatever it raises, say where
         shapes = ", ".join(str(tuple(t[0].shape)) for x in stacks for t in parts(x))
-        remedy = "" if count(stacks[0]) == 1 else "; if it works on one task, pass chunk=1 to go without vmap"
-        raise UfomError(f"{name} failed on arguments of shapes {shapes}: {error}{remedy}") from error
+        remedy = "" if count(stacks[0]) == 1 else "; if it works on one task, run one at a time (chunk=1), without vmap"
+        said = f"{type(error).__name__}: {error}"
+        raise UfomError(f"{name} failed on arguments of shapes {shapes}: {said}{remedy}") from error
 
 
 def leaf(tensor: Tensor) -> Tensor:
@@ -70,9 +72,21 @@ def total_loss(name: str, loss: Loss, theta: Tensor, phi: Tensor, tasks: Task) -
     losses = _rows(name, loss, theta, phi, tasks)
     if losses.ndim != 1:
         raise UfomError(f"{name} returned shape {tuple(losses.shape[1:])}: it must return a scalar")
+    if not losses.is_floating_point():
+        raise UfomError(f"{name} returned {losses.dtype}: it must return a real floating-point number")
     if not losses.requires_grad:
         raise UfomError(_IGNORES_PHI.format(name))
     return losses.sum()
+
+
+def _derivative(name: str, of: Tensor, inputs: tuple[Tensor, ...], **options: Any) -> tuple[Tensor | None, ...]:
+    """`grad`, None where there is no dependence; an operation without a derivative is named."""
+    try:
+        return grad(of, inputs, allow_unused=True, **options)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise UfomError(f"{name} cannot be differentiated (twice): {error}; use operations that can") from error
 
 
 _IGNORES_PHI = "{} does not depend on φ: compute it from its second argument, without detach or no_grad"
@@ -80,7 +94,7 @@ _IGNORES_PHI = "{} does not depend on φ: compute it from its second argument, w
 
 def _inner_gradient(problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: Task, graph: bool) -> Tensor:
     total = total_loss("inner_loss", problem.inner_loss, theta, phi, tasks)
-    g = grad(total, phi, create_graph=graph, allow_unused=True)[0]
+    g = _derivative("inner_loss", total, (phi,), create_graph=graph)[0]
     if g is None:
         raise UfomError(_IGNORES_PHI.format("inner_loss"))
     return g
@@ -96,7 +110,8 @@ def outer_gradients(problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: 
     """∂L_out/∂θ, shape (n, s), None where L_out is free of θ; and ∂L_out/∂φ, shape (n, p)."""
     _count(len(phi), "gradients")
     theta, phi = leaf(theta), leaf(phi)
-    b1, b2 = grad(total_loss("outer_loss", problem.outer_loss, theta, phi, tasks), (theta, phi), allow_unused=True)
+    total = total_loss("outer_loss", problem.outer_loss, theta, phi, tasks)
+    b1, b2 = _derivative("outer_loss", total, (theta, phi))
     if b2 is None:
         raise UfomError(_IGNORES_PHI.format("outer_loss"))
     return b1, b2
@@ -111,13 +126,15 @@ def hessian_vector_products(
     g = _inner_gradient(problem, theta, phi, tasks, graph=True)
     if not g.requires_grad:
         return None, None
-    h1, h2 = grad(g, (theta, phi), grad_outputs=b2, allow_unused=True)
+    h1, h2 = _derivative("inner_loss", g, (theta, phi), grad_outputs=b2)
     return h1, h2
 
 
 def start(problem: BilevelProblem, theta: Tensor, tasks: Task) -> Tensor:
     """φ_0 = V(θ, T), shape (n, p), with its graph if θ asks for one."""
     phi = _rows("start", problem.start, theta, tasks)
+    if not phi.is_floating_point():
+        raise UfomError(f"start returned {phi.dtype}: φ_0 must be a vector of floating-point numbers")
     if phi.ndim != 2:
         raise UfomError(f"start returned shape {tuple(phi.shape[1:])}: it must return φ_0 as a vector, shape (p,)")
     if phi.device != theta.device:
@@ -140,6 +157,12 @@ def inner_gd(problem: BilevelProblem, theta: Tensor, tasks: Task, keep: int = 0)
     return phi, kept
 
 
+def first_order_vanishes(problem: BilevelProblem, theta: Tensor, tasks: Task) -> bool:
+    """Whether G_FO is identically zero, since neither the start nor the outer loss contains θ."""
+    phi = start(problem, leaf(theta), tasks)
+    return not phi.requires_grad and outer_gradients(problem, theta, phi, tasks)[0] is None
+
+
 def pull_back(problem: BilevelProblem, theta: Tensor, tasks: Task, b1: Tensor | None, b2: Tensor) -> Tensor:
     """b1 + (∂V/∂θ)ᵀb2, shape (n, s)."""
     theta = leaf(theta)
@@ -149,6 +172,7 @@ def pull_back(problem: BilevelProblem, theta: Tensor, tasks: Task, b1: Tensor | 
     return sum(terms[1:], terms[0]) if terms else torch.zeros_like(theta)
 
 
+@torch.enable_grad()
 def sweep_gradients(
     problem: BilevelProblem, theta: Tensor, tasks: Task, lengths: Sequence[int], sweep: Sweep, ring: int = 0
 ) -> list[Tensor]:
@@ -214,7 +238,7 @@ def _unrolled(problem: BilevelProblem, theta: Tensor, tasks: Task, lengths: Sequ
     _count(rows, "gradients")
     _count(rows * lengths[-1], "hessian_vector_products")  # one backward pass through a step is one product
     total = total_loss("outer_loss", problem.outer_loss, leaves[-1], phi, tasks)
-    adjoints = grad(total, (*leaves, *states), allow_unused=True)
+    adjoints = _derivative("the unrolled loop", total, (*leaves, *states))
     del phi, total
     b1, gradients = None, []
     for by_theta, b2 in reversed(list(zip(adjoints[: len(leaves)], adjoints[len(leaves) :], strict=True))):

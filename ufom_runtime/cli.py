@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +27,7 @@ from ufom_theory import (
     plan,
     smoothness_bound,
 )
+from ufom_theory.quantities import finite
 
 app = typer.Typer(
     help="How much second-order work is worth paying for in bilevel optimisation.",
@@ -56,6 +58,9 @@ def q(
     mean_gradient_sq: Annotated[float | None, typer.Option(help="‖∇M‖², needed for a batch.")] = None,
     constants: Annotated[str | None, typer.Option(help="M1,M2,L1,L2,L3 of Assumption 1, instead of D² and V².")] = None,
     alpha: Annotated[float | None, typer.Option(help="Inner step size, with --constants.")] = None,
+    theta_in_losses: Annotated[
+        bool, typer.Option(help="With --constants: whether a loss contains θ (in MAML none).")
+    ] = True,
     d2_sem: Annotated[float, typer.Option(help="Standard error of D², for the interval.")] = 0.0,
     v2_sem: Annotated[float, typer.Option(help="Standard error of V², for the interval.")] = 0.0,
     plot: Annotated[Path | None, typer.Option(help="Draw the time curve into this file.")] = None,
@@ -65,23 +70,28 @@ def q(
     if m is not None and epsilon is not None:
         raise UfomError("--m and --epsilon both set the exponent: give one of them")
     exponent_ = exponent(epsilon) if epsilon is not None else 2.0 if m is None else m
-    extra: dict[str, Any] = {}
-    if constants is not None:
-        if d2 is not None or v2 is not None:
-            raise UfomError("--constants stands in for --d2 and --v2: give one or the other")
-        d2, v2, extra = _from_constants(constants, alpha, r, proxy)
-    elif d2 is None or v2 is None:
-        raise UfomError("give --d2 and --v2, or --constants M1,M2,L1,L2,L3 with --alpha")
+    if mean_gradient_sq is not None and batch == 1:
+        raise UfomError("--mean-gradient-sq is used for a batch alone: give --batch, or leave it out")
+    bounds: dict[str, float] = {}
+    if constants is not None and d2 is None and v2 is None:
+        bounds = _bounds(constants, alpha, r, proxy, theta_in_losses)
+        d2, v2 = bounds["D_tight"] ** 2, bounds["V_bound"] ** 2
+    elif constants is not None or d2 is None or v2 is None:
+        raise UfomError("give either --d2 and --v2, or --constants M1,M2,L1,L2,L3 with --alpha")
+    elif alpha is not None or not theta_in_losses:
+        raise UfomError("--alpha and --no-theta-in-losses go with --constants: leave them out")
     cost = CostModel(r=r, c1=c1, c2=c2, sweep=Sweep.parse(sweep), proxy=Truncated(proxy))
+    for name, sem in (("--d2-sem", d2_sem), ("--v2-sem", v2_sem)):
+        finite(name, sem, "≥ 0: it is a standard error", 0.0)
     cov = np.diag(np.square([d2_sem, v2_sem]))
     prediction = optimal_q(Moments(d2, v2, cov, mean_gradient_sq=mean_gradient_sq), cost, exponent_, batch)
     if plot is not None:
         from ufom_runtime.time_curve import save_time_curve
 
         save_time_curve(prediction, plot)
-    report = {**as_dict(prediction), **extra}
+    report = {**as_dict(prediction), **bounds}
     if as_json:
-        print(json.dumps(report, ensure_ascii=False))
+        print(_json(report))
     else:
         from ufom_runtime.printing import print_prediction
 
@@ -111,7 +121,7 @@ def as_dict(p: Prediction) -> dict[str, Any]:
     }
 
 
-def _from_constants(text: str, alpha: float | None, r: int, proxy: int) -> tuple[float, float, dict[str, float]]:
+def _bounds(text: str, alpha: float | None, r: int, proxy: int, theta_in_losses: bool) -> dict[str, float]:
     try:
         values = [float(x) for x in text.split(",")]
     except ValueError as error:
@@ -123,14 +133,12 @@ def _from_constants(text: str, alpha: float | None, r: int, proxy: int) -> tuple
     if r < 1:
         raise UfomError(f"r, the number of inner steps, = {r} must be at least 1")
     assumed, steps = AssumptionConstants(*values), [alpha] * r
-    tight, gradient = bias_bound(assumed, steps, Truncated(proxy)), gradient_bound(assumed, steps)
-    bounds = {
-        "D_tight": tight,
+    return {
+        "D_tight": bias_bound(assumed, steps, Truncated(proxy), theta_in_losses),
         "D_printed_15": bias_bound_printed(assumed, steps),
-        "V_bound": gradient,
-        "L_M": smoothness_bound(assumed, steps),
+        "V_bound": gradient_bound(assumed, steps, theta_in_losses),
+        "L_M": smoothness_bound(assumed, steps, theta_in_losses),
     }
-    return tight**2, gradient**2, bounds
 
 
 @app.command()
@@ -141,6 +149,7 @@ def measure(
     m: Annotated[float, typer.Option(help="Exponent of the time to precision.")] = 2.0,
     device: Annotated[str | None, typer.Option(help="cpu or cuda, for built-in problems.")] = None,
     bounds: Annotated[bool, typer.Option("--bounds", help="Estimate Assumption 1's constants (slow).")] = False,
+    chunk: Annotated[int | None, typer.Option(help="Tasks run together; 1 for losses that vmap cannot take.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure D², V², bias, C1 and C2 of a problem, and say which q to run.
@@ -158,9 +167,9 @@ def measure(
     shown = console(stderr=True)
     with Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal) as bar:
         task = bar.add_task("", total=1.0)
-        report = measure_problem(loaded, tasks, seed, m, bounds, lambda share: bar.update(task, completed=share))
+        report = measure_problem(loaded, tasks, seed, m, bounds, chunk, lambda x: bar.update(task, completed=x))
     if as_json:
-        print(json.dumps({"problem": problem, **report}, ensure_ascii=False))
+        print(_json({"problem": problem, **report}))
     else:
         print_measurement(problem, report)
 
@@ -176,13 +185,16 @@ def plan_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """The best proxy, sweep and q that fit in a memory budget, with all that was compared."""
+    given = dict(map(_parse_proxy, moments))
+    if len(given) < len(moments):
+        raise UfomError("--moments names a proxy length K twice: give each once")
     rows = [
         {"proxy": c.proxy.steps, "sweep": str(c.sweep), "q": c.q, "states": c.states, "time": c.time,
          "slower": c.slower, "why": c.why}
-        for c in plan(dict(map(_parse_proxy, moments)), r, c1, c2, memory, m)
+        for c in plan(given, r, c1, c2, memory, m)
     ]  # fmt: skip
     if as_json:
-        print(json.dumps(rows, ensure_ascii=False))
+        print(_json(rows))
     else:
         from ufom_runtime.printing import print_plan
 
@@ -223,7 +235,7 @@ def claims_command(
             for c, status in found
         ]  # fmt: skip
         if as_json:
-            print(json.dumps(rows, ensure_ascii=False))
+            print(_json(rows))
         else:
             print("\n".join(f"% {row['id']}: {row['found']}\n{row['printed']}\n{row['derived']}\n" for row in rows))
     else:
@@ -234,20 +246,39 @@ def claims_command(
         raise typer.Exit(1)
 
 
+def _json(value: Any) -> str:
+    """JSON without NaN and ±inf, which it does not know: null stands for them."""
+
+    def known(x: Any) -> Any:
+        if isinstance(x, dict):
+            return {k: known(v) for k, v in x.items()}
+        if isinstance(x, list | tuple):
+            return [known(v) for v in x]
+        return None if isinstance(x, float) and not math.isfinite(x) else x
+
+    return json.dumps(known(value), ensure_ascii=False, allow_nan=False)
+
+
 _EXTRAS = {"torch": "runtime", "pandas": "runtime", "sklearn": "runtime", "PIL": "runtime", "matplotlib": "studies"}
 
 
 def main() -> None:
-    """Entry point: a `UfomError`, or an extra that is not installed, becomes one line on stderr and exit status 2."""
+    """Entry point: bad input, or an extra that is not installed, becomes one line on stderr and exit status 2."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)
     except UfomError as error:
         message = str(error)
+    except typer.Abort:
+        sys.exit(130)
     except ModuleNotFoundError as error:
         if error.name not in _EXTRAS:
             raise
         message = f"this needs {error.name}: pip install 'ufom[{_EXTRAS[error.name]}]'"
-    else:
-        return
+    except Exception as error:
+        if not hasattr(
+            error, "format_message"
+        ):  # the command line's own errors: an unknown option, a word for a number
+            raise
+        message = error.format_message()
     print(f"ufom: {message}", file=sys.stderr)
     sys.exit(2)

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ufom_runtime.algorithms import hessian_vector_products, inner_gradient, outer_gradients, start
+from ufom_runtime.estimators import refuse_divergence
 from ufom_runtime.problem import BilevelProblem, Task, check, count
 from ufom_theory import CostModel, UfomError
 
 
+@torch.enable_grad()
 def measure_cost(
     problem: BilevelProblem, theta: Tensor, tasks: Task, *, seconds: float = 1.0, repeats: int = 20
 ) -> CostModel:
@@ -25,8 +27,8 @@ def measure_cost(
         problem: the problem.
         theta: outer parameters, shape (s,).
         tasks: n stacked tasks, run as one batch; the times are a task's, so one task gives the cost of one at a time.
-        seconds: at least so long is timed,
-        repeats: and at least so often.
+        seconds: so long is timed, or as long as `repeats` take.
+        repeats: and so often at least.
 
     Returns:
         CostModel with r, and C1, C2 in seconds with standard errors; its sweep and proxy are the paper's. The medians
@@ -41,7 +43,7 @@ def measure_cost(
     n = count(tasks)
     rows = theta.expand(n, -1)
     phi = start(problem, rows.detach(), tasks).detach()
-    _, b2 = outer_gradients(problem, rows, phi, tasks)
+    b2 = refuse_divergence(outer_gradients(problem, rows, phi, tasks)[1])
 
     def gradient() -> object:
         return inner_gradient(problem, rows, phi, tasks)

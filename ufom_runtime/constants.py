@@ -20,7 +20,7 @@ from ufom_runtime.problem import BilevelProblem, Loss, Task, check, count, take
 from ufom_theory import AssumptionConstants, bias_bound, gradient_bound, smoothness_bound
 
 Operator = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]  # a linear map of each row, and its transpose
-_ITERATIONS = 20
+_ITERATIONS, _STATES = 20, 10
 _STEP = 1e-3  # of the differences, relative to 1 + ‖x‖
 
 
@@ -29,14 +29,15 @@ class EstimatedConstants(AssumptionConstants):
     """Lower estimates of the constants of Assumption 1.
 
     Attributes:
-        theta_in_losses: whether a loss was seen to depend on θ; where none does, 1 + M1 becomes M1 in every bound.
+        theta_in_losses: whether a loss contains θ; where none does, 1 + M1 becomes M1 in every bound.
     """
 
     theta_in_losses: bool = True
 
 
+@torch.enable_grad()
 def estimate_constants(problem: BilevelProblem, thetas: Tensor, tasks: Task, *, seed: int = 0) -> EstimatedConstants:
-    """Estimate M1, M2, L1, L2, L3 from below, over all given θ, all given tasks and all states φ_0 … φ_r.
+    """Estimate M1, M2, L1, L2, L3 from below, over all given θ and tasks, and up to ten states of the loop.
 
     M1 and L2 are spectral norms by power iteration on Jacobian- and Hessian-vector products, L1 is the largest gradient
     norm; M2 and L3 are norms of the differences of ∂V/∂θ, and of the inner loss's Hessian blocks, over short random
@@ -63,6 +64,7 @@ def estimate_constants(problem: BilevelProblem, thetas: Tensor, tasks: Task, *, 
 
     phi, states = inner_gd(problem, theta, rows, keep=problem.r)
     refuse_divergence(phi)
+    states = [states[i] for i in torch.linspace(0, problem.r - 1, min(problem.r, _STATES)).round().int().tolist()]
     shift = step(theta)
     jacobian, moved = (_jacobian(problem, x, rows) for x in (theta, theta + shift))
     m1 = [_norm(jacobian, direction(theta))]
@@ -73,7 +75,7 @@ def estimate_constants(problem: BilevelProblem, thetas: Tensor, tasks: Task, *, 
     for name, loss, state in [*visited, ("outer_loss", problem.outer_loss, phi)]:
         here = _Hessian(name, loss, theta, state, rows)
         l1 += [g.norm(dim=1) for g in here.gradients]
-        theta_in_losses |= bool(here.gradients[0].any())
+        theta_in_losses |= here.uses_theta
         l2 += [_norm(here.block(a, b), direction((theta, state)[b])) for a, b in ((0, 0), (0, 1), (1, 1))]
         if name == "inner_loss":
             shifts = step(theta), step(state)
@@ -118,7 +120,7 @@ def compare_bounds(
     ]
 
     def at(constants: AssumptionConstants | None) -> list[float | None]:
-        alphas, in_losses = problem.step_sizes.numpy(), estimated.theta_in_losses
+        alphas, in_losses = problem.alphas, estimated.theta_in_losses
         formulas = (bias_bound, gradient_bound, smoothness_bound)
         return [f(constants, alphas, theta_in_losses=in_losses) if constants else None for f in formulas]
 
@@ -128,8 +130,8 @@ def compare_bounds(
 
 def _pairs(problem: BilevelProblem, thetas: Tensor, tasks: Task) -> tuple[Tensor, Task, Tensor]:
     """Every θ with every task: θ of shape (k·n, s), the tasks stacked alike, and the indices that pair the two."""
+    check(problem, thetas, tasks, dimensions=(1, 2))
     thetas = thetas[None] if thetas.ndim == 1 else thetas
-    check(problem, thetas, tasks)
     n, k = count(tasks), len(thetas)
     index = torch.arange(k * n)
     return thetas.repeat_interleave(n, 0), take(tasks, index % n), torch.stack([index, index])
@@ -141,7 +143,9 @@ class _Hessian:
     def __init__(self, name: str, loss: Loss, theta: Tensor, phi: Tensor, tasks: Task) -> None:
         self._leaves = leaf(theta), leaf(phi)
         total = total_loss(name, loss, *self._leaves, tasks)
-        self._graph = grad(total, self._leaves, create_graph=True, allow_unused=True, materialize_grads=True)
+        found = grad(total, self._leaves, create_graph=True, allow_unused=True)
+        self.uses_theta = found[0] is not None
+        self._graph = [torch.zeros_like(x) if g is None else g for g, x in zip(found, self._leaves, strict=True)]
         self.gradients = [g.detach() for g in self._graph]
 
     def block(self, a: int, b: int) -> Operator:

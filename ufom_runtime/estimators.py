@@ -12,8 +12,9 @@ from torch import Generator, Tensor
 
 from ufom_runtime.algorithms import count_calls, sweep_gradients
 from ufom_runtime.memory import budget, peak_bytes
-from ufom_runtime.problem import BilevelProblem, Task, check, count, parts, take
+from ufom_runtime.problem import BilevelProblem, Task, check, count, cpu_generator, parts, repeat, take
 from ufom_theory import Sweep, Truncated, UfomError
+from ufom_theory.quantities import integer
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,20 @@ class Estimator:
         q: probability of the exact correction; 0 leaves the proxy alone, 1 the exact gradient.
         sweep: how the exact gradient comes by its states.
         proxy: what is debiased.
+
+    Raises:
+        UfomError: q outside [0, 1], a sweep or a proxy of another kind.
     """
 
     q: float
     sweep: Sweep = field(default_factory=Sweep.recomputed)
     proxy: Truncated = field(default_factory=Truncated)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.q, int | float) or not 0 <= self.q <= 1:
+            raise UfomError(f"q = {self.q!r} must lie in [0, 1]: it is a probability")
+        if not isinstance(self.sweep, Sweep) or not isinstance(self.proxy, Truncated):
+            raise UfomError(f"sweep = {self.sweep!r}, proxy = {self.proxy!r}: give a Sweep and a Truncated")
 
 
 FOM = Estimator(0.0)
@@ -50,8 +60,8 @@ def UFOM(q: float, sweep: Sweep | None = None, proxy: Truncated | None = None) -
     Raises:
         UfomError: q outside (0, 1].
     """
-    if not 0 < q <= 1:
-        raise UfomError(f"q = {q} must lie in (0, 1]: it is a probability, and 1/q a weight; for q → 0 use FOM")
+    if not isinstance(q, int | float) or not 0 < q <= 1:
+        raise UfomError(f"q = {q!r} must lie in (0, 1]: it is a probability, and 1/q a weight; for q → 0 use FOM")
     return Estimator(float(q), sweep or Sweep.recomputed(), proxy or Truncated())
 
 
@@ -123,8 +133,6 @@ def hypergradient(
     Raises:
         UfomError: wrong shapes or devices, NaN, a loss that ignores φ, missing coins, or an inner loop that diverged.
     """
-    if not isinstance(theta, Tensor) or theta.ndim != 1:
-        raise UfomError(f"theta has shape {tuple(getattr(theta, 'shape', ()))}: give one vector, shape (s,)")
     check(problem, theta, tasks)
     n = count(tasks)
     coins = _coins(n, estimator.q, coins, generator)
@@ -147,15 +155,20 @@ def refuse_divergence(gradient: Tensor) -> Tensor:
 
 def _coins(n: int, q: float, coins: Tensor | None, generator: Generator | None) -> Tensor:
     if coins is not None:
+        if not isinstance(coins, Tensor):
+            raise UfomError(f"coins are a {type(coins).__name__}: give a bool tensor, shape ({n},)")
         if coins.dtype != torch.bool or coins.shape != (n,):
             raise UfomError(f"coins are {coins.dtype} of shape {tuple(coins.shape)}: give bool, shape ({n},)")
         if q == 0 and coins.any():
             raise UfomError("q = 0 leaves the proxy alone, but a coin is 1, and 1/q its weight: use UFOM(q)")
+        if q == 1 and not coins.all():
+            raise UfomError("q = 1 corrects always, but a coin is 0: use UFOM(q) with q < 1")
         return coins.cpu()
     if q in (0.0, 1.0):
         return torch.full((n,), q == 1.0)
     if generator is None:
         raise UfomError(f"q = {q:g} needs coins: pass coins, or a CPU generator that draws them")
+    cpu_generator(generator)
     return draw_coins(n, q, generator)
 
 
@@ -188,22 +201,32 @@ def in_chunks(
         (the pairs of this chunk, one tensor (rows, s) a length).
     """
 
+    n = count(tasks)
+
     def run(piece: Tensor) -> list[Tensor]:
-        single = len(thetas) == 1
-        rows = thetas.expand(piece.shape[1], -1) if single else thetas[piece[0].to(thetas.device)]
-        in_order = torch.equal(piece[1], torch.arange(count(tasks)))
-        return sweep_gradients(problem, rows, tasks if in_order else take(tasks, piece[1]), lengths, sweep, ring)
+        size = piece.shape[1]
+        rows = thetas.expand(size, -1) if len(thetas) == 1 else thetas[piece[0].to(thetas.device)]
+        if n == 1:  # one task for every θ: seen many times, held once
+            chosen = repeat(tasks, size)
+        else:
+            chosen = tasks if torch.equal(piece[1], torch.arange(n)) else take(tasks, piece[1])
+        try:
+            return sweep_gradients(problem, rows, chosen, lengths, sweep, ring)
+        except torch.OutOfMemoryError as error:
+            raise UfomError(f"{size} tasks at once do not fit into memory: pass a smaller chunk ({error})") from error
 
     if not pairs.shape[1]:
         return
-    if chunk is None and pairs.shape[1] > 1:
+    if chunk is not None:
+        chunk = integer("chunk, the tasks run together,", chunk, 1)
+    elif pairs.shape[1] > 1:
         key = (lengths[-1], sweep, ring, thetas.dtype, thetas.device, *(t.shape[1:] for t in parts(tasks)))
         known = _row_bytes.setdefault(problem, {})
         if key not in known:
             with count_calls():  # the probe is nobody's call
                 known[key] = peak_bytes(lambda: run(pairs[:, :1]), parts(tasks))
+            if n > 1:
+                known[key] += sum(t[0].nbytes for t in parts(tasks))  # the rows of a chunk are copies
         chunk = max(1, budget(thetas.device) // max(1, known[key]))
-    elif chunk is not None and chunk < 1:
-        raise UfomError(f"chunk = {chunk} tasks run together: give at least 1")
     for piece in torch.split(pairs, chunk or 1, dim=1):
         yield piece, run(piece)

@@ -55,5 +55,6 @@ def peak_bytes(function: Callable[[], object], known: Iterable[Tensor] = ()) -> 
 def budget(device: torch.device) -> int:
     """Bytes that one batch may take: half of the free memory on CUDA, 512 MiB elsewhere."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0]) // 2
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # free, though not to others
+        return (int(torch.cuda.mem_get_info(device)[0]) + cached) // 2
     return 512 * 2**20

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ufom_runtime.algorithms import first_order_vanishes
 from ufom_runtime.estimators import EXACT, in_chunks, refuse_divergence
 from ufom_runtime.memory import budget
-from ufom_runtime.problem import BilevelProblem, Task, check, count
+from ufom_runtime.problem import BilevelProblem, Task, check, count, take
 from ufom_theory import Moments, Truncated, UfomError
 
 Array = NDArray[np.float64]
@@ -27,7 +28,7 @@ class MeasuredMoments(Moments):
         bias_sq: ‖E(G_proxy − G)‖² at D²'s θ, unbiased (so it can be slightly negative): what debiasing removes.
         bias_sq_sem: its standard error.
         cosine: cosine between the mean proxy and the mean exact gradient at D²'s θ; nan where one of them vanishes.
-        vanishes: the proxy is identically zero at every θ and task that was measured.
+        vanishes: the proxy is FOM, and identically zero: neither the start nor the outer loss contains θ.
         samples: ‖G_proxy − G‖² and ‖G‖² of each task behind D² and V², shape (2, n); for `bootstrap_interval`.
         per_theta: one entry a θ, from all tasks: d2, d2_sem, v2, v2_sem, mean_gradient_sq, bias_sq, cosine.
     """
@@ -66,6 +67,9 @@ def measure_moments(
             one θ are held.
         progress: called with the share of the work that is done.
 
+    Returns:
+        D² (14), V² (16), their covariance, ‖∇M‖² and the bias; `.per_theta` keeps the values at every θ.
+
     Raises:
         UfomError: wrong shapes, too few tasks, an inner loop that diverged, or a gradient that vanishes everywhere.
     """
@@ -82,16 +86,23 @@ def moments_by_proxy(
     chunk: int | None = None,
     progress: Callable[[float], object] | None = None,
 ) -> dict[Truncated, MeasuredMoments]:
-    """`measure_moments` for several truncation lengths at the price of one: every proxy falls out of one sweep."""
+    """`measure_moments` for several truncation lengths at the price of one: every proxy falls out of one sweep.
+
+    Args, errors: as `measure_moments`; `proxies` must not be empty.
+
+    Returns:
+        The moments of each proxy, all with the same V².
+    """
     exact_sums = tasks is None or tasks is problem.tasks
     tasks = problem.tasks if tasks is None else tasks
     if tasks is None:
         raise UfomError("the problem has no finite set of tasks: draw some, tasks = problem.sample(n, generator)")
+    proxies = list(proxies)
+    if not proxies or not all(isinstance(p, Truncated) for p in proxies):
+        raise UfomError(f"proxies = {proxies!r}: give at least one Truncated(K); K = 0 is FOM")
     proxies = sorted(set(proxies), key=lambda p: p.steps)
-    thetas = thetas[None] if isinstance(thetas, Tensor) and thetas.ndim == 1 else thetas
-    check(problem, thetas, tasks)
-    if thetas.ndim != 2 or not len(thetas):
-        raise UfomError(f"thetas have shape {tuple(thetas.shape)}: give (k, s) with k ≥ 1, or (s,) for one")
+    check(problem, thetas, tasks, dimensions=(1, 2))
+    thetas = thetas[None] if thetas.ndim == 1 else thetas
     if proxies[-1].steps > problem.r:
         raise UfomError(
             f"proxy length K = {proxies[-1].steps} is longer than the inner loop, r = {problem.r}: keep K ≤ r"
@@ -106,7 +117,12 @@ def moments_by_proxy(
         exact = refuse_divergence(found[-1])
         for p in proxies:
             rows[p].append(_AtTheta.of(found[lengths.index(p.steps)], exact, judged, exact_sums))
-    return {p: _supremum(p, rows[p], slice(0, judged.start or n), judged, exact_sums) for p in proxies}
+    choosing, one = slice(0, judged.start or n), take(tasks, slice(0, 1))
+    vanishes = first_order_vanishes(problem, thetas[:1], one)
+    return {
+        p: replace(_supremum(p, rows[p], choosing, judged, exact_sums), vanishes=vanishes and p.steps == 0)
+        for p in proxies
+    }
 
 
 def _by_theta(
@@ -156,7 +172,6 @@ class _AtTheta:
     gradient: tuple[_Mean, _Mean]
     bias: tuple[_Mean, _Mean]
     cosine: tuple[float, float]
-    vanishes: bool
 
     @classmethod
     def of(cls, proxy: Tensor, exact: Tensor, judged: slice, exact_sums: bool) -> _AtTheta:
@@ -168,7 +183,6 @@ class _AtTheta:
             gradient=tuple(_Mean.of(exact[i], exact_sums) for i in subsets),  # type: ignore[arg-type]
             bias=tuple(_Mean.of(d[i], exact_sums) for i in subsets),  # type: ignore[arg-type]
             cosine=tuple(_cosine(proxy[i].mean(0), exact[i].mean(0)) for i in subsets),  # type: ignore[arg-type]
-            vanishes=not bool(proxy.any()),
         )
 
 
@@ -192,7 +206,6 @@ def _supremum(
         bias_sq=bias.value,
         bias_sq_sem=_sem(bias.influence),
         cosine=at_d.cosine[1],
-        vanishes=all(row.vanishes for row in rows),
         samples=np.stack([d2, v2]),
         per_theta={
             "d2": np.array([row.d2.mean() for row in rows]),

@@ -13,8 +13,9 @@ from torch import Generator, Tensor
 
 from ufom_runtime.algorithms import count_calls
 from ufom_runtime.estimators import Estimator, draw_coins, hypergradient
-from ufom_runtime.problem import BilevelProblem
+from ufom_runtime.problem import BilevelProblem, finite_theta
 from ufom_theory import UfomError
+from ufom_theory.quantities import integer, positive
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,6 +58,7 @@ def outer_sgd(
     log_every: int = 1,
     evaluate: Callable[[Tensor], Mapping[str, float]] | None = None,
     progress: Callable[[float], object] | None = None,
+    chunk: int | None = None,
 ) -> Run:
     """Run `steps` outer steps from θ; every step draws `batch` tasks, each with a coin of its own.
 
@@ -66,29 +68,40 @@ def outer_sgd(
         estimator: FOM, EXACT, RECOMPUTED, UFOM(q, ...).
         step_sizes: γ_k as a function of k = 1, 2, …, or a sequence of at least `steps` of them.
         steps: outer steps.
-        seed: of tasks and coins; two estimators with one seed see the same tasks and paired coins.
+        seed: of tasks and coins, ≥ 0; two estimators with one seed see the same tasks and paired coins.
         batch: tasks a step.
         log_every: a row is logged every so many steps, and for the last one.
         evaluate: columns to add to a logged row, from θ; its time is not counted.
         progress: called with the share of the steps that are done.
+        chunk: tasks run together, as in `hypergradient`.
+
+    Returns:
+        The last θ and the log.
 
     Raises:
-        UfomError: steps, batch or log_every < 1, too few step sizes, or θ that is no longer finite.
+        UfomError: steps, batch or log_every that are no integers ≥ 1, a seed that is none ≥ 0, too few step sizes or
+            one that is not a finite number > 0, an inner loop that diverged, or θ that is no longer finite.
     """
-    if min(steps, batch, log_every) < 1:
-        raise UfomError(f"steps = {steps}, batch = {batch}, log_every = {log_every}: each must be at least 1")
-    if not callable(step_sizes) and len(step_sizes) < steps:
-        raise UfomError(f"{len(step_sizes)} step sizes for {steps} steps: give one a step, or a function of k")
+    for name, value, least in (
+        ("steps", steps, 1),
+        ("batch", batch, 1),
+        ("log_every", log_every, 1),
+        ("seed", seed, 0),
+    ):
+        integer(name, value, least)
+    if not callable(step_sizes) and (not isinstance(step_sizes, Sequence) or len(step_sizes) < steps):
+        raise UfomError(f"step_sizes = {step_sizes!r} for {steps} steps: give one a step, or a function of k")
+    finite_theta("theta", theta, (1,))
     import pandas as pd
 
     theta, rows, seconds = theta.detach().clone(), [], 0.0
     with count_calls() as calls:
         for k in range(1, steps + 1):
             begin = time.perf_counter()
-            gamma = float(step_sizes(k) if callable(step_sizes) else step_sizes[k - 1])
+            gamma = float(positive("γ_k", step_sizes(k) if callable(step_sizes) else step_sizes[k - 1]))
             tasks = problem.sample(batch, generator(seed, k, "tasks"))
             coins = draw_coins(batch, estimator.q, generator(seed, k, "coins"))
-            gradient = hypergradient(problem, theta, tasks, estimator, coins=coins)
+            gradient = hypergradient(problem, theta, tasks, estimator, coins=coins, chunk=chunk)
             theta = theta - gamma * gradient
             if not torch.isfinite(theta).all():
                 raise UfomError(
@@ -99,7 +112,10 @@ def outer_sgd(
                 row = {"step": k, "gamma": gamma, "exact": int(coins.sum()), **vars(calls), "seconds": seconds}
                 row["gradient_norm"] = float(gradient.norm())
                 with count_calls():  # evaluation is nobody's cost
-                    rows.append(row | dict(evaluate(theta) if evaluate else {}))
+                    columns = evaluate(theta) if evaluate else {}
+                if not isinstance(columns, Mapping):
+                    raise UfomError(f"evaluate returned {columns!r}: it must return names and numbers, {{'loss': 0.1}}")
+                rows.append({**row, **columns})
             if progress:
                 progress(k / steps)
     return Run(theta, pd.DataFrame(rows))

@@ -26,6 +26,8 @@ class FlatModule:
     """
 
     def __init__(self, module: nn.Module) -> None:
+        if not isinstance(module, nn.Module):
+            raise UfomError(f"FlatModule takes an nn.Module, not a {type(module).__name__}")
         _refuse_hidden_state(module)
         parameters = dict(module.named_parameters())
         if not parameters:
@@ -45,21 +47,23 @@ class FlatModule:
         return torch.cat([p.detach().reshape(-1) for p in self.module.parameters()])
 
     def __call__(self, vector: Tensor, *inputs: Tensor) -> Any:
-        """The module's output on `inputs` with its parameters taken from `vector`, shape (p,)."""
+        """The module's output on `inputs` with its parameters taken from `vector`, shape (p,), else `UfomError`."""
         return torch.func.functional_call(self.module, self._split(vector), inputs)
 
     def write_grad(self, gradient: Tensor) -> None:
-        """Set `.grad` of the module's parameters to a hypergradient, shape (p,), for an optimiser of your own."""
+        """Set `.grad` of the parameters to a hypergradient, shape (p,), for your own optimiser; else `UfomError`."""
         for parameter, piece in zip(self.module.parameters(), self._split(gradient).values(), strict=True):
             parameter.grad = piece.detach().clone()
 
     def load(self, vector: Tensor) -> None:
-        """Set the module's parameters to `vector`, shape (p,)."""
+        """Set the module's parameters to `vector`, shape (p,); errors as a call's."""
         with torch.no_grad():
             for parameter, piece in zip(self.module.parameters(), self._split(vector).values(), strict=True):
                 parameter.copy_(piece)
 
     def _split(self, vector: Tensor) -> dict[str, Tensor]:
+        if not isinstance(vector, Tensor):
+            raise UfomError(f"the vector is a {type(vector).__name__}: give a tensor, shape ({sum(self._sizes)},)")
         if vector.shape != (sum(self._sizes),):
             raise UfomError(f"the vector has shape {tuple(vector.shape)}: the module has {sum(self._sizes)} parameters")
         pieces = torch.split(vector, self._sizes)

@@ -76,6 +76,9 @@ def print_measurement(name: str, report: dict[str, Any]) -> None:
             ("C2, a Hessian-vector product", f"{1e3 * report['c2']:.4g} ± {1e3 * report['c2_sem']:.1g} ms"),
         ]
     )
+    if report["bootstrap_interval"]:
+        low, high = report["bootstrap_interval"]
+        print_pairs([("q*, recomputed, by bootstrap", f"95 % interval [{low:.3g}, {high:.3g}]")])
     _print_predictions("FOM debiased, by sweep", ["sweep"], report["by_sweep"])
     _print_predictions("The recomputed sweep, by the length K of the proxy", ["K"], report["by_proxy"])
     _print_predictions(

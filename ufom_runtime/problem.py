@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,26 +26,32 @@ class BilevelProblem:
         inner_loss: L_in(θ, φ, T), a scalar.
         outer_loss: L_out(θ, φ, T), a scalar.
         start: V(θ, T), shape (p,).
-        step_sizes: α_1 … α_r, shape (r,); held as float64 on the CPU (a float32 0.01 is off by 2e-8).
+        step_sizes: α_1 … α_r, shape (r,), held as float64 on the CPU. Give floats or a float64 tensor: a float32 0.01
+            is off by 2e-8, and stays so.
         sample_tasks: draws n tasks, stacked in the leading dimension, from a CPU generator. If None, tasks are drawn
             from `tasks` with equal probabilities.
         tasks: the finite, equally likely Ω, if the problem has one: expectations are then exact sums.
-        initial: θ where training starts, shape (s,), or several worth measuring at, shape (k, s); optional.
+        initial: θ where training starts, shape (s,), or several worth measuring at, shape (k, s); optional. Where it is
+            given, θ of another length is refused.
 
     Raises:
-        UfomError: step sizes that are not r ≥ 1 finite numbers > 0, or neither `sample_tasks` nor `tasks`.
+        UfomError: step sizes that are not r ≥ 1 finite numbers > 0, neither `sample_tasks` nor `tasks`, or an `initial`
+            that is no finite floating-point tensor of one of these shapes.
     """
 
     inner_loss: Loss
     outer_loss: Loss
     start: Callable[[Tensor, Task], Tensor]
-    step_sizes: Tensor
+    step_sizes: Tensor | Sequence[float]
     sample_tasks: Callable[[int, Generator], Task] | None = None
     tasks: Task | None = None
     initial: Tensor | None = None
 
     def __post_init__(self) -> None:
-        alphas = torch.as_tensor(self.step_sizes).detach().to("cpu", torch.float64)
+        try:
+            alphas = torch.as_tensor(self.step_sizes, dtype=torch.float64, device="cpu").detach()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UfomError(f"step_sizes = {self.step_sizes!r}: give α_1 … α_r as floats or as a tensor") from error
         if alphas.ndim != 1 or not len(alphas):
             raise UfomError(f"step_sizes have shape {tuple(alphas.shape)}: give α_1 … α_r, shape (r,) with r ≥ 1")
         bad = alphas[~(torch.isfinite(alphas) & (alphas > 0))]
@@ -56,6 +62,8 @@ class BilevelProblem:
             count(self.tasks)
         elif self.sample_tasks is None:
             raise UfomError("the problem has no tasks: give sample_tasks, or the finite set of tasks")
+        if self.initial is not None:
+            finite_theta("initial", self.initial, (1, 2))
 
     @property
     def r(self) -> int:
@@ -65,12 +73,13 @@ class BilevelProblem:
     @cached_property
     def alphas(self) -> tuple[float, ...]:
         """α_1 … α_r as Python floats, so that a step costs no transfer between devices."""
-        return tuple(self.step_sizes.tolist())
+        return tuple(torch.as_tensor(self.step_sizes).tolist())
 
     def sample(self, n: int, generator: Generator) -> Task:
         """Draw n ≥ 1 tasks, stacked in the leading dimension."""
         if n < 1:
             raise UfomError(f"n = {n} tasks were asked for: give n ≥ 1")
+        cpu_generator(generator)
         if self.sample_tasks is not None:
             return self.sample_tasks(n, generator)
         assert self.tasks is not None
@@ -103,18 +112,42 @@ def take(tasks: Task, index: Tensor | slice) -> Task:
     return tuple(t[index if isinstance(index, slice) else index.to(t.device)] for t in tasks)
 
 
+def repeat(tasks: Task, n: int) -> Task:
+    """A stack of one task as a stack of n, without copies."""
+    expanded = tuple(t.expand(n, *t.shape[1:]) for t in parts(tasks))
+    return expanded[0] if isinstance(tasks, Tensor) else expanded
+
+
 def single(tasks: Task) -> Task:
     """The only task of a stack of one, without its leading dimension."""
     return tasks[0] if isinstance(tasks, Tensor) else tuple(t[0] for t in tasks)
 
 
-def check(problem: BilevelProblem, thetas: Tensor, tasks: Task) -> None:
-    """Refuse θ of shape other than (…, s), θ that is not finite or not floating, and tasks on another device."""
-    if not isinstance(thetas, Tensor) or not thetas.is_floating_point():
-        raise UfomError("theta must be a tensor of floating-point numbers")
-    if not thetas.shape[-1:].numel() or not torch.isfinite(thetas).all():
-        raise UfomError("theta is empty or holds NaN or ±inf: give finite outer parameters")
+def finite_theta(name: str, theta: Tensor, dimensions: tuple[int, ...]) -> None:
+    """Refuse what is not a finite, floating-point, non-empty tensor of one of the given numbers of dimensions."""
+    shapes = " or ".join({1: "(s,)", 2: "(k, s)"}[d] for d in dimensions)
+    if not isinstance(theta, Tensor) or not theta.is_floating_point():
+        raise UfomError(f"{name} must be a tensor of floating-point numbers, shape {shapes}")
+    if theta.ndim not in dimensions or not theta.numel():
+        raise UfomError(f"{name} has shape {tuple(theta.shape)}: give {shapes}, not empty")
+    if not torch.isfinite(theta).all():
+        raise UfomError(f"{name} holds NaN or ±inf: give finite outer parameters")
+
+
+def check(problem: BilevelProblem, theta: Tensor, tasks: Task, dimensions: tuple[int, ...] = (1,)) -> None:
+    """Refuse a bad θ (of another length than `problem.initial`, too), no tasks, and tasks on another device."""
+    finite_theta("theta", theta, dimensions)
+    if problem.initial is not None and theta.shape[-1] != problem.initial.shape[-1]:
+        raise UfomError(f"theta has {theta.shape[-1]} parameters, but problem.initial {problem.initial.shape[-1]}")
+    if torch.is_inference_mode_enabled():
+        raise UfomError("torch.inference_mode() forbids derivatives: leave it, or use torch.no_grad()")
     count(tasks)
     for tensor in parts(tasks):
-        if tensor.device != thetas.device:
-            raise UfomError(f"theta is on {thetas.device} but a task on {tensor.device}: move both to one device")
+        if tensor.device != theta.device:
+            raise UfomError(f"theta is on {theta.device} but a task on {tensor.device}: move both to one device")
+
+
+def cpu_generator(generator: Generator) -> None:
+    """Refuse what is not a CPU generator: tasks and coins are drawn there, and moved."""
+    if not isinstance(generator, Generator) or generator.device.type != "cpu":
+        raise UfomError("the generator must be a CPU one, torch.Generator(): what is drawn is moved to θ's device")

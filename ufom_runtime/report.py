@@ -14,7 +14,8 @@ from ufom_runtime.clock import measure_cost
 from ufom_runtime.constants import compare_bounds
 from ufom_runtime.moments import MeasuredMoments, moments_by_proxy
 from ufom_runtime.problem import BilevelProblem, Task, take
-from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, optimal_q, plan
+from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, bootstrap_interval, optimal_q, plan
+from ufom_theory.quantities import positive
 
 SWEEPS = (
     Sweep.recomputed(),
@@ -38,6 +39,7 @@ def measure(
     seed: int = 0,
     m: float = 2.0,
     bounds: bool = False,
+    chunk: int | None = None,
     progress: Callable[[float], object] | None = None,
 ) -> dict[str, Any]:
     """Measure D², V², the bias, C1 and C2 of a problem at its `initial` θ, and predict q* for every sweep and proxy.
@@ -45,9 +47,10 @@ def measure(
     Args:
         problem: with `initial`, shape (s,) or (k, s).
         n_tasks: tasks to draw, where the problem has no finite Ω.
-        seed: of the tasks.
+        seed: of the tasks, in [0, 2⁶³).
         m: exponent of the time to precision.
-        bounds: also estimate the constants of Assumption 1, at up to 8 θ and tasks, and compare the bounds.
+        bounds: also estimate the constants of Assumption 1, at up to 4 θ and 4 tasks, and compare the bounds.
+        chunk: (θ, task) pairs run together, as in `measure_moments`.
         progress: called with the share of the work that is done.
 
     Returns:
@@ -59,10 +62,13 @@ def measure(
     """
     if problem.initial is None:
         raise UfomError("the problem names no θ to measure at: give BilevelProblem(initial=...), shape (s,) or (k, s)")
+    if not 0 <= seed < 2**63:
+        raise UfomError(f"seed = {seed} must lie in [0, 2⁶³)")
+    m = float(positive("m", m))
     thetas = problem.initial if problem.initial.ndim == 2 else problem.initial[None]
     tasks = problem.tasks if problem.tasks is not None else problem.sample(n_tasks, torch.Generator().manual_seed(seed))
     proxies = [Truncated(k) for k in _LENGTHS if k < problem.r]
-    moments = moments_by_proxy(problem, thetas, tasks, proxies, progress=progress)
+    moments = moments_by_proxy(problem, thetas, tasks, proxies, chunk=chunk, progress=progress)
     one = take(tasks, slice(0, 1))
     cost = measure_cost(problem, thetas[0], one)
     first_order = moments[proxies[0]]
@@ -92,6 +98,7 @@ def measure(
         "c1_sem": cost.c1_sem,
         "c2": cost.c2,
         "c2_sem": cost.c2_sem,
+        "bootstrap_interval": None if problem.tasks is not None else _bootstrap(first_order, cost, m),
         "proxy_vanishes": first_order.vanishes,
         "by_sweep": by_sweep,
         "by_proxy": by_proxy,
@@ -101,10 +108,14 @@ def measure(
     }
 
 
+def _bootstrap(moments: MeasuredMoments, cost: CostModel, m: float) -> list[float]:
+    return list(bootstrap_interval(moments.samples[0], moments.samples[1], cost, m))
+
+
 def _bounds(problem: BilevelProblem, thetas: Tensor, tasks: Task) -> list[dict[str, Any]]:
-    """`compare_bounds` at no more than 8 θ, evenly spaced among those given, and the first 8 tasks."""
-    chosen = thetas[torch.linspace(0, len(thetas) - 1, min(8, len(thetas))).long()]
-    return compare_bounds(problem, chosen, take(tasks, slice(0, 8)), getattr(problem, "constants", None))
+    """`compare_bounds` at no more than 4 θ, evenly spaced among those given, and the first 4 tasks."""
+    chosen = thetas[torch.linspace(0, len(thetas) - 1, min(4, len(thetas))).long()]
+    return compare_bounds(problem, chosen, take(tasks, slice(0, 4)), getattr(problem, "constants", None))
 
 
 def _row(moments: Moments, cost: CostModel, m: float, exact: Any) -> dict[str, Any]:
@@ -153,6 +164,8 @@ def _why(by_memory: list[dict[str, Any]], vanishes: bool) -> str:
 def _advice(row: dict[str, Any]) -> str:
     sweep = {"recomputed": "", "stored": ", Sweep.stored()"}.get(row["sweep"], f", Sweep.checkpointed({row['slots']})")
     proxy = f", proxy=Truncated({row['proxy']})" if row["proxy"] and row["q"] < 1 else ""
+    if row["q"] == 0:
+        return f"run Estimator(0.0{proxy}), which is exact here" if proxy else "run FOM, which is exact here"
     hedge = " (its interval reaches 1: measure on more tasks)" if row["pays"] == "cannot tell" else ""
     name = "the exact gradient, UFOM(1" if row["q"] == 1 else f"UFOM({row['q']:.3g}"
     return f"run {name}{sweep}{proxy}){hedge}"

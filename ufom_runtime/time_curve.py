@@ -79,4 +79,7 @@ def save_time_curve(prediction: Prediction, path: Path) -> None:
         raise UfomError(f"--plot {path}: unknown ending {path.suffix!r}; use one of {', '.join(sorted(known))}")
     if not path.parent.is_dir():
         raise UfomError(f"--plot {path}: there is no folder {path.parent}; make it first")
-    figure.savefig(path, dpi=150)
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise UfomError(f"--plot {path} cannot be written: {error.strerror or error}") from error

@@ -7,7 +7,18 @@ import torch
 
 from tests.oracles import unrolled_gradient
 from tests.runtime.conftest import F64, coupled
-from ufom_runtime import EXACT, FOM, RECOMPUTED, UFOM, BilevelProblem, Estimator, count_calls, hypergradient, peak_bytes
+from ufom_runtime import (
+    EXACT,
+    FOM,
+    RECOMPUTED,
+    UFOM,
+    BilevelProblem,
+    Estimator,
+    count_calls,
+    hypergradient,
+    measure_moments,
+    peak_bytes,
+)
 from ufom_runtime.checkpointing import backwards
 from ufom_runtime.estimators import draw_coins
 from ufom_runtime.problem import count
@@ -180,12 +191,52 @@ def test_float32_stays_float32():
     assert hypergradient(with_float, problem.initial.float(), tasks, EXACT).dtype == torch.float32
 
 
+def test_works_where_gradients_are_switched_off():
+    problem = coupled()
+    tasks = problem.sample(2, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = hypergradient(problem, problem.initial, tasks, UFOM(1.0))
+    assert torch.equal(found, hypergradient(problem, problem.initial, tasks, UFOM(1.0)))
+    with torch.inference_mode(), pytest.raises(UfomError, match="inference_mode"):
+        hypergradient(problem, problem.initial, tasks, FOM)
+
+
+def test_one_task_for_many_thetas_is_held_once():
+    """A data set of 8 MB, met by many θ, must not be copied for each."""
+    big = torch.ones(1, 1_000_000, dtype=F64)
+    problem = BilevelProblem(
+        lambda t, p, x: ((p - t) ** 2).sum() * x[0], lambda t, p, x: (p**2).sum(), lambda t, x: t, [0.1] * 3, tasks=big
+    )
+    thetas = torch.ones(50, 2, dtype=F64) * torch.arange(1, 51)[:, None]
+    assert peak_bytes(lambda: measure_moments(problem, thetas), (big, thetas)) < 1_000_000
+
+
 def replaced(**changes):
     p = coupled()
     fields = ("inner_loss", "outer_loss", "start", "step_sizes", "sample_tasks")
     return BilevelProblem(**{**{name: getattr(p, name) for name in fields}, **changes})
 
 
+class OnceOnly(torch.autograd.Function):
+    """x², whose backward pass has no derivative of its own."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x**2
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        return 2 * ctx.saved_tensors[0] * g
+
+
+once_only = OnceOnly.apply
 TASKS = torch.ones(2, 3, dtype=F64)
 THETA = torch.zeros(3, dtype=F64)
 
@@ -201,12 +252,29 @@ THETA = torch.zeros(3, dtype=F64)
         (lambda: replaced(step_sizes=torch.tensor([0.1, -0.1])), "-0.1 must be"),
         (lambda: replaced(sample_tasks=None), "no tasks"),
         (lambda: coupled().sample(0, torch.Generator()), "n ≥ 1"),
-        (lambda: hypergradient(coupled(), THETA[None], TASKS, FOM), r"shape \(s,\)"),
+        (lambda: hypergradient(coupled(), THETA[None], TASKS, FOM), r"give \(s,\)"),
         (lambda: hypergradient(coupled(), THETA * float("nan"), TASKS, FOM), "NaN"),
         (lambda: hypergradient(coupled(), torch.zeros(3, dtype=torch.int64), TASKS, FOM), "floating"),
+        (lambda: hypergradient(coupled(), torch.zeros(4, dtype=F64), TASKS, FOM), "theta has 4 parameters"),
         (
-            lambda: hypergradient(coupled(), torch.zeros(4, dtype=F64), TASKS, FOM),
+            lambda: hypergradient(replaced(), torch.zeros(4, dtype=F64), TASKS, FOM),
             "start failed on arguments of shapes",
+        ),
+        (lambda: Estimator(1.5), r"lie in \[0, 1\]"),
+        (lambda: Estimator(float("nan")), r"lie in \[0, 1\]"),
+        (lambda: UFOM("a"), r"lie in \(0, 1\]"),
+        (lambda: UFOM(0.3, sweep="recomputed"), "give a Sweep"),
+        (lambda: replaced(step_sizes="abc"), "as floats or as a tensor"),
+        (lambda: replaced(initial=[1.0]), "floating-point"),
+        (lambda: hypergradient(coupled(), THETA, TASKS, EXACT, coins=torch.zeros(2).bool()), "corrects always"),
+        (lambda: hypergradient(coupled(), THETA, TASKS, UFOM(0.5), coins=[True, True]), "give a bool tensor"),
+        (lambda: hypergradient(coupled(), THETA, TASKS, UFOM(0.5), generator=3), "must be a CPU one"),
+        (lambda: hypergradient(coupled(), THETA, TASKS, FOM, chunk=1.5), "must be an integer"),
+        (lambda: hypergradient(replaced(start=lambda t, x: x.long()), THETA, TASKS, FOM), "floating-point numbers"),
+        (lambda: hypergradient(replaced(inner_loss=lambda t, p, x: {}["key"]), THETA, TASKS, FOM), "KeyError: 'key'"),
+        (
+            lambda: hypergradient(replaced(inner_loss=lambda t, p, x: once_only(p).sum()), THETA, TASKS[:1], EXACT),
+            "cannot be differentiated",
         ),
         (lambda: hypergradient(coupled(), THETA, TASKS[:0], FOM), "no tasks"),
         (lambda: hypergradient(coupled(), THETA, (TASKS, TASKS[:1]), FOM), "leading dimensions"),

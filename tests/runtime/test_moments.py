@@ -6,7 +6,7 @@ import torch
 
 from tests.oracles import unrolled_gradient
 from tests.runtime.conftest import F64, coupled
-from ufom_runtime import BilevelProblem, measure_cost, measure_moments, moments_by_proxy
+from ufom_runtime import BilevelProblem, compare_bounds, measure_cost, measure_moments, moments_by_proxy
 from ufom_runtime.problems.hypercleaning import digits_hypercleaning
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_runtime.problems.synthetic import synthetic
@@ -159,6 +159,21 @@ def test_hypercleanings_first_order_gradient_vanishes():
     assert found[Truncated(8)].d2 < found[Truncated(4)].d2 < m.d2
 
 
+def test_a_first_order_gradient_that_is_zero_at_one_theta_only_does_not_vanish():
+    problem = BilevelProblem(
+        lambda t, p, x: (p**2).sum() / 2 + (torch.sin(t) * p).sum(),
+        lambda t, p, x: ((p - x) ** 2).sum() / 2 + (t**2).sum() / 2,
+        lambda t, x: torch.zeros_like(x), [0.1] * 4, lambda n, g: torch.randn(n, 3, generator=g, dtype=F64) + 1,
+    )  # fmt: skip
+    theta, tasks = torch.zeros(3, dtype=F64), problem.sample(8, rng(0))
+    m = measure_moments(problem, theta, tasks)
+    assert m.d2 == pytest.approx(m.v2)
+    assert not m.vanishes
+    bound, estimate, observed = (compare_bounds(problem, theta, tasks)[0][k] for k in ("bound", "estimate", "observed"))
+    assert bound is None
+    assert 0 < observed <= estimate
+
+
 def test_progress_ends_at_one():
     problem, seen = quadratic(), []
     measure_moments(problem, problem.initial, problem.sample(10, rng(0)), chunk=3, progress=seen.append)
@@ -182,11 +197,16 @@ def test_cost_is_seconds_of_a_task():
         (lambda p: measure_moments(p, p.initial), "no finite set of tasks"),
         (lambda p: measure_moments(p, p.initial, p.sample(1, rng(0))), "at least 2"),
         (lambda p: measure_moments(p, torch.stack([p.initial] * 2), p.sample(3, rng(0))), "at least 4"),
-        (lambda p: measure_moments(p, p.initial[None, None], p.sample(3, rng(0))), r"give \(k, s\)"),
+        (lambda p: measure_moments(p, p.initial[None, None], p.sample(3, rng(0))), r"give \(s,\) or \(k, s\)"),
         (lambda p: measure_moments(p, p.initial[None][:0], p.sample(3, rng(0))), "give"),
         (lambda p: measure_moments(p, p.initial, p.sample(3, rng(0)), Truncated(11)), "keep K ≤ r"),
         (lambda p: measure_moments(p, p.initial * float("inf"), p.sample(3, rng(0))), "NaN or ±inf"),
         (lambda p: measure_cost(p, p.initial, p.sample(1, rng(0)), repeats=1), "at least 5"),
+        (lambda p: measure_cost(p, p.initial[None], p.sample(1, rng(0))), "give"),
+        (lambda p: measure_cost(p, p.initial, p.sample(1, rng(0)) * float("nan")), "not finite"),
+        (lambda p: moments_by_proxy(p, p.initial, p.sample(3, rng(0)), []), "at least one"),
+        (lambda p: quadratic(dim=2.5), "must be an integer"),
+        (lambda p: quadratic(noise=float("nan")), "> 0"),
     ],
 )
 def test_bad_input_is_named(call, message):

@@ -67,7 +67,12 @@ def test_log_and_evaluation():
     [
         ({"steps": 0}, "at least 1"),
         ({"steps": 3, "batch": 0}, "at least 1"),
-        ({"steps": 3, "step_sizes": [0.1]}, "1 step sizes for 3 steps"),
+        ({"steps": 2.5}, "must be an integer"),
+        ({"steps": 3, "seed": -1}, "at least 0"),
+        ({"steps": 3, "step_sizes": 0.1}, "give one a step"),
+        ({"steps": 3, "step_sizes": lambda k: -0.1}, "> 0"),
+        ({"steps": 3, "evaluate": lambda theta: 1.0}, "names and numbers"),
+        ({"steps": 3, "step_sizes": [0.1]}, "for 3 steps: give one a step"),
         ({"steps": 400, "step_sizes": lambda k: 1e6}, "too large|diverged"),
     ],
 )

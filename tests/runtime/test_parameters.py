@@ -54,6 +54,7 @@ def test_a_loop_of_ones_own_with_an_optimiser():
 @pytest.mark.parametrize(
     ("module", "message"),
     [
+        (torch.sin, "takes an nn.Module"),
         (nn.ReLU(), "no parameters"),
         (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), "replace_all_batch_norm_modules_"),
         (nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)), "eval"),

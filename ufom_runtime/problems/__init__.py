@@ -35,9 +35,11 @@ def load_problem(name: str, device: str | None = None) -> BilevelProblem:
 
     from ufom_runtime.problem import BilevelProblem
 
+    if device and name not in BUILT_IN:
+        raise UfomError(f"device = {device!r} is for built-in problems: {name!r} lives where its own tensors do")
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UfomError(f"device {device!r} is not to be had here: {str(error).splitlines()[0]}") from error
     path = BUILT_IN.get(name, name)
     module_name, colon, attribute = path.partition(":")
@@ -46,13 +48,20 @@ def load_problem(name: str, device: str | None = None) -> BilevelProblem:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        found: BilevelProblem | Callable[..., Any] = getattr(importlib.import_module(module_name), attribute)
+        module = importlib.import_module(module_name)
+        if not hasattr(module, attribute):
+            raise UfomError(f"problem {name!r}: {module_name} has no {attribute!r}")
+        found: BilevelProblem | Callable[..., Any] = getattr(module, attribute)
+        if not isinstance(found, BilevelProblem) and callable(found):
+            found = found(device=device) if device else found()
+    except (UfomError, MemoryError):
+        raise
     except ModuleNotFoundError as error:
+        if error.name in ("sklearn", "PIL"):
+            raise
         raise UfomError(f"problem {name!r}: no module named {error.name!r} here or on the path") from error
-    except AttributeError as error:
-        raise UfomError(f"problem {name!r}: {module_name} has no {attribute!r}") from error
-    if not isinstance(found, BilevelProblem) and callable(found):
-        found = found(device=device) if name in BUILT_IN and device else found()
+    except Exception as error:  # it is the user's module: whatever it raises, say where
+        raise UfomError(f"problem {name!r} cannot be made: {type(error).__name__}: {error}") from error
     if not isinstance(found, BilevelProblem):
         raise UfomError(
             f"problem {name!r} is a {type(found).__name__}: give a BilevelProblem, or a function returning one"

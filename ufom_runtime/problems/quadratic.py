@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 
 from ufom_runtime.problem import BilevelProblem, Task
 from ufom_theory import Moments, UfomError
+from ufom_theory.quantities import integer, positive
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -59,12 +60,11 @@ def quadratic(
     """A quadratic of dimension `dim` in float64, with eigenvalues of H evenly spaced on [0.2, 2] in a random basis.
 
     Raises:
-        UfomError: dim, r < 1, or α·2 ≥ 2, where the inner loop diverges.
+        UfomError: dim or r no integer ≥ 1, noise not > 0, or α outside (0, 1), where the inner loop diverges.
     """
-    if dim < 1 or r < 1 or not 0 < alpha < 1 or noise <= 0:
-        raise UfomError(
-            f"dim = {dim}, r = {r}, alpha = {alpha}, noise = {noise}: give dim, r ≥ 1, 0 < α < 1, noise > 0"
-        )
+    dim, r, noise = integer("dim", dim, 1), integer("r", r, 1), float(positive("noise", noise))
+    if not 0 < alpha < 1:
+        raise UfomError(f"alpha = {alpha}: give 0 < α < 1, or the inner loop diverges on the eigenvalue 2")
     generator = torch.Generator().manual_seed(seed)
     basis, _ = torch.linalg.qr(torch.randn(dim, dim, dtype=torch.float64, generator=generator))
     hessian = (basis * torch.linspace(0.2, 2.0, dim, dtype=torch.float64)) @ basis.T
