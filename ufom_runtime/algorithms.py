@@ -125,9 +125,23 @@ def hessian_vector_products(
     theta, phi = leaf(theta), leaf(phi)
     g = _inner_gradient(problem, theta, phi, tasks, graph=True)
     if not g.requires_grad:
+        _refuse_hidden_curvature(problem, theta, phi, tasks, g)
         return None, None
     h1, h2 = _derivative("inner_loss", g, (theta, phi), grad_outputs=b2)
     return h1, h2
+
+
+def _refuse_hidden_curvature(problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: Task, g: Tensor) -> None:
+    """A gradient without a graph is that of a loss linear in φ, or of an operation that hides its second derivative.
+
+    Taking the second for the first would silently give the first-order gradient, so a small step tells them apart.
+    """
+    step = 1e-4 * (1 + phi.detach().abs())
+    if not torch.equal(g, _inner_gradient(problem, theta.detach(), leaf(phi + step), tasks, graph=False)):
+        raise UfomError(
+            "inner_loss cannot be differentiated twice: its gradient depends on φ but autograd does not see how (a "
+            "once_differentiable function?); use operations that can"
+        )
 
 
 def start(problem: BilevelProblem, theta: Tensor, tasks: Task) -> Tensor:
