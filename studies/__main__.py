@@ -12,6 +12,7 @@ from typing import Annotated
 import numpy as np
 import pandas as pd
 import typer
+from matplotlib import rc_context
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -50,8 +51,10 @@ def optimal_q(
     verdicts = study.judge(table)
     (results / f"{stem}.verdicts.json").write_text(_json([asdict(v) for v in verdicts]))
     figure = study.draw(table)
-    for kind in ("png", "svg", "pdf"):
-        figure.savefig(figures / f"{stem}.{kind}", dpi=150, metadata={"Date": None} if kind == "svg" else None)
+    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+    with rc_context({"svg.hashsalt": "ufom"}):  # the same table draws the same bytes
+        for kind, metadata in undated.items():
+            figure.savefig(figures / f"{stem}.{kind}", dpi=150, metadata=metadata)
     (figures / f"{stem}.txt").write_text(study.caption(table) + "\n")
     _show(verdicts)
     print(f"figure: {figures / stem}.png   table: {results / stem}.csv")
@@ -59,11 +62,13 @@ def optimal_q(
 
 @app.command("performance")
 def performance() -> None:
-    """Seconds of what a user waits for, side by side."""
+    """Seconds of what a user waits for, side by side; the table goes to results/performance.csv."""
     from studies.performance import measure
 
+    found = measure()
+    found.to_csv(HERE / "results" / "performance.csv", index=False, float_format="%.4g")
     table = Table("", "median s", "quartiles", "ratio", box=None, pad_edge=False)
-    for row in measure().itertuples():
+    for row in found.itertuples():
         table.add_row(row.what, f"{row.seconds:.4f}", row.quartiles, f"{row.ratio:.2f}")
     Console().print(table)
 
