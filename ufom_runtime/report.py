@@ -28,8 +28,8 @@ SWEEPS = (
 _LENGTHS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 VANISHES = (
     "The first-order gradient is identically zero: neither the start nor the outer loss contains θ. Then D² = V², "
-    "condition (20) fails for every m ≥ 1 and q* = 1: UFOM on FOM is no better than the exact gradient. Debias a "
-    "truncated proxy instead, which keeps the last K backward steps (and K states)."
+    "condition (20) fails for every m ≥ 1 and q* = 1: UFOM on FOM is no better than the exact gradient. Use a proxy that "
+    "keeps the last K > 0 backward steps (and K states), or spend the same memory on checkpoints: the last table compares."
 )
 
 
@@ -163,7 +163,7 @@ def _why(by_memory: list[dict[str, Any]], vanishes: bool) -> str:
 
 def _advice(row: dict[str, Any]) -> str:
     sweep = {"recomputed": "", "stored": ", Sweep.stored()"}.get(row["sweep"], f", Sweep.checkpointed({row['slots']})")
-    proxy = f", proxy=Truncated({row['proxy']})" if row["proxy"] and row["q"] < 1 else ""
+    proxy = f", proxy=Truncated({row['proxy']})" if row["proxy"] else ""
     if row["q"] == 0:
         return f"run Estimator(0.0{proxy}), which is exact here" if proxy else "run FOM, which is exact here"
     hedge = " (its interval reaches 1: measure on more tasks)" if row["pays"] == "cannot tell" else ""
