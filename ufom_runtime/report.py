@@ -28,8 +28,9 @@ SWEEPS = (
 _LENGTHS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 VANISHES = (
     "The first-order gradient is identically zero: neither the start nor the outer loss contains θ. Then D² = V², "
-    "condition (20) fails for every m ≥ 1 and q* = 1: UFOM on FOM is no better than the exact gradient. Use a proxy that "
-    "keeps the last K > 0 backward steps (and K states), or spend the same memory on checkpoints: the last table compares."
+    "condition (20) fails for every m ≥ 1 and q* = 1: UFOM on FOM is no better than the exact gradient. Use a proxy "
+    "that keeps the last K > 0 backward steps (and K states), or spend the memory on checkpoints: the last table "
+    "compares them."
 )
 
 
