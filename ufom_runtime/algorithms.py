@@ -64,6 +64,7 @@ def _rows(name: str, function: Callable[..., Tensor], *stacks: Task) -> Tensor:
 
 
 def leaf(tensor: Tensor) -> Tensor:
+    """The same numbers as a leaf of a new graph; nothing is copied."""
     return tensor.detach().requires_grad_()
 
 

@@ -28,7 +28,7 @@ from ufom_theory import CostModel, Sweep, Truncated, UfomError
 SWEEPS = [Sweep.stored(), Sweep.recomputed(), Sweep.checkpointed(1), Sweep.checkpointed(2), Sweep.unrolled()]
 
 
-def agree(found, expected, digits):
+def assert_agree(found, expected, digits):
     assert found.shape == expected.shape
     assert (found - expected).norm() <= digits * max(1e-3, expected.norm().item())
 
@@ -38,7 +38,7 @@ def agree(found, expected, digits):
 def test_exact_sweeps_agree_with_the_unrolled_loop(case, sweep, chunk):
     problem, theta, tasks = case
     found = hypergradient(problem, theta, tasks, Estimator(1.0, sweep), per_task=True, chunk=chunk)
-    agree(found, unrolled_gradient(problem, theta, tasks), 1e-10)
+    assert_agree(found, unrolled_gradient(problem, theta, tasks), 1e-10)
 
 
 @pytest.mark.parametrize("sweep", SWEEPS, ids=str)
@@ -46,7 +46,7 @@ def test_proxies_agree_with_the_truncated_loop(case, sweep):
     problem, theta, tasks = case
     for k in range(problem.r + 1):
         found = hypergradient(problem, theta, tasks, Estimator(0.0, sweep, Truncated(k)), per_task=True)
-        agree(found, unrolled_gradient(problem, theta, tasks, k), 1e-10)
+        assert_agree(found, unrolled_gradient(problem, theta, tasks, k), 1e-10)
 
 
 @pytest.mark.parametrize("sweep", SWEEPS, ids=str)
@@ -74,8 +74,8 @@ def test_mean_over_a_batch_splits_by_coin():
     estimator = UFOM(0.4, proxy=Truncated(1))
     per_task = hypergradient(problem, problem.initial, tasks, estimator, coins=coins, per_task=True)
     proxy, exact = (unrolled_gradient(problem, problem.initial, tasks, k) for k in (1, problem.r))
-    agree(per_task, torch.where(coins[:, None], proxy + (exact - proxy) / 0.4, proxy), 1e-12)
-    agree(hypergradient(problem, problem.initial, tasks, estimator, coins=coins), per_task.mean(0), 1e-14)
+    assert_agree(per_task, torch.where(coins[:, None], proxy + (exact - proxy) / 0.4, proxy), 1e-12)
+    assert_agree(hypergradient(problem, problem.initial, tasks, estimator, coins=coins), per_task.mean(0), 1e-14)
 
 
 @pytest.mark.parametrize("r", range(1, 51))
@@ -194,7 +194,7 @@ def test_float32_stays_float32():
 def test_a_loss_linear_in_phi_has_no_curvature():
     problem = replaced(inner_loss=lambda t, p, x: (p * x).sum())
     found = hypergradient(problem, THETA, TASKS, EXACT, per_task=True)
-    agree(found, unrolled_gradient(problem, THETA, TASKS, 0), 1e-12)
+    assert_agree(found, unrolled_gradient(problem, THETA, TASKS, 0), 1e-12)
 
 
 def test_works_where_gradients_are_switched_off():
@@ -328,6 +328,6 @@ def test_cuda_agrees_with_the_cpu():
         cpu = hypergradient(problem, problem.initial, tasks, Estimator(1.0, sweep))
         gpu = hypergradient(on_gpu, on_gpu.initial, tasks.cuda(), Estimator(1.0, sweep))
         assert gpu.is_cuda
-        agree(gpu.cpu(), cpu, 1e-12)
+        assert_agree(gpu.cpu(), cpu, 1e-12)
     with pytest.raises(UfomError, match="move both to one device"):
         hypergradient(on_gpu, on_gpu.initial, tasks, EXACT)

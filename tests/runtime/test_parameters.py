@@ -68,7 +68,9 @@ def test_modules_with_hidden_state_are_refused(module, message):
 
 def test_the_remedy_for_running_statistics_works():
     module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    FlatModule(torch.func.replace_all_batch_norm_modules_(module))
+    flat = FlatModule(torch.func.replace_all_batch_norm_modules_(module))
+    x = torch.randn(5, 2)
+    assert torch.equal(flat(flat.vector(), x), flat(flat.vector(), x))  # no statistics move between two calls
 
 
 def test_vectors_of_another_length_are_refused():
