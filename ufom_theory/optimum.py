@@ -164,13 +164,17 @@ class Prediction:
         kappa, q, m = _kappa(self.cost), np.asarray(self.q), np.asarray(self.m)
         cov, d2, v2 = self.moments.cov, np.asarray(self.moments.d2), np.asarray(self.moments.v2)
         assert cov is not None
+        sem_d, sem_v = np.sqrt(cov[..., 0, 0]), np.sqrt(cov[..., 1, 1])
         with np.errstate(all="ignore"):
-            relative = cov[..., 0, 0] / d2**2 - 2 * cov[..., 0, 1] / (d2 * v2) + cov[..., 1, 1] / v2**2
+            # Var log ρ from relative errors and their correlation: squares of D² and V² could underflow
+            r_d, r_v = sem_d / d2, sem_v / v2
+            correlation = np.where((sem_d > 0) & (sem_v > 0), np.clip(cov[..., 0, 1] / sem_d / sem_v, -1, 1), 0.0)
+            by_rho = np.hypot(r_d - correlation * r_v, np.sqrt(1 - correlation**2) * r_v)
             exchange = np.where(np.isfinite(kappa), m * kappa / (q * q + (m - 1) * q + m * kappa), 0.0)
-            half = Z95 * np.sqrt(np.maximum(relative, 0.0) + (exchange * self.cost.log_kappa_sem) ** 2)
+            half = Z95 * np.hypot(by_rho, exchange * self.cost.log_kappa_sem)
             half = np.where((d2 > 0) & (v2 > 0), half, 0.0)
             low, high = rho * np.exp(-half), rho * np.exp(half)
-            high = np.where(d2 > 0, high, Z95 * np.sqrt(cov[..., 0, 0]) / v2)  # D² = 0: no logarithm
+            high = np.where(d2 > 0, high, Z95 * sem_d / v2)  # D² = 0: no logarithm
         # where nothing is uncertain the ends are q* itself, to the last bit
         ends = [
             np.where(end == rho, q, minimiser(end, np.where(end == rho, gap, 1 - end), kappa, m)) for end in (low, high)
