@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ufom_theory.complexity import CostModel, Truncated
-from ufom_theory.quantities import AssumptionConstants, Moments, UfomError, finite, positive
+from ufom_theory.quantities import AssumptionConstants, Moments, UfomError, finite, instance, positive, scalar
 
 
 def _factors(constants: AssumptionConstants, step_sizes: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -53,7 +53,9 @@ def bias_bound(
         UfomError: a step size that is not > 0, K > r, or a bound beyond floating point.
     """
     alphas, factors = _factors(constants, step_sizes)
-    kept = proxy.steps if proxy else 0
+    proxy = proxy if proxy is not None else Truncated(0)
+    instance("proxy", proxy, Truncated, "write Truncated(K), K = 0 for FOM")
+    kept = proxy.steps
     if kept > len(factors):
         raise UfomError(f"proxy length K = {kept} is longer than the inner loop, r = {len(factors)}: keep K ≤ r")
     split = len(factors) - kept
@@ -68,6 +70,13 @@ def bias_bound_printed(constants: AssumptionConstants, step_sizes: ArrayLike) ->
 
     Its product starts at j where the proof needs j + 1, so it is larger than `bias_bound` by a factor between
     1 + min(α)·L2 and 1 + max(α)·L2.
+
+    Args:
+        constants: Assumption 1.
+        step_sizes: α_1 … α_r, shape (r,).
+
+    Raises:
+        UfomError: a step size that is not > 0, or a bound beyond floating point.
     """
     alphas, factors = _factors(constants, step_sizes)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -77,7 +86,16 @@ def bias_bound_printed(constants: AssumptionConstants, step_sizes: ArrayLike) ->
 
 
 def gradient_bound(constants: AssumptionConstants, step_sizes: ArrayLike, theta_in_losses: bool = True) -> float:
-    """V_bound = (1 + M1)·L1·P: a bound of ‖G‖ (its square bounds V²)."""
+    """V_bound = (1 + M1)·L1·P: a bound of ‖G‖ (its square bounds V²), P the product of all 1 + α_j·L2.
+
+    Args:
+        constants: Assumption 1.
+        step_sizes: α_1 … α_r, shape (r,).
+        theta_in_losses: False where no loss contains θ.
+
+    Raises:
+        UfomError: a step size that is not > 0, or a bound beyond floating point.
+    """
     _, factors = _factors(constants, step_sizes)
     with np.errstate(over="ignore", invalid="ignore"):
         value = _reach(constants, theta_in_losses) * constants.L1 * np.prod(factors)
@@ -87,7 +105,15 @@ def gradient_bound(constants: AssumptionConstants, step_sizes: ArrayLike, theta_
 def smoothness_bound(constants: AssumptionConstants, step_sizes: ArrayLike, theta_in_losses: bool = True) -> float:
     """L_M = M2·L1·P + (1 + M1)²·P·[L2·P + L1·L3·Σ_j α_j·P_{j−1}/(1 + α_j·L2)]: a Lipschitz constant of ∇M.
 
-    P_j = ∏_{i≤j}(1 + α_i·L2), P = P_r. Arguments and errors as in `bias_bound`.
+    P_j = ∏_{i≤j}(1 + α_i·L2), P = P_r. Added here: see `derivations/smoothness.py`.
+
+    Args:
+        constants: Assumption 1.
+        step_sizes: α_1 … α_r, shape (r,).
+        theta_in_losses: False where no loss contains θ.
+
+    Raises:
+        UfomError: a step size that is not > 0, or a bound beyond floating point.
     """
     alphas, factors = _factors(constants, step_sizes)
     c, reach = constants, _reach(constants, theta_in_losses)
@@ -109,11 +135,11 @@ def rate_bound(gap: float, smoothness: float, second_moment: float, outer_steps:
         outer_steps: γ_1 … γ_τ, shape (τ,).
 
     Raises:
-        UfomError: a value out of range.
+        UfomError: a value out of range, an array where one number is meant, or a bound beyond floating point.
     """
     gamma = np.atleast_1d(positive("outer step size γ_k", outer_steps))
-    gap, smoothness = finite("Δ", gap, "≥ 0", 0.0), finite("L_M", smoothness, "≥ 0", 0.0)  # type: ignore[assignment]
-    second_moment = finite("A", second_moment, "≥ 0", 0.0)  # type: ignore[assignment]
+    gap, smoothness = scalar("Δ", gap, finite, "≥ 0", 0.0), scalar("L_M", smoothness, finite, "≥ 0", 0.0)
+    second_moment = scalar("A", second_moment, finite, "≥ 0", 0.0)
     with np.errstate(over="ignore", invalid="ignore"):
         value = np.float64(gap) / gamma.sum() + np.float64(smoothness) * second_moment / 2 * (
             np.sum(gamma**2) / gamma.sum()
@@ -127,12 +153,13 @@ def rate_constant(gap: float, smoothness: float, v2: float, epsilon: float) -> f
     For γ_k = k^(−1/2). It does not depend on q, and grows as 1/ε: at ε = 0 there is no such constant.
 
     Raises:
-        UfomError: ε outside (0, 0.5), V² ≤ 0, a negative Δ or L_M.
+        UfomError: ε outside (0, 0.5), V² ≤ 0, a negative Δ or L_M, an array, or a constant beyond floating point.
     """
+    epsilon = scalar("ε", epsilon)
     if not 0 < epsilon < 0.5:
         raise UfomError(f"ε = {epsilon:g} must lie in (0, 0.5): the constant of (18) grows as 1/ε")
-    gap, smoothness = finite("Δ", gap, "≥ 0", 0.0), finite("L_M", smoothness, "≥ 0", 0.0)  # type: ignore[assignment]
-    v2 = positive("V²", v2)  # type: ignore[assignment]
+    gap, smoothness = scalar("Δ", gap, finite, "≥ 0", 0.0), scalar("L_M", smoothness, finite, "≥ 0", 0.0)
+    v2 = scalar("V²", v2, positive)
     with np.errstate(over="ignore"):
         value = np.float64(gap) / v2 + np.float64(smoothness) / 2 * math.exp(epsilon - 1) / epsilon
     return _representable("H(ε)", value / (2 * (math.sqrt(2) - 1)))
@@ -153,9 +180,16 @@ def time_bound(
         smoothness: L_M.
         delta: δ > 0.
         epsilon: in (0, 0.5).
+
+    Returns:
+        A time in the unit of `cost`; an upper bound, and usually a generous one.
+
+    Raises:
+        UfomError: a value out of range, an array where one number is meant, or a bound beyond floating point.
     """
-    m = 2 / (1 - 2 * epsilon) if 0 < epsilon < 0.5 else 1.0  # rate_constant refuses the rest
-    constant = rate_constant(gap, smoothness, float(moments.v2), epsilon)
+    constant = rate_constant(gap, smoothness, moments.v2, epsilon)  # type: ignore[arg-type]
+    m, delta = 2 / (1 - 2 * epsilon), scalar("δ", delta, positive)
+    time = scalar("the time of one iteration", cost.time(q, moments, m))
     with np.errstate(over="ignore", invalid="ignore"):
-        value = cost.time(q, moments, m) * np.float64(constant / float(positive("δ", delta))) ** m
+        value = np.float64(time) * np.float64(constant / delta) ** m
     return _representable("the time bound", float(value))

@@ -9,7 +9,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ufom_theory.quantities import Moments, Number, UfomError, finite, integer, plain, positive
+from ufom_theory.quantities import (
+    Moments,
+    Number,
+    UfomError,
+    broadcast,
+    finite,
+    instance,
+    integer,
+    plain,
+    positive,
+    scalar,
+)
 
 SweepKind = Literal["stored", "recomputed", "checkpointed", "unrolled"]
 
@@ -42,7 +53,7 @@ class Sweep:
     def __post_init__(self) -> None:
         if self.kind not in ("stored", "recomputed", "checkpointed", "unrolled"):
             raise UfomError(f"sweep {self.kind!r} is unknown: use stored, recomputed, checkpointed:SLOTS or unrolled")
-        integer("slots", self.slots, 0)
+        scalar("slots", self.slots, integer, 0)
         if self.slots and self.kind != "checkpointed":
             raise UfomError(f"slots = {self.slots} go with Sweep.checkpointed(slots), not with {self.kind}")
 
@@ -69,7 +80,7 @@ class Sweep:
     @classmethod
     def parse(cls, text: str) -> Sweep:
         """The sweep that `str` names: "stored", "recomputed", "checkpointed:3", "unrolled"."""
-        match = re.fullmatch(r"(stored|recomputed|unrolled)|checkpointed:(\d+)", text.strip())
+        match = re.fullmatch(r"(stored|recomputed|unrolled)|checkpointed:(\d+)", str(text).strip())
         if not match:
             raise UfomError(f"sweep {text!r} is unknown: use stored, recomputed, checkpointed:SLOTS or unrolled")
         return cls("checkpointed", int(match[2])) if match[2] else cls(match[1])  # type: ignore[arg-type]
@@ -91,7 +102,7 @@ class Sweep:
 
         `unrolled` holds at least these n, and what its graph keeps besides.
         """
-        n = integer("the number of backward steps", n, 0)
+        n = scalar("the number of backward steps", n, integer, 0)
         if self.kind in ("stored", "unrolled"):
             return n
         return min(self.slots + 1, n)
@@ -104,7 +115,7 @@ class Truncated:
     steps: int = 0
 
     def __post_init__(self) -> None:
-        integer("proxy length K", self.steps, 0)
+        scalar("proxy length K", self.steps, integer, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,16 +126,18 @@ class CostModel:
     inner steps; at K = 0 and the recomputed sweep this is Proposition 1.
 
     Attributes:
-        r: inner steps.
+        r: inner steps, at most 3e9; an integer, or an array of them that broadcasts with the costs.
         c1: cost of a gradient ∂L/∂φ, in function calls or in seconds.
         c2: cost of a Hessian-vector product (both blocks), in the same unit.
         sweep: how the exact gradient comes by its states.
         proxy: what is debiased.
         c1_sem: standard error of c1, 0 where it is given.
         c2_sem: standard error of c2.
+        shape: what all of these broadcast to.
 
     Raises:
-        UfomError: r < 1, K > r, a cost that is not a finite number > 0 or beyond 1e300, a negative standard error.
+        UfomError: r < 1 or r > 3e9, K > r, a cost that is not a finite number > 0 or beyond 1e300, a negative standard
+            error, shapes that do not broadcast, a sweep or proxy of another type.
     """
 
     r: Any
@@ -134,15 +147,19 @@ class CostModel:
     proxy: Truncated = field(default_factory=Truncated)
     c1_sem: Number = 0.0
     c2_sem: Number = 0.0
+    shape: tuple[int, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
+        instance("sweep", self.sweep, Sweep, 'write Sweep.stored(), or Sweep.parse("checkpointed:3")')
+        instance("proxy", self.proxy, Truncated, "write Truncated(K), K = 0 for FOM")
         set_(self, "r", integer("r, the number of inner steps,", self.r, 1))
         for name in ("c1", "c2"):
             set_(self, name, positive(name, getattr(self, name)))
         for name in ("c1_sem", "c2_sem"):
-            if np.any(np.asarray(getattr(self, name)) != 0):
-                set_(self, name, positive(name, getattr(self, name)))
+            set_(self, name, finite(name, getattr(self, name), "a finite number ≥ 0", 0.0))
+        shapes = {name: np.shape(getattr(self, name)) for name in ("r", "c1", "c2", "c1_sem", "c2_sem")}
+        set_(self, "shape", broadcast(**shapes))
         if np.any(np.asarray(self.r) < self.proxy.steps):
             raise UfomError(
                 f"proxy length K = {self.proxy.steps} is longer than the inner loop, r = {np.min(self.r)}: keep K ≤ r"
@@ -191,12 +208,13 @@ class CostModel:
             m: exponent of the outer step sizes; 2 for the paper's γ_k = k^(−1/2) at ε = 0.
 
         Raises:
-            UfomError: q outside (0, 1], m ≤ 0, or a time beyond floating point.
+            UfomError: q outside (0, 1], m ≤ 0, shapes that do not broadcast, or a time beyond floating point.
         """
         q = positive("q", q)
         if np.any(np.asarray(q) > 1):
             raise UfomError(f"q = {np.max(q):g} must lie in (0, 1]: it is a probability")
         m = positive("m", m)
+        broadcast(q=np.shape(q), m=np.shape(m), moments=moments.shape, cost=self.shape)
         with np.errstate(over="ignore", invalid="ignore"):
             a = (1 / np.asarray(q) - 1) * moments.d2 + moments.v2
             value = a**m * (self.c_det + self.c_rnd * np.asarray(q))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ufom_theory.quantities import AssumptionConstants, Number, UfomError, finite, integer, plain, positive
+from ufom_theory.quantities import AssumptionConstants, Number, UfomError, finite, integer, plain, positive, scalar
 
 Array = NDArray[np.float64]
 
@@ -33,7 +33,7 @@ class TwoTaskProblem:
         A: half-width > 0 of the quadratic pieces.
 
     Raises:
-        UfomError: a number that is not finite or not > 0.
+        UfomError: a number that is not finite or not > 0, an array where one number is meant.
     """
 
     alpha: float
@@ -44,9 +44,9 @@ class TwoTaskProblem:
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
-        set_(self, "alpha", positive("inner step size α", self.alpha))
-        set_(self, "r", integer("r, the number of inner steps,", self.r, 1))
-        set_(self, "A", positive("half-width A", self.A))
+        set_(self, "alpha", scalar("inner step size α", self.alpha, positive))
+        set_(self, "r", scalar("r, the number of inner steps,", self.r, integer, 1))
+        set_(self, "A", scalar("half-width A", self.A, positive))
         for name, check in (("a", positive), ("b", finite)):
             pair = np.asarray(check(name, getattr(self, name)))
             if pair.shape != (2,):
@@ -146,7 +146,7 @@ def diverging_problem(D: float, r: int, alpha: float, a: tuple[float, float] = (
     Raises:
         UfomError: D ≤ 0, a1 = a2, α·max(a) ≥ 1 (the reason named), or a b_2 beyond floating point.
     """
-    D = float(positive("D", D))
+    D = scalar("D", D, positive)
     frame = TwoTaskProblem(alpha, r, a, (0.0, 0.0), 1.0)
     if frame.alpha * max(frame.a) >= 1:
         raise UfomError(_too_long_a_step(frame.alpha, frame.a, r))
@@ -172,12 +172,20 @@ def squared_gradient_norms(
         problem: the two tasks.
         q: probability of the exact correction, 0 for FOM; an array runs many at once.
         step_sizes: γ_1, γ_2, …; each a number or an array that broadcasts with q.
-        start: θ_0.
+        start: θ_0, a number or an array that broadcasts with q.
+
+    Raises:
+        UfomError: q outside [0, 1], a start that is not finite, or a stationary point off the quadratic pieces;
+            all at once, before the first value is asked for.
     """
     q = finite("q", q, "in [0, 1]", 0.0)
     if np.any(np.asarray(q) > 1):
         raise UfomError(f"q = {np.max(q):g} must lie in [0, 1]: it is a probability")
     theta_star = problem.theta_star
+    return _norms(problem, q, step_sizes, theta_star, finite("θ_0", start) - theta_star)
+
+
+def _norms(problem: TwoTaskProblem, q: Any, step_sizes: Iterable[Any], theta_star: float, mean: Any) -> Iterator[Any]:
     s1 = c1 = s2 = sc = c2 = 0.0
     drawn = plain(np.where(np.asarray(q) > 0, q, 1.0))  # at q = 0 the correction has no weight, whatever its size
     for a, b, p in zip(problem.a, problem.b, problem.contractions.tolist(), strict=True):
@@ -185,7 +193,6 @@ def squared_gradient_norms(
             s, c = scale * a, scale * (a * theta_star - b)
             s1, c1, s2 = s1 + chance * s / 2, c1 + chance * c / 2, s2 + chance * s * s / 2
             sc, c2 = sc + chance * s * c / 2, c2 + chance * c * c / 2
-    mean: Any = start - theta_star
     second: Any = mean * mean
     for gamma in step_sizes:
         second = (

@@ -13,13 +13,30 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ufom_theory.complexity import CostModel
-from ufom_theory.quantities import Z95, Moments, Number, UfomError, finite, integer, plain, positive
+from ufom_theory.quantities import (
+    Z95,
+    Moments,
+    Number,
+    UfomError,
+    broadcast,
+    finite,
+    instance,
+    integer,
+    plain,
+    positive,
+    scalar,
+)
 
 Array = NDArray[np.float64]
 
 
 def exponent(epsilon: float) -> float:
-    """m = 2/(1 − 2ε), the exponent of the time to precision for γ_k = k^(−1/2) in (19); ε in [0, 0.5)."""
+    """m = 2/(1 − 2ε), the exponent of the time to precision for γ_k = k^(−1/2) in (19); ε in [0, 0.5).
+
+    Raises:
+        UfomError: ε outside [0, 0.5), or no single number.
+    """
+    epsilon = scalar("ε", epsilon)
     if not 0 <= epsilon < 0.5:
         raise UfomError(f"ε = {epsilon:g} must lie in [0, 0.5): (18) has rate k^(−1/2 + ε)")
     return 2 / (1 - 2 * epsilon)
@@ -32,17 +49,17 @@ def batch_moments(moments: Moments, batch: int) -> Moments:
     the moments of the batch mean.
 
     Raises:
-        UfomError: batch > 1 and no ‖∇M‖² in the moments.
+        UfomError: batch < 1 or an array, batch > 1 and no ‖∇M‖² in the moments.
     """
-    b = integer("batch", batch, 1)
+    b = scalar("batch", batch, integer, 1)
     if b == 1:
         return moments
     if moments.mean_gradient_sq is None:
         raise UfomError(f"batch = {b} needs ‖∇M‖²: give Moments(mean_gradient_sq=...), or `--mean-gradient-sq`")
-    jacobian = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, b - 1.0]])
-    return replace(
-        moments, v2=moments.v2 + (b - 1) * moments.mean_gradient_sq, cov=jacobian @ moments.joint_cov() @ jacobian.T
-    )
+    jacobian = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, b - 1.0], [0.0, 0.0, 1.0]])
+    joint = jacobian @ moments.joint_cov() @ jacobian.T
+    v2 = moments.v2 + (b - 1) * moments.mean_gradient_sq
+    return replace(moments, v2=v2, cov=joint[..., :2, :2], mean_gradient_cov=joint[..., 2])
 
 
 def _discriminant_root(rho: Array, gap: Array, kappa: Array, m: Array) -> Array:
@@ -164,13 +181,17 @@ class Prediction:
         kappa, q, m = _kappa(self.cost), np.asarray(self.q), np.asarray(self.m)
         cov, d2, v2 = self.moments.cov, np.asarray(self.moments.d2), np.asarray(self.moments.v2)
         assert cov is not None
+        sem_d, sem_v = np.sqrt(cov[..., 0, 0]), np.sqrt(cov[..., 1, 1])
         with np.errstate(all="ignore"):
-            relative = cov[..., 0, 0] / d2**2 - 2 * cov[..., 0, 1] / (d2 * v2) + cov[..., 1, 1] / v2**2
+            # Var log ρ from relative errors and their correlation: squares of D² and V² could underflow
+            r_d, r_v = sem_d / d2, sem_v / v2
+            correlation = np.where((sem_d > 0) & (sem_v > 0), np.clip(cov[..., 0, 1] / sem_d / sem_v, -1, 1), 0.0)
+            by_rho = np.hypot(r_d - correlation * r_v, np.sqrt(1 - correlation**2) * r_v)
             exchange = np.where(np.isfinite(kappa), m * kappa / (q * q + (m - 1) * q + m * kappa), 0.0)
-            half = Z95 * np.sqrt(np.maximum(relative, 0.0) + (exchange * self.cost.log_kappa_sem) ** 2)
+            half = Z95 * np.hypot(by_rho, exchange * self.cost.log_kappa_sem)
             half = np.where((d2 > 0) & (v2 > 0), half, 0.0)
             low, high = rho * np.exp(-half), rho * np.exp(half)
-            high = np.where(d2 > 0, high, Z95 * np.sqrt(cov[..., 0, 0]) / v2)  # D² = 0: no logarithm
+            high = np.where(d2 > 0, high, Z95 * sem_d / v2)  # D² = 0: no logarithm
         # where nothing is uncertain the ends are q* itself, to the last bit
         ends = [
             np.where(end == rho, q, minimiser(end, np.where(end == rho, gap, 1 - end), kappa, m)) for end in (low, high)
@@ -227,6 +248,7 @@ def bootstrap_interval(
     """Percentile bootstrap interval of q*: the tasks are drawn again, D² and V² of one task always together.
 
     It assumes neither normal estimates nor a linear q*, as `Prediction.interval` does; the two agree for many tasks.
+    The errors of C1 and C2 are left out, and one call is a batch of one task.
 
     Args:
         d2_samples: ‖G_proxy − G‖² of each task at the same θ, shape (n,), n ≥ 2.
@@ -241,17 +263,21 @@ def bootstrap_interval(
         The two ends, in [0, 1].
 
     Raises:
-        UfomError: samples that are negative, not finite, fewer than 2, or of different lengths; a bad level or m.
+        UfomError: samples that are negative, not finite, fewer than 2, or of different lengths; D² = V² = 0 in every
+            draw; a level outside (0, 1), m ≤ 0, draws < 1, seed < 0; a cost model that holds arrays.
     """
     rule = "a finite number ≥ 0: it is a squared norm"
     d2 = np.asarray(finite("d2_samples", d2_samples, rule, 0.0))
     v2 = np.asarray(finite("v2_samples", v2_samples, rule, 0.0))
     if d2.shape != v2.shape or d2.ndim != 1 or len(d2) < 2:
         raise UfomError(f"d2_samples {d2.shape} and v2_samples {v2.shape} must pair the same n ≥ 2 tasks")
+    level = scalar("level", level)
     if not 0 < level < 1:
         raise UfomError(f"level = {level:g} must lie in (0, 1): 0.95 is usual")
-    m, draws, n = float(positive("m", m)), integer("draws", draws, 1), len(d2)
-    rng, found = np.random.default_rng(seed), []
+    if cost.shape:
+        raise UfomError(f"the cost model holds arrays of shape {cost.shape}: bootstrap one cost model at a time")
+    m, draws, n = scalar("m", m, positive), scalar("draws", draws, integer, 1), len(d2)
+    rng, found = np.random.default_rng(scalar("seed", seed, integer, 0)), []
     for _ in range(draws):
         chosen = rng.integers(0, n, n)
         found.append((d2[chosen].mean(), v2[chosen].mean()))
@@ -280,9 +306,12 @@ def optimal_q(moments: Moments, cost: CostModel, m: Number = 2.0, batch: int = 1
         Prediction: `.q`, `.interval`, `.speedup_over_exact`, `.pays`, `.why`, `.dq_dd2`, `.dq_dv2`.
 
     Raises:
-        UfomError: m ≤ 0, batch < 1, batch > 1 without ‖∇M‖².
+        UfomError: m ≤ 0, batch < 1, batch > 1 without ‖∇M‖², shapes that do not broadcast, arguments of another type.
     """
+    instance("moments", moments, Moments, "write Moments(d2, v2)")
+    instance("cost", cost, CostModel, "write CostModel(r=10)")
     m = positive("m", m)
     moments = batch_moments(moments, batch)
+    broadcast(moments=moments.shape, cost=cost.shape, m=np.shape(m))
     rho, gap = _ratios(moments)
     return Prediction(moments, cost, m, plain(minimiser(rho, gap, _kappa(cost), m)))

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from ufom_theory.complexity import CostModel, Sweep, Truncated
 from ufom_theory.optimum import optimal_q
-from ufom_theory.quantities import Moments, UfomError, integer, positive
+from ufom_theory.quantities import Moments, UfomError, instance, integer, positive, scalar
 
 
 @dataclass(frozen=True)
@@ -80,13 +78,18 @@ def plan(
         stored state already changes the answer.
 
     Raises:
-        UfomError: no proxy given, moments that are arrays, no proxy that fits, r < 1, memory_slots < 1, costs or m ≤ 0.
+        UfomError: no proxy given, keys that are no `Truncated`, moments or numbers that are arrays, no proxy that fits,
+            r < 1, memory_slots < 1, costs or m ≤ 0.
     """
-    budget, r, m = integer("memory_slots", memory_slots, 1), integer("r", r, 1), float(positive("m", m))
+    budget, r = scalar("memory_slots", memory_slots, integer, 1), scalar("r", r, integer, 1)
+    c1, c2, m = (scalar(name, x, positive) for name, x in (("c1", c1), ("c2", c2), ("m", m)))
+    instance("moments_by_proxy", moments_by_proxy, Mapping, "write {Truncated(0): Moments(d2, v2)}")
     if not moments_by_proxy:
         raise UfomError("moments_by_proxy is empty: measure D² and V² for at least one proxy, Truncated(0) is FOM")
     for proxy, moments in moments_by_proxy.items():
-        if np.ndim(moments.d2) or np.ndim(moments.v2):
+        instance("a key of moments_by_proxy", proxy, Truncated, "write Truncated(K), K = 0 for FOM")
+        instance(f"the value at K = {proxy.steps},", moments, Moments, "write Moments(d2, v2)")
+        if moments.shape:
             raise UfomError(f"the moments of K = {proxy.steps} are arrays: plan compares single values, give one θ's")
         if moments.v2 == 0:
             raise UfomError(f"V² = 0 for K = {proxy.steps}: the exact gradient vanishes there; measure at another θ")

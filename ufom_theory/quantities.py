@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Number = float | NDArray[np.float64]
 Z95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
+LARGEST = 3_000_000_000  # of any count: r(r − 1) then fits in int64
 
 
 class UfomError(ValueError):
@@ -43,12 +45,40 @@ def positive(name: str, value: ArrayLike) -> Number:
 
 def integer(name: str, value: Any, at_least: int) -> Any:
     """`value` as an int (or an int64 array), no smaller than `at_least`; else `UfomError`."""
-    array = np.asarray(value)
-    if array.dtype == bool or not (np.issubdtype(array.dtype, np.integer) and array.size):
-        raise UfomError(f"{name} = {value!r} must be an integer")
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise UfomError(f"{name} = {value!r} is not an integer or an array of integers") from error
+    if not (np.issubdtype(array.dtype, np.integer) and array.size):
+        raise UfomError(f"{name} = {value!r} must be an integer, at most {LARGEST:.0e}")
     if (array < at_least).any():
         raise UfomError(f"{name} = {array.min()} must be at least {at_least}")
+    if (array > LARGEST).any():
+        raise UfomError(f"{name} = {array.max()} must be at most {LARGEST:.0e}: its square no longer fits in 64 bits")
     return plain(array.astype(np.int64))
+
+
+def scalar(name: str, value: Any, check: Callable[..., Any] = finite, *rule: Any) -> Any:
+    """`value` as `finite`, `positive` or `integer` returns it, and a single number; else `UfomError`."""
+    checked = check(name, value, *rule)
+    if np.ndim(checked):
+        raise UfomError(f"{name} has shape {np.shape(checked)}, but must be one number: call once for each value")
+    return checked
+
+
+def instance(name: str, value: Any, kind: type, remedy: str) -> None:
+    """`UfomError` where `value` is of another type."""
+    if not isinstance(value, kind):
+        raise UfomError(f"{name} = {value!r} must be of type {kind.__name__}: {remedy}")
+
+
+def broadcast(**shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape to which all of these broadcast; else `UfomError`."""
+    try:
+        return np.broadcast_shapes(*shapes.values())
+    except ValueError as error:
+        named = ", ".join(f"{name} {shape}" for name, shape in shapes.items() if shape)
+        raise UfomError(f"the shapes of {named} do not broadcast: give single values or arrays of one shape") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,10 +92,11 @@ class Moments:
         n: number of tasks behind the estimates, None when the values are given.
         mean_gradient_sq: ‖∇M‖² at the same θ as V², needed for batches of tasks with independent coins.
         mean_gradient_cov: Cov(‖∇M‖², (D², V², ‖∇M‖²)) of the estimates, shape (..., 3); zeros for exact values.
+        shape: what all of these broadcast to.
 
     Raises:
-        UfomError: a value that is negative or not finite, or D² = V² = 0; a covariance of another shape or with a
-            negative variance.
+        UfomError: a value that is negative or not finite, or D² = V² = 0; shapes that do not broadcast; a covariance of
+            another shape, not symmetric, with a negative variance or a correlation above 1; an exact ‖∇M‖² > V².
     """
 
     d2: Number
@@ -74,12 +105,11 @@ class Moments:
     n: int | None = None
     mean_gradient_sq: Number | None = None
     mean_gradient_cov: NDArray[np.float64] | None = None
+    shape: tuple[int, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         rule = "a finite number ≥ 0: it is the mean of a squared norm"
         d2, v2 = finite("D² (d2)", self.d2, rule, 0.0), finite("V² (v2)", self.v2, rule, 0.0)
-        if np.any((np.asarray(d2) == 0) & (np.asarray(v2) == 0)):
-            raise UfomError("D² = V² = 0: the gradient vanishes, so every q is equally good; measure at another θ")
         set_ = object.__setattr__
         set_(self, "d2", d2)
         set_(self, "v2", v2)
@@ -88,7 +118,30 @@ class Moments:
         if self.mean_gradient_sq is not None:
             set_(self, "mean_gradient_sq", finite("‖∇M‖² (mean_gradient_sq)", self.mean_gradient_sq, rule, 0.0))
         if self.n is not None:
-            set_(self, "n", integer("n, the number of tasks,", self.n, 1))
+            set_(self, "n", scalar("n, the number of tasks,", self.n, integer, 1))
+        shapes = {name: np.shape(getattr(self, name)) for name in ("d2", "v2", "mean_gradient_sq")}
+        joint = self.joint_cov()
+        set_(self, "shape", broadcast(**shapes, covariance=joint.shape[:-2]))
+        if np.any((np.asarray(d2) == 0) & (np.asarray(v2) == 0)):
+            raise UfomError("D² = V² = 0: the gradient vanishes, so every q is equally good; measure at another θ")
+        self._check_possible(joint)
+
+    def _check_possible(self, joint: NDArray[np.float64]) -> None:
+        sems = np.sqrt(np.diagonal(joint, axis1=-2, axis2=-1))
+        with np.errstate(over="ignore"):
+            most = sems[..., :, None] * sems[..., None, :]
+            if (abs(joint - joint.swapaxes(-1, -2)) > 1e-6 * most).any():
+                raise UfomError("cov is not symmetric, but Cov(D², V²) = Cov(V², D²): give the whole matrix")
+            if (abs(joint) > (1 + 1e-6) * most).any():
+                raise UfomError("cov holds a correlation beyond ±1: |Cov(x, y)| ≤ √(Var x·Var y), check its entries")
+        if self.mean_gradient_sq is not None:
+            exact = (joint[..., 1, 1] == 0) & (joint[..., 2, 2] == 0)
+            above = np.asarray(self.mean_gradient_sq) > np.asarray(self.v2) * (1 + 1e-4)  # of float32 gradients
+            if (exact & above).any():
+                raise UfomError(
+                    f"‖∇M‖² = {np.max(self.mean_gradient_sq):g} is above V² = {np.min(self.v2):g}, but the square of a "
+                    "mean is never above the mean of the squares: take both at the same θ"
+                )
 
     @property
     def d2_sem(self) -> Number:
@@ -106,7 +159,7 @@ class Moments:
         """Covariance of the estimates of (D², V², ‖∇M‖²), shape (..., 3, 3)."""
         assert self.cov is not None
         assert self.mean_gradient_cov is not None
-        shape = np.broadcast_shapes(self.cov.shape[:-2], self.mean_gradient_cov.shape[:-1])
+        shape = broadcast(cov=self.cov.shape[:-2], mean_gradient_cov=self.mean_gradient_cov.shape[:-1])
         joint = np.zeros((*shape, 3, 3))
         joint[..., :2, :2] = self.cov
         joint[..., 2, :] = joint[..., :, 2] = self.mean_gradient_cov
@@ -149,9 +202,7 @@ class AssumptionConstants:
 
     def __post_init__(self) -> None:
         for name in ("M1", "M2", "L1", "L2", "L3"):
-            value = finite(name, getattr(self, name), "a finite number ≥ 0 (Assumption 1)", 0.0)
-            if np.ndim(value):
-                raise UfomError(f"{name} must be one number, not an array of shape {np.shape(value)}")
+            value = scalar(name, getattr(self, name), finite, "a finite number ≥ 0 (Assumption 1)", 0.0)
             object.__setattr__(self, name, value)
 
 
@@ -195,9 +246,15 @@ class Verdict:
         within ± `margin`. Differences that are not all finite (a run given up) are "inconclusive" too.
 
         Raises:
-            UfomError: fewer than 2 differences.
+            UfomError: another relation, fewer than 2 differences, or differences that are not numbers.
         """
-        x = np.asarray(differences, dtype=np.float64)
+        if relation not in ("=", "<=", ">="):
+            raise UfomError(f"{subject}: relation {relation!r} is unknown: use =, <= or >=")
+        bound = scalar("bound", bound)
+        try:
+            x = np.asarray(differences, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise UfomError(f"{subject}: the differences are not one vector of numbers") from error
         if x.ndim != 1 or len(x) < 2:
             raise UfomError(f"{subject}: {x.size} paired difference(s), but an interval needs at least 2")
         from scipy.stats import t  # a study's cost, not the import's

@@ -1,13 +1,17 @@
 """The derivations agree with what the paper prints (or show how it errs) and with the numbers computed at run time."""
 
+import importlib
 import itertools
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import sympy as sp
 
 from ufom_theory import AssumptionConstants, CostModel, Truncated, bias_bound, bias_bound_printed, gradient_bound
+from ufom_theory.derivations import __main__ as printed_derivations
 from ufom_theory.derivations import bias_bound as bias_derivation
 from ufom_theory.derivations import complexity, optimum
 from ufom_theory.derivations.symbols import (
@@ -149,3 +153,20 @@ def test_bounds_at_the_reference_points(constants, alpha, r, tight, printed, gra
     assert bias_bound(assumed, alphas) == pytest.approx(tight, rel=1e-9)
     assert bias_bound_printed(assumed, alphas) == pytest.approx(printed, rel=1e-9)
     assert gradient_bound(assumed, alphas) == pytest.approx(gradient, rel=1e-9)
+
+
+@pytest.mark.parametrize("module", printed_derivations.MODULES)
+def test_every_derivation_can_be_printed(module):
+    shown = printed_derivations.text(module)
+    for function in printed_derivations._functions(importlib.import_module(f"ufom_theory.derivations.{module}")):
+        assert f"\n{function.__name__}(" in shown
+    assert " =\n\n    " in shown
+
+
+def test_derivations_are_printed_by_name():
+    command = [sys.executable, "-m", "ufom_theory.derivations"]
+    shown = subprocess.run([*command, "optimum"], capture_output=True, text=True, check=True, encoding="utf-8").stdout
+    assert "quadratic() =\n" in shown
+    assert "-C_det⋅D₂⋅m + q ⋅(-C_rnd⋅D₂ + C_rnd⋅V₂)" in shown
+    wrong = subprocess.run([*command, "nothing"], capture_output=True, text=True, encoding="utf-8")
+    assert (wrong.returncode, "there are bias_bound, chain_rule" in wrong.stderr) == (1, True)

@@ -163,3 +163,22 @@ def test_moments_over_the_inner_step_size():
         known.append((d2.max(), v2.max()))
     assert known[0][0] < known[1][0] < known[2][0]
     assert known[0][1] > known[1][1] > known[2][1]
+
+
+def test_long_inner_loops_end_at_the_minimum():
+    """The slope at φ_r, over all three pieces of f, falls to nothing: problem (4) tends to (1)."""
+    slopes = [
+        np.abs(TwoTaskProblem(0.3, r, (0.5, 1.5), (0.0, 10.0), 12.0).gradients(25.0)[0]) for r in (1, 10, 100, 300)
+    ]
+    assert (np.diff(slopes, axis=0) < 0).all()
+    assert slopes[-1].max() < 1e-15
+
+
+def test_suprema_and_m_2_ask_for_a_larger_q_than_local_moments_and_m_1():
+    ratios = []
+    for alpha in (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05):
+        toy = TwoTaskProblem(alpha, 10, (0.5, 1.5), (0.0, 10.0), 400.0)
+        d2, v2 = toy.moments(np.append(np.linspace(-50, 50, 1001), toy.theta_star))
+        paper = optimal_q(Moments(d2.max(), v2.max()), CostModel(r=10), 2.0).q
+        ratios.append(paper / optimal_q(Moments(d2[-1], v2[-1]), CostModel(r=10), 1.0).q)
+    assert ratios == pytest.approx([1.85, 1.87, 1.93, 2.05, 2.37, 2.87, 1.33], abs=0.005)

@@ -153,6 +153,20 @@ def test_interval_covers_simulated_truth(correlation):
     assert 0.935 <= covered <= 0.965  # 4000 draws: ± 0.007 at two standard errors
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e-168, 1.0, 1e150, 1e300])
+def test_the_interval_is_free_of_the_unit(scale):
+    """Squares of small D² underflow; only relative errors count."""
+    exactly = optimal_q(Moments(0.01 * scale, scale), CostModel(r=3))
+    assert exactly.interval == (exactly.q, exactly.q)
+    assert exactly.pays == "yes"
+    if 1e-150 < scale < 1e150:
+        cov = np.array([[1e-6, 1e-5], [1e-5, 1e-3]])
+        near = optimal_q(Moments(0.01, 1.0, cov), CostModel(r=3)).interval
+        assert optimal_q(Moments(0.01 * scale, scale, cov * scale**2), CostModel(r=3)).interval == pytest.approx(
+            near, rel=1e-12
+        )
+
+
 def test_interval_at_the_end_of_the_range():
     p = optimal_q(Moments(0.35, 1.0, cov=np.diag([0.1, 0.01])), CostModel(r=10))
     assert (p.pays, p.interval[1]) == ("cannot tell", 1.0)
@@ -181,7 +195,7 @@ def test_interval_of_a_batch_uses_the_mean_gradient():
         (lambda: CostModel(r=0), "at least 1"),
         (lambda: CostModel(r=2.5), "must be an integer"),
         (lambda: CostModel(r=5, c1=0), "> 0"),
-        (lambda: CostModel(r=5, c2_sem=-1), "> 0"),
+        (lambda: CostModel(r=5, c2_sem=-1), "≥ 0"),
         (lambda: CostModel(r=5, proxy=Truncated(6)), "keep K ≤ r"),
         (lambda: CostModel(r=5).time(1.5, Moments(1, 2)), "probability"),
         (lambda: Sweep.checkpointed(-1), "at least 0"),

@@ -1,7 +1,6 @@
 """The planner against brute force over everything that fits, and the plain words it owes its reader."""
 
 import json
-import os
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +11,6 @@ from ufom_runtime.cli import app
 from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, optimal_q, plan
 from ufom_theory.planner import states_held
 
-DRAWS = int(os.environ.get("UFOM_DRAWS", "1000"))
 FOM = Truncated(0)
 
 
@@ -73,37 +71,6 @@ def test_nothing_that_fits_is_sooner(bias, r, c2, budget, m):
 )  # fmt: skip
 def test_states_held(sweep, n, held):
     assert Sweep.parse(sweep).states_held(n) == held
-
-
-anything = st.one_of(st.floats(), st.floats(0, 10))
-
-
-@settings(deadline=None, max_examples=DRAWS)
-@given(
-    pairs=st.lists(st.tuples(st.integers(-1, 12), anything, anything), max_size=3),
-    r=st.integers(-1, 40),
-    numbers=st.lists(anything, min_size=3, max_size=3),
-    budget=st.integers(-1, 40),
-)
-def test_whatever_is_drawn_only_ufom_errors(pairs, r, numbers, budget):
-    try:
-        found = plan({Truncated(k): Moments(d, v) for k, d, v in pairs}, r, numbers[0], numbers[1], budget, numbers[2])
-        assert found[0].slower == 1
-    except UfomError:
-        pass
-
-
-@settings(deadline=None, max_examples=DRAWS)
-@given(d2=anything, v2=anything, r=st.integers(0, 10**6), m=anything, c2=anything, batch=st.integers(0, 9))
-def test_whatever_is_drawn_optimal_q_raises_only_ufom_errors(d2, v2, r, m, c2, batch):
-    try:
-        p = optimal_q(Moments(d2, v2, mean_gradient_sq=v2 / 2), CostModel(r=r, c2=c2), m, batch)
-        assert 0 <= p.q <= 1
-        assert p.interval[0] <= p.interval[1]
-        for name in ("why", "pays", "speedup_over_exact", "cost_over_fom", "dq_dd2", "dq_dv2"):
-            getattr(p, name)
-    except UfomError:
-        pass
 
 
 @pytest.mark.parametrize(

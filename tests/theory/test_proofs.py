@@ -7,7 +7,9 @@ import mpmath
 import numpy as np
 import pytest
 import sympy as sp
+import torch
 
+from ufom_runtime.problems.few_shot import sample_episodes
 from ufom_theory import Sweep
 from ufom_theory.derivations import bias_bound, chain_rule, complexity, convergence, divergence, optimum, second_moment
 from ufom_theory.derivations import smoothness as smooth
@@ -253,3 +255,55 @@ def test_stationary_point_of_the_first_order_method():
     at_offset = divergence.gradient().subs(b2, divergence.offset()) ** 2
     assert sp.simplify(at_offset - 2 * divergence.BIAS) == 0
     assert all(x.is_positive for x in divergence.room())
+
+
+@pytest.mark.parametrize("coin", [0, 1])
+def test_algorithm_4_at_a_point(coin):
+    """Three steps, θ given: either coin against the unrolled gradient and the loop that keeps every state."""
+    problem = chain_rule.polynomial_problem()
+    at = dict(zip(problem.theta, (sp.Rational(2, 3), sp.Rational(-5, 4)), strict=True))
+    first_order = chain_rule.backward_loop(problem, ALPHAS[:3], kept=0).subs(at)
+    exact = chain_rule.unrolled_gradient(problem, ALPHAS[:3]).subs(at)
+    returned = chain_rule.algorithm_4(problem, ALPHAS[:3], coin).subs(at)
+    assert (returned - first_order - coin / Q * (exact - first_order)).applyfunc(sp.expand) == sp.zeros(2, 1)
+    assert exact != first_order
+
+
+def test_hessian_vector_products_are_directional_derivatives():
+    """Reverse over reverse, as Algorithm 2 takes them, against the gradient's derivative along b2."""
+    problem, t = chain_rule.polynomial_problem(), sp.Symbol("t")
+    b2 = sp.Matrix([3, -2, 5])
+    ahead = dict(zip(problem.phi, problem.phi + t * b2, strict=True))
+    inner = sp.Matrix([problem.inner])
+    functional = inner.jacobian(problem.phi) * b2
+    for x in (problem.theta, problem.phi):
+        along = inner.jacobian(x).T.subs(ahead, simultaneous=True).diff(t).subs(t, 0)
+        assert sp.simplify(functional.jacobian(x).T - along) == sp.zeros(len(x), 1)
+
+
+def test_root_steps_and_their_squares_add_up_to_infinity():
+    gamma = np.arange(1, 10**6 + 1) ** -0.5
+    for size in 10 ** np.arange(1, 7):
+        assert gamma[:size].sum() >= 2 * (np.sqrt(size + 1) - 1)
+        assert (gamma[:size] ** 2).sum() == pytest.approx(np.log(size) + np.euler_gamma, abs=1 / size)
+
+
+def test_smoothed_and_debiased_means():
+    """Adaptive UFOM's averages in floats: right for constants, right in the mean for noise, 0/0 before any update."""
+    rng, beta, chains = np.random.default_rng(0), 0.9, 200_000
+    constant, noisy = 0.0, np.zeros(chains)
+    for updates in range(1, 6):
+        constant, noisy = beta * constant + (1 - beta) * 0.7, beta * noisy + (1 - beta) * rng.exponential(0.7, chains)
+        debiased = noisy / (1 - beta**updates)
+        assert constant / (1 - beta**updates) == pytest.approx(0.7, rel=1e-14)
+        assert abs(debiased.mean() - 0.7) <= 4 * debiased.std() / np.sqrt(chains)
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(np.float64(0) / (1 - np.float64(beta) ** 0))
+
+
+@pytest.mark.parametrize(("ways", "shots"), [(5, 1), (20, 5)])
+def test_few_shot_tasks_have_as_many_training_images_as_counted(ways, shots):
+    drawings = torch.zeros(30, 20, 1, 2, 2)  # classes × drawings of one class
+    train, labels, test, _ = sample_episodes(drawings, 3, ways, shots, torch.Generator().manual_seed(0))
+    assert train.shape[1] == labels.shape[1] == ways * shots
+    assert test.shape[1] == ways

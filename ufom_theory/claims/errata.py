@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import sympy as sp
 
 from ufom_theory.claims.experiments import toy_q
 from ufom_theory.claims.registry import Status, awaits, claim, holds, measures, vanishes
-from ufom_theory.claims.theory import BETA, M_PAPER
+from ufom_theory.claims.theory import BETA, M_PAPER, smoothed
 from ufom_theory.complexity import CostModel, Sweep, Truncated
 from ufom_theory.derivations import bias_bound, chain_rule, convergence, divergence, optimum, second_moment
 from ufom_theory.derivations.symbols import A_Q, C_DET, C_RND, D2, DELTA, EPSILON, L2, V2, M, Q, step_sizes
@@ -78,10 +79,11 @@ def root_without_bias(d2: sp.Expr = sp.S.Zero) -> Status:
 
 
 @claim("erratum-6b", "(22)", "refuted", other=1, printed=r"D^2_{sm,0}/(1 - \beta^0)", derived=r"0/0",
-       test="test_claims.py::test_evidence")  # fmt: skip
+       test="test_proofs.py::test_smoothed_and_debiased_means")  # fmt: skip
 def before_the_first_update(updates: int = 0) -> Status:
-    """(22) is defined before the first update, k_upd = 0."""
-    return holds(sp.expand(1 - BETA**updates) != 0)
+    """(22) has a value before the first update, where (21) already asks for one: (23) run k_upd = 0 times. (It is 0/0;
+    after one update it is D².)"""
+    return holds(sp.cancel(smoothed(updates, lambda _: D2) / (1 - BETA**updates)).is_positive)
 
 
 @claim("erratum-7", "§4.4", "refuted", other=sp.oo, printed=r"q \to 0 \text{ is FOM}",
@@ -132,11 +134,15 @@ def constant_memory(rho: float = 0.1) -> Status:
 
 
 @claim("erratum-11", "§5.3", "refuted", other=WAYS * SHOTS, printed=r"t = m", derived=r"t = mK,\; t' = m",
-       test="test_claims.py::test_evidence")  # fmt: skip
+       test="test_proofs.py::test_few_shot_tasks_have_as_many_training_images_as_counted")  # fmt: skip
 def training_size(size: sp.Expr = WAYS) -> Status:
-    """A K-shot m-way task has t = m training images, t being the size of its training set in §5.3. (It is mK.)"""
-    split = [(way, shot) for way in range(5) for shot in range(3)]  # K = 3 training images from each of m = 5 classes
-    return holds(len(split) == size.subs({WAYS: 5, SHOTS: 3}))
+    """A K-shot m-way task has t = m training images in §5.3. (It is mK; a slip of notation, decided by counting the
+    images of the paper's tasks: m = 5 and 20, K = 1 and 5.)"""
+    sizes = []
+    for ways, shots in itertools.product((5, 20), (1, 5)):
+        images = {(way, shot) for way in range(ways) for shot in range(shots)}
+        sizes.append(size.subs({WAYS: ways, SHOTS: shots}) == len(images))
+    return holds(*sizes)
 
 
 @claim("erratum-12", "released code", "refuted", other=(0.5, "stored"), printed=r"q^* = 0.110",
@@ -149,7 +155,7 @@ def released_toy(form: tuple[float, str] = (2.0, "recomputed")) -> Status:
 
 @claim("erratum-12b", "released code", "refuted", other=second_moment.estimate(sp.S.Zero),
        printed=r"\|b_{FO} - b_{Exact}\|^2", derived=r"(1/q - 1)^2 \|b_{FO} - b_{Exact}\|^2",
-       test="test_claims.py::test_evidence")  # fmt: skip
+       test="test_proofs.py::test_overwritten_proxy_is_361_times_too_large_at_q_0_05")  # fmt: skip
 def overwritten_proxy(smoothed: sp.Expr = second_moment.estimate(sp.S.One)) -> Status:
     """The released code smooths (23): it measures D² once UFOM's estimate has overwritten b_FO. (361× at q = 0.05.)"""
     e, p = second_moment.EXACT, second_moment.PROXY

@@ -62,8 +62,8 @@ def toy_moments(direction: int = 1) -> Status:
        test="test_claims.py::test_stored_verdicts_decide_what_a_study_measured")  # fmt: skip
 def toy_optima(answer: str = "yes") -> Status:
     """The predicted q* is within 5 % of the fastest q of a grid in time, for every α from 0.001 to 0.05. That is with
-    m = 1 and local moments, as the steps 10/(k + 100) ask for; m = 2 and suprema ask for twice the q. Decided by the
-    stored verdicts of `python -m studies optimal_q --size standard`."""
+    m = 1 and local moments, as the steps 10/(k + 100) ask for; m = 2 and suprema ask for 1.3 to 2.9 times the q.
+    Decided by the stored verdicts of `python -m studies optimal_q --size standard`."""
     found = [v["agrees"] for v in stored_verdicts("optimal_q-standard") if v["subject"].startswith("log-time regret")]
     if not found or "inconclusive" in found:
         return "awaits a study"

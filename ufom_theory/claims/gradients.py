@@ -12,7 +12,7 @@ import sympy as sp
 from ufom_theory.claims.registry import Status, claim, holds, measures, vanishes
 from ufom_theory.derivations import chain_rule, complexity, divergence, second_moment
 from ufom_theory.derivations.symbols import ALPHA, K, Q, R
-from ufom_theory.divergence import TwoTaskProblem, diverging_problem, squared_gradient_norms
+from ufom_theory.divergence import diverging_problem, squared_gradient_norms
 
 ALPHAS = [sp.Rational(1, n) for n in (2, 3, 5)]
 N = sp.Symbol("n", integer=True, positive=True)
@@ -26,7 +26,8 @@ def _unrolled(r: int) -> tuple[chain_rule.Problem, sp.Matrix]:
 
 
 @claim("1", "(1)", "proved", other=sp.Integer(10), printed=r"\min_\theta E L^{out}(\theta, U(\theta,T), T)",
-       derived=divergence.inner_descent, test="test_claims.py::test_evidence")  # fmt: skip
+       derived=divergence.inner_descent,
+       test="test_divergence.py::test_long_inner_loops_end_at_the_minimum")  # fmt: skip
 def exact_bilevel_problem(steps: sp.Expr = N) -> Status:
     """On a quadratic inner loss (α·a = 1/3) inner GD ends at the minimum: as r → ∞ problem (4) tends to (1)."""
     distance = divergence.inner_descent().subs({ALPHA: 1 / (3 * divergence.CURVATURE), R: steps})
@@ -56,7 +57,7 @@ def approximate_problem(kept: int | None = None) -> Status:
 
 @claim("5", "(5)", "proved", other=sp.Integer(2), printed=r"\sum \gamma_k = \infty,\; \gamma_k \to 0",
        derived=r"k^{-1/2}\text{ satisfies (5), but } \sum \gamma_k^2 = \infty",
-       test="test_claims.py::test_evidence")  # fmt: skip
+       test="test_proofs.py::test_root_steps_and_their_squares_add_up_to_infinity")  # fmt: skip
 def outer_steps(exponent: sp.Expr = sp.S.Half) -> Status:
     """γ_k = k^(−1/2) satisfies (5), but not Σγ² < ∞: the two parts of Theorem 1 speak of different sequences."""
     k = sp.Symbol("k", integer=True, positive=True)
@@ -102,7 +103,7 @@ def adjoint(step: Callable[[sp.Matrix, sp.Expr], sp.Matrix] = lambda h, alpha: s
 
 @claim("hvp", "§2.2", "proved", other=2, printed=r"H(\theta, \phi) = \partial_\phi L^{in}(\theta, \phi)^\top b_2",
        derived=r"\nabla H = ((\partial^2_{\theta\phi} L^{in})^\top b_2, (\partial^2_\phi L^{in})^\top b_2)",
-       test="test_claims.py::test_evidence")  # fmt: skip
+       test="test_proofs.py::test_hessian_vector_products_are_directional_derivatives")  # fmt: skip
 def hessian_vector_products(power: int = 1) -> Status:
     """Differentiating (∂L_in/∂φ)ᵀb2 in θ and φ gives both Hessian-vector products, without a Hessian."""
     problem = chain_rule.polynomial_problem()
@@ -176,14 +177,14 @@ def first_order_inner_loop(factor: float = 1.0) -> Status:
     return measures(1.0 + float(first.mean()), 1.0, 1e-12)
 
 
-@claim("algorithm-4", "Algorithm 4", "measured", other=0.5, printed=r"b_{FO} + \tfrac1q (b_{Exact} - b_{FO})",
-       derived=second_moment.mean, test="test_bounds.py::test_toys_gradient_against_differences")  # fmt: skip
-def debiased_inner_loop(chance: float = 0.1) -> Status:
-    """Algorithm 4 at q = 0.1, its coin enumerated, has the exact gradient's mean on the toy (to 1e-12)."""
-    q, problem = 0.1, TwoTaskProblem(0.1, 10, (0.5, 1.5), (0.0, 10.0), 12.0)
-    proxy, exact = (g[0] for g in problem.gradients(10.0))
-    mean = (1 - chance) * proxy + chance * (proxy + (exact - proxy) / q)
-    return measures(float(mean), float(exact), 1e-12)
+@claim("algorithm-4", "Algorithm 4", "proved", other=lambda j: j, printed=r"b_{FO} + \tfrac1q (b_{Exact} - b_{FO})",
+       derived=second_moment.mean, test="test_proofs.py::test_algorithm_4_at_a_point")  # fmt: skip
+def debiased_inner_loop(rerun: Callable[[int], int] = lambda j: j - 1) -> Status:
+    """Algorithm 4, run with either coin, j − 1 inner steps from φ_0 before the backward step j, has the unrolled
+    problem's gradient for its mean (r = 2, s = 2, p = 3)."""
+    problem, unrolled = _unrolled(2)
+    tails, heads = (chain_rule.algorithm_4(problem, ALPHAS[:2], coin, rerun) for coin in (0, 1))
+    return vanishes((1 - Q) * tails + Q * heads - unrolled)
 
 
 @claim("proposition-1", "Proposition 1", "proved", other=(R + 1 + Q * R * (R + 1) / 2, Q * R),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -152,32 +153,48 @@ def smoothed(updates: int, signal: Callable[[int], sp.Expr]) -> sp.Expr:
 
 @claim("22", "(22)", "proved", other=lambda n: 1 - BETA ** (n + 1), derived=lambda: smoothed(2, lambda _: D2),
        printed=r"\bar D^2_k = D^2_{sm,k}/(1 - \beta^{k_{upd}})",
-       test="test_claims.py::test_evidence")  # fmt: skip
+       test="test_proofs.py::test_smoothed_and_debiased_means")  # fmt: skip
 def debiased_average(divisor: Callable[[int], sp.Expr] = lambda n: 1 - BETA**n) -> Status:
     """Divided by 1 − β^k_upd, the smoothed square of a constant signal is that constant, after 1…6 updates."""
     return vanishes(*(sp.cancel(smoothed(n, lambda _: D2) / divisor(n)) - D2 for n in range(1, 7)))
 
 
-def _weights(ratio: sp.Expr) -> Status:
-    signal = sp.symbols("x0:5", positive=True)
-    stated = sum((1 - BETA) * ratio ** (4 - n) * signal[n] for n in range(5))
-    return vanishes(smoothed(5, lambda n: signal[n]) - stated)
+Update = Callable[[sp.Expr, sp.Expr, sp.Expr], sp.Expr]
+FIRST, EXACT = sp.symbols("b_FO:2", real=True), sp.symbols("b_Exact:2", real=True)  # of two equally likely tasks
 
 
-@claim("23", "(23)", "proved", other=1 - BETA, derived=lambda: smoothed(2, lambda n: sp.Symbol(f"d_{n}")),
+def _mean_estimate(update: Update) -> sp.Expr:
+    """What three updates (23) or (24), debiased by (22), are in the mean over every sequence of two tasks."""
+    total = sp.S.Zero
+    for tasks in itertools.product((0, 1), repeat=3):
+        value = sp.S.Zero
+        for i in tasks:
+            value = update(value, FIRST[i], EXACT[i])
+        total += value / 8
+    return sp.expand(total) / (1 - BETA**3)
+
+
+@claim("23", "(23)", "proved", other=lambda before, first, exact: (1 - BETA) * before + BETA * (first - exact) ** 2,
+       derived=lambda: smoothed(2, lambda n: sp.Symbol(f"d_{n}")),
        printed=r"D^2_{sm,k} = \beta D^2_{sm,k-1} + (1-\beta)\|b_{FO} - b_{Exact}\|^2",
-       test="test_claims.py::test_evidence")  # fmt: skip
-def smoothing_of_bias(ratio: sp.Expr = BETA) -> Status:
-    """(23) weighs the update n steps back by (1 − β)β^n (five updates)."""
-    return _weights(ratio)
+       test="test_proofs.py::test_smoothed_and_debiased_means")  # fmt: skip
+def smoothing_of_bias(
+    update: Update = lambda before, first, exact: BETA * before + (1 - BETA) * (first - exact) ** 2,
+) -> Status:
+    """(23), debiased by (22), has the mean D²: over all sequences of three tasks, each one of two."""
+    d2 = sum((first - exact) ** 2 for first, exact in zip(FIRST, EXACT, strict=True)) / 2
+    return vanishes(sp.cancel(_mean_estimate(update) - d2))
 
 
-@claim("24", "(24)", "proved", other=BETA**2, derived=lambda: smoothed(2, lambda n: sp.Symbol(f"v_{n}")),
+@claim("24", "(24)", "proved", other=lambda before, first, exact: BETA * before + (1 - BETA) * first**2,
+       derived=lambda: smoothed(2, lambda n: sp.Symbol(f"v_{n}")),
        printed=r"V^2_{sm,k} = \beta V^2_{sm,k-1} + (1-\beta)\|b_{Exact}\|^2",
-       test="test_claims.py::test_evidence")  # fmt: skip
-def smoothing_of_second_moment(ratio: sp.Expr = BETA) -> Status:
-    """(24) is the same recursion as (23) for ‖b_Exact‖²: weights (1 − β)β^n (five updates)."""
-    return _weights(ratio)
+       test="test_proofs.py::test_smoothed_and_debiased_means")  # fmt: skip
+def smoothing_of_second_moment(
+    update: Update = lambda before, first, exact: BETA * before + (1 - BETA) * exact**2,
+) -> Status:
+    """(24), debiased as (22) is, has the mean V²: over all sequences of three tasks, each one of two."""
+    return vanishes(sp.cancel(_mean_estimate(update) - sum(exact**2 for exact in EXACT) / 2))
 
 
 @claim("theorem-2", "Theorem 2", "proved", other=sp.sqrt(2), derived=divergence.gradient,

@@ -1,11 +1,11 @@
 """The chain rule (6)–(9): the backward loop of Algorithm 2 against differentiation of the unrolled problem."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import sympy as sp
 
-from ufom_theory.derivations.symbols import ALPHA
+from ufom_theory.derivations.symbols import ALPHA, Q
 
 
 class Problem(NamedTuple):
@@ -68,6 +68,33 @@ def backward_loop(
         b1 = (b1 - alphas[j - 1] * _at(mixed, here).T * b2).applyfunc(sp.expand)
         b2 = (b2 - alphas[j - 1] * _at(hessian, here).T * b2).applyfunc(sp.expand)
     return (b1 + _at(problem.start.jacobian(problem.theta), at or {}).T * b2).applyfunc(sp.expand)
+
+
+def algorithm_4(
+    problem: Problem, alphas: Sequence[sp.Expr], coin: int, rerun: Callable[[int], int] = lambda j: j - 1
+) -> sp.Matrix:
+    """Algorithm 4 with its coin given: b_FO + (ξ/q)·(b_Exact − b_FO), of the inner states φ_0 alone held.
+
+    Before the backward step j, `rerun(j)` inner steps are run from φ_0 again. The Hessian-vector products are those of
+    §2.2: (∂L_in/∂φ)ᵀb2 differentiated in θ and φ with b2 held fixed.
+    """
+
+    def descend(steps: int) -> Point:
+        return dict(zip(problem.phi, states(problem, alphas[:steps])[-1], strict=True))
+
+    held = sp.Matrix(sp.symbols(f"b2_:{len(problem.phi)}"))
+    functional = (sp.Matrix([problem.inner]).jacobian(problem.phi) * held).applyfunc(sp.expand)
+    products = [functional.jacobian(x).T for x in (problem.theta, problem.phi)]
+    outer, by_start = sp.Matrix([problem.outer]), problem.start.jacobian(problem.theta).T
+    b1, b2 = (_at(outer.jacobian(x).T, descend(len(alphas))) for x in (problem.theta, problem.phi))
+    first_order = (b1 + by_start * b2).applyfunc(sp.expand)
+    if not coin:
+        return first_order
+    for j in range(len(alphas), 0, -1):
+        here = descend(rerun(j)) | dict(zip(held, b2, strict=True))
+        h1, h2 = (_at(product, here) for product in products)
+        b1, b2 = b1 - alphas[j - 1] * h1, b2 - alphas[j - 1] * h2
+    return (first_order + (b1 + by_start * b2 - first_order) / Q).applyfunc(sp.expand)
 
 
 def mixed_derivative_shape(problem: Problem) -> tuple[int, int]:
