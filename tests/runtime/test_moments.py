@@ -156,6 +156,9 @@ def test_hypercleanings_first_order_gradient_vanishes():
     for exponent in (1.0, 2.0):
         assert optimal_q(m, CostModel(r=12), exponent).q == 1.0
     assert not found[Truncated(4)].vanishes
+    with torch.no_grad():
+        assert measure_moments(problem, problem.initial).vanishes
+        assert not measure_moments(synthetic(), torch.ones(1, dtype=F64)).vanishes
     assert found[Truncated(8)].d2 < found[Truncated(4)].d2 < m.d2
 
 
