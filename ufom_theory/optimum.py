@@ -66,7 +66,8 @@ def _discriminant_root(rho: Array, gap: Array, kappa: Array, m: Array) -> Array:
     """S = √(((m − 1)ρ)² + 4mκρ(1 − ρ)), the root of (21)'s discriminant; 0 where it is negative."""
     linear, across = np.abs((m - 1) * rho), 2 * np.sqrt(m * kappa * np.abs(gap)) * np.sqrt(rho)  # κρ could underflow
     below = np.sqrt(np.maximum((linear - across) * (linear + across), 0.0))
-    return np.where(gap >= 0, np.hypot(linear, across), below)
+    root: Array = np.where(gap >= 0, np.hypot(linear, across), below)
+    return root
 
 
 def _log_time(q: Array, rho: Array, kappa: Array, m: Array) -> Array:
