@@ -64,7 +64,10 @@ def batch_moments(moments: Moments, batch: int) -> Moments:
 
 def _discriminant_root(rho: Array, gap: Array, kappa: Array, m: Array) -> Array:
     """S = √(((m − 1)ρ)² + 4mκρ(1 − ρ)), the root of (21)'s discriminant; 0 where it is negative."""
-    return np.sqrt(np.maximum(((m - 1) * rho) ** 2 + 4 * m * kappa * rho * gap, 0.0))
+    linear, across = np.abs((m - 1) * rho), 2 * np.sqrt(m * kappa * np.abs(gap)) * np.sqrt(rho)  # κρ could underflow
+    below = np.sqrt(np.maximum((linear - across) * (linear + across), 0.0))
+    root: Array = np.where(gap >= 0, np.hypot(linear, across), below)
+    return root
 
 
 def _log_time(q: Array, rho: Array, kappa: Array, m: Array) -> Array:
@@ -84,12 +87,12 @@ def minimiser(rho: Any, gap: Any, kappa: Any, m: Any) -> Array:
     with np.errstate(all="ignore"):
         root_s = _discriminant_root(rho, gap, kappa, m)
         linear = (m - 1) * rho
-        q = np.where(m >= 1, (linear + root_s) / (2 * gap), 2 * m * kappa * rho / (root_s - linear))
+        q = np.where(m >= 1, (linear + root_s) / (2 * gap), 2 * m * kappa * (rho / (root_s - linear)))
         q = np.where((rho < 1) & np.isfinite(kappa), np.minimum(q, 1.0), 1.0)
         concave = (m < 1) & (rho >= 1) & np.isfinite(rho) & np.isfinite(kappa)
         if concave.any():
             # below m = 1 the time can have its minimum inside (0, 1) though D² ≥ V² and (20) fails
-            inner = 2 * m * kappa * rho / (root_s - linear)
+            inner = 2 * m * kappa * (rho / (root_s - linear))
             real = (linear**2 + 4 * m * kappa * rho * gap >= 0) & (inner < 1)
             sooner = _log_time(inner, rho, kappa, m) < np.log1p(kappa)
             q = np.where(concave & real & sooner, inner, q)

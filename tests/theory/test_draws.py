@@ -96,7 +96,7 @@ def judge_prediction(d2, v2, cov, mean_gradient_sq, m, batch, **cost):
     model = CostModel(**cost)
     p = optimal_q(Moments(d2, v2, cov, mean_gradient_sq=mean_gradient_sq), model, m, batch)
     q, (low, high) = np.asarray(p.q), (np.asarray(end) for end in p.interval)
-    assert q.shape == low.shape == np.broadcast_shapes(p.moments.shape, model.shape, np.shape(p.m))
+    assert q.shape == low.shape == np.broadcast_shapes(*map(np.shape, (p.moments.d2, p.moments.v2, p.m)), model.shape)
     assert np.all((low >= 0) & (low <= high * (1 + 1e-9)) & (high <= 1) & (q >= 0) & (q <= 1))
     given = np.concatenate([np.ravel(x) for x in (model.c1, model.c2, p.moments.v2, p.m)])
     if given.min() < 1e-15 or given.max() > 1e15:  # there (19) itself loses its digits

@@ -167,6 +167,13 @@ def test_the_interval_is_free_of_the_unit(scale):
         )
 
 
+@pytest.mark.parametrize("m", [0.5, 1.0, 2.0])
+def test_the_smallest_bias_still_has_a_q(m):
+    p = optimal_q(Moments(1e-320, 1.0), CostModel(r=30_000, c2=1000.0), m)
+    assert 0 < p.q < 1e-150
+    assert p.speedup_over_exact > 1
+
+
 def test_interval_at_the_end_of_the_range():
     p = optimal_q(Moments(0.35, 1.0, cov=np.diag([0.1, 0.01])), CostModel(r=10))
     assert (p.pays, p.interval[1]) == ("cannot tell", 1.0)
