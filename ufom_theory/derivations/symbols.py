@@ -18,7 +18,7 @@ M1, M2, L1, L2, L3 = sp.symbols("M1 M2 L1 L2 L3", positive=True)  # Assumption 1
 
 GAMMA = sp.Symbol("gamma", positive=True)  # an outer step size
 TAU = sp.Symbol("tau", integer=True, positive=True)  # outer iterations, as in Algorithm 1
-A_Q = sp.Symbol("A", positive=True)  # A(q) = (1/q − 1)·D2 + V2, Lemma 1's bound
+A_Q = sp.Symbol("A_q", positive=True)  # A(q) = (1/q − 1)·D2 + V2, Lemma 1's bound
 L_M = sp.Symbol("L_M", positive=True)  # Lipschitz constant of ∇M
 GAP = sp.Symbol("Delta", positive=True)  # M(θ_0) − M_*
 DELTA = sp.Symbol("delta", positive=True)  # the precision asked for
