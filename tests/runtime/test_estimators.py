@@ -318,16 +318,3 @@ THETA = torch.zeros(3, dtype=F64)
 def test_bad_input_is_named(call, message):
     with pytest.raises(UfomError, match=message):
         call()
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the GPU is not tested")
-def test_cuda_agrees_with_the_cpu():
-    problem, on_gpu = quadratic(dim=20), quadratic(dim=20, device="cuda")
-    tasks = problem.sample(16, torch.Generator().manual_seed(0))
-    for sweep in SWEEPS:
-        cpu = hypergradient(problem, problem.initial, tasks, Estimator(1.0, sweep))
-        gpu = hypergradient(on_gpu, on_gpu.initial, tasks.cuda(), Estimator(1.0, sweep))
-        assert gpu.is_cuda
-        assert_agree(gpu.cpu(), cpu, 1e-12)
-    with pytest.raises(UfomError, match="move both to one device"):
-        hypergradient(on_gpu, on_gpu.initial, tasks, EXACT)

@@ -1,0 +1,77 @@
+"""The runtime on a GPU against the CPU."""
+
+import pytest
+import torch
+
+from tests.runtime.conftest import F64
+from ufom_runtime import (
+    EXACT,
+    UFOM,
+    Estimator,
+    compare_bounds,
+    hypergradient,
+    measure_cost,
+    measure_moments,
+    outer_sgd,
+)
+from ufom_runtime.problem import parts
+from ufom_runtime.problems.few_shot import digits_few_shot
+from ufom_runtime.problems.hypercleaning import digits_hypercleaning
+from ufom_runtime.problems.quadratic import quadratic
+from ufom_runtime.problems.synthetic import synthetic
+from ufom_runtime.report import measure
+from ufom_theory import Sweep, Truncated, UfomError
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the GPU is not tested")
+SWEEPS = [Sweep.stored(), Sweep.recomputed(), Sweep.checkpointed(2), Sweep.unrolled()]
+
+
+@pytest.mark.parametrize("sweep", SWEEPS, ids=str)
+def test_hypergradients_agree_with_the_cpu(sweep):
+    problem, on_gpu = quadratic(dim=20), quadratic(dim=20, device="cuda")
+    tasks = problem.sample(16, torch.Generator().manual_seed(0))
+    for estimator in (Estimator(1.0, sweep), UFOM(0.3, sweep, Truncated(2))):
+        cpu, gpu = (
+            hypergradient(p, p.initial, t, estimator, generator=torch.Generator().manual_seed(1))
+            for p, t in ((problem, tasks), (on_gpu, tasks.cuda()))
+        )
+        assert gpu.is_cuda
+        torch.testing.assert_close(gpu.cpu(), cpu, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("factory", [digits_few_shot, digits_hypercleaning])
+def test_real_images_agree_with_the_cpu(factory):
+    cpu, gpu = (factory(r=3, dtype=F64, device=device) for device in ("cpu", "cuda"))
+    found = []
+    for p in (cpu, gpu):
+        tasks = p.tasks if p.tasks is not None else p.sample(4, torch.Generator().manual_seed(0))
+        assert all(t.device == p.initial.device for t in parts(tasks))
+        found.append(hypergradient(p, p.initial, tasks, EXACT).cpu())
+    torch.testing.assert_close(found[1], found[0], rtol=1e-8, atol=1e-10)
+
+
+def test_moments_bounds_and_training_agree_with_the_cpu():
+    problem, on_gpu = quadratic(dim=6), quadratic(dim=6, device="cuda")
+    tasks = problem.sample(32, torch.Generator().manual_seed(0))
+    cpu, gpu = (measure_moments(p, p.initial, t) for p, t in ((problem, tasks), (on_gpu, tasks.cuda())))
+    assert (gpu.d2, gpu.v2) == pytest.approx((cpu.d2, cpu.v2), rel=1e-11)
+    observed = [compare_bounds(p, p.initial, t)[0]["observed"] for p, t in ((problem, tasks), (on_gpu, tasks.cuda()))]
+    assert observed[1] == pytest.approx(observed[0], rel=1e-11)
+    runs = [outer_sgd(p, p.initial, UFOM(0.5), lambda k: 0.05, 20, batch=3).theta.cpu() for p in (problem, on_gpu)]
+    torch.testing.assert_close(runs[1], runs[0], rtol=1e-10, atol=1e-12)
+
+
+def test_costs_and_the_whole_report_on_the_gpu():
+    problem = synthetic(device="cuda")
+    cost = measure_cost(problem, problem.initial[0], problem.tasks, seconds=0.1)
+    assert 0 < cost.c1 < cost.c2 < 1
+    assert measure(problem)["device"].startswith("cuda")
+
+
+def test_mixed_devices_are_refused():
+    problem = quadratic(dim=3, device="cuda")
+    with pytest.raises(UfomError, match="move both to one device"):
+        hypergradient(problem, problem.initial, problem.sample(2, torch.Generator()).cpu(), EXACT)
+    with pytest.raises(UfomError, match="must be a CPU one"):
+        hypergradient(problem, problem.initial, problem.sample(2, torch.Generator()), UFOM(0.5),
+                      generator=torch.Generator("cuda"))  # fmt: skip
