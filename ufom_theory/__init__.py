@@ -1,5 +1,6 @@
 """The theory of UFOM (Likhosherstov et al., ICML 2021): costs, bounds and the optimal q, derived in `derivations`."""
 
+from ufom_theory.bootstrap import bootstrap_interval
 from ufom_theory.bounds import (
     bias_bound,
     bias_bound_printed,
@@ -11,7 +12,7 @@ from ufom_theory.bounds import (
 )
 from ufom_theory.complexity import CostModel, Sweep, Truncated
 from ufom_theory.divergence import TwoTaskProblem, diverging_problem, squared_gradient_norms
-from ufom_theory.optimum import Prediction, bootstrap_interval, exponent, optimal_q
+from ufom_theory.optimum import Prediction, exponent, optimal_q
 from ufom_theory.planner import Candidate, plan
 from ufom_theory.quantities import AssumptionConstants, Moments, UfomError, Verdict
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from ufom_theory.complexity import CostModel
 from ufom_theory.quantities import (
@@ -19,7 +19,6 @@ from ufom_theory.quantities import (
     Number,
     UfomError,
     broadcast,
-    finite,
     instance,
     integer,
     plain,
@@ -237,61 +236,6 @@ def _ratios(moments: Moments) -> tuple[Array, Array]:
 def _kappa(cost: CostModel) -> Array:
     with np.errstate(divide="ignore", over="ignore"):
         return np.asarray(np.asarray(cost.c_det) / cost.c_rnd)
-
-
-def bootstrap_interval(
-    d2_samples: ArrayLike,
-    v2_samples: ArrayLike,
-    cost: CostModel,
-    m: float = 2.0,
-    draws: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of q*: the tasks are drawn again, D² and V² of one task always together.
-
-    It assumes neither normal estimates nor a linear q*, as `Prediction.interval` does; the two agree for many tasks.
-    The errors of C1 and C2 are left out, and one call is a batch of one task.
-
-    Args:
-        d2_samples: ‖G_proxy − G‖² of each task at the same θ, shape (n,), n ≥ 2.
-        v2_samples: ‖G‖² of the same tasks, shape (n,).
-        cost: scalar cost model.
-        m: exponent of the outer step sizes.
-        draws: bootstrap samples.
-        level: coverage, in (0, 1).
-        seed: of the generator.
-
-    Returns:
-        The two ends, in [0, 1].
-
-    Raises:
-        UfomError: samples that are negative, not finite, fewer than 2, or of different lengths; D² = V² = 0 in every
-            draw; a level outside (0, 1), m ≤ 0, draws < 1, seed < 0; a cost model that holds arrays.
-    """
-    rule = "a finite number ≥ 0: it is a squared norm"
-    d2 = np.asarray(finite("d2_samples", d2_samples, rule, 0.0))
-    v2 = np.asarray(finite("v2_samples", v2_samples, rule, 0.0))
-    if d2.shape != v2.shape or d2.ndim != 1 or len(d2) < 2:
-        raise UfomError(f"d2_samples {d2.shape} and v2_samples {v2.shape} must pair the same n ≥ 2 tasks")
-    level = scalar("level", level)
-    if not 0 < level < 1:
-        raise UfomError(f"level = {level:g} must lie in (0, 1): 0.95 is usual")
-    if cost.shape:
-        raise UfomError(f"the cost model holds arrays of shape {cost.shape}: bootstrap one cost model at a time")
-    m, draws, n = scalar("m", m, positive), scalar("draws", draws, integer, 1), len(d2)
-    rng, found = np.random.default_rng(scalar("seed", seed, integer, 0)), []
-    for _ in range(draws):
-        chosen = rng.integers(0, n, n)
-        found.append((d2[chosen].mean(), v2[chosen].mean()))
-    ds, vs = np.array(found).T
-    ds, vs = ds[ds + vs > 0], vs[ds + vs > 0]  # where both vanish every q is as good
-    if not len(ds):
-        raise UfomError("D² = V² = 0 in every draw: the gradient vanishes; measure at another θ")
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        q = minimiser(ds / vs, (vs - ds) / vs, _kappa(cost), m)
-    low, high = np.quantile(q, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def optimal_q(moments: Moments, cost: CostModel, m: Number = 2.0, batch: int = 1) -> Prediction:
