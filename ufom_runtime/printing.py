@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -78,7 +79,7 @@ def print_measurement(name: str, report: dict[str, Any]) -> None:
     )
     if report["bootstrap_interval"]:
         low, high = report["bootstrap_interval"]
-        print_pairs([("q*, recomputed, by bootstrap", f"95 % interval [{low:.3g}, {high:.3g}]")])
+        print_pairs([("q* (recomputed), bootstrap", f"[{low:.3g}, {high:.3g}], 95 % interval")])
     _print_predictions("FOM debiased, by sweep", ["sweep"], report["by_sweep"])
     _print_predictions("The recomputed sweep, by the length K of the proxy", ["K"], report["by_proxy"])
     _print_predictions(
@@ -134,3 +135,4 @@ def print_claims(found: Sequence[tuple[Any, str]]) -> None:
 
     headings = ["claim", "equation", "status", "statement"]
     print_table(headings, (cells(*pair) for pair in found), left=headings)
+    console().print(", ".join(f"{n} {status}" for status, n in Counter(status for _, status in found).items()))
