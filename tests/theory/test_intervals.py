@@ -80,6 +80,9 @@ def test_time_curve_shows_what_was_computed():
 def test_time_curve_at_the_ends_of_the_range(d2):
     figure = draw_time_curve(optimal_q(Moments(d2, 0.9), COST))
     figure.canvas.draw()
+    (axes,) = figure.axes
+    assert all(np.isfinite(np.asarray(line.get_data(), dtype=float)).all() for line in axes.lines)
+    assert all(np.isfinite((*axes.get_xlim(), *axes.get_ylim())))
 
 
 def test_plot_option(tmp_path):
