@@ -93,9 +93,8 @@ def gradients(
     Yields:
         (indices into the tasks, proxy gradients, exact gradients or None where the coin is 0).
     """
+    estimator.proxy.refuse_beyond(problem.r)
     k = estimator.proxy.steps
-    if k > problem.r:
-        raise UfomError(f"proxy length K = {k} is longer than the inner loop, r = {problem.r}: keep K ≤ r")
     exact_lengths = (problem.r,) if estimator.q == 1 else tuple(sorted({k, problem.r}))
     for coin, lengths in ((False, (k,)), (True, exact_lengths)):
         index = torch.nonzero(coins == coin)[:, 0]

@@ -103,10 +103,7 @@ def moments_by_proxy(
     proxies = sorted(set(proxies), key=lambda p: p.steps)
     check(problem, thetas, tasks, dimensions=(1, 2))
     thetas = thetas[None] if thetas.ndim == 1 else thetas
-    if proxies[-1].steps > problem.r:
-        raise UfomError(
-            f"proxy length K = {proxies[-1].steps} is longer than the inner loop, r = {problem.r}: keep K ≤ r"
-        )
+    proxies[-1].refuse_beyond(problem.r)
     n, split = count(tasks), len(thetas) > 1 and not exact_sums
     if not exact_sums and n < (4 if split else 2):
         raise UfomError(f"{n} task(s) give no standard error: draw at least {4 if split else 2}")

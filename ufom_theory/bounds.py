@@ -55,10 +55,8 @@ def bias_bound(
     alphas, factors = _factors(constants, step_sizes)
     proxy = proxy if proxy is not None else Truncated(0)
     instance("proxy", proxy, Truncated, "write Truncated(K), K = 0 for FOM")
-    kept = proxy.steps
-    if kept > len(factors):
-        raise UfomError(f"proxy length K = {kept} is longer than the inner loop, r = {len(factors)}: keep K ≤ r")
-    split = len(factors) - kept
+    proxy.refuse_beyond(len(factors))
+    split = len(factors) - proxy.steps
     with np.errstate(over="ignore", invalid="ignore"):
         growth = np.expm1(np.log1p(alphas[:split] * constants.L2).sum())  # ∏ − 1, without cancellation
         value = _reach(constants, theta_in_losses) * constants.L1 * growth * np.prod(factors[split:])

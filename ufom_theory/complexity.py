@@ -117,6 +117,11 @@ class Truncated:
     def __post_init__(self) -> None:
         scalar("proxy length K", self.steps, integer, 0)
 
+    def refuse_beyond(self, r: Any) -> None:
+        """`UfomError` where K is longer than an inner loop of r steps, r an int or an array of them."""
+        if np.any(np.asarray(r) < self.steps):
+            raise UfomError(f"proxy length K = {self.steps} is longer than the inner loop, r = {np.min(r)}: keep K ≤ r")
+
 
 @dataclass(frozen=True, eq=False)
 class CostModel:
@@ -160,10 +165,7 @@ class CostModel:
             set_(self, name, finite(name, getattr(self, name), "a finite number ≥ 0", 0.0))
         shapes = {name: np.shape(getattr(self, name)) for name in ("r", "c1", "c2", "c1_sem", "c2_sem")}
         set_(self, "shape", broadcast(**shapes))
-        if np.any(np.asarray(self.r) < self.proxy.steps):
-            raise UfomError(
-                f"proxy length K = {self.proxy.steps} is longer than the inner loop, r = {np.min(self.r)}: keep K ≤ r"
-            )
+        self.proxy.refuse_beyond(self.r)
         with np.errstate(over="ignore"):
             steps = np.asarray(self.r, dtype=np.float64)
             most = np.max((steps + 1) ** 2 * self.c1 + steps * self.c2)
