@@ -184,7 +184,7 @@ def pull_back(problem: BilevelProblem, theta: Tensor, tasks: Task, b1: Tensor | 
     """b1 + (∂V/∂θ)ᵀb2, shape (n, s)."""
     theta = leaf(theta)
     phi = start(problem, theta, tasks)
-    through_start = grad(phi, theta, grad_outputs=b2, allow_unused=True)[0] if phi.requires_grad else None
+    through_start = _derivative("start", phi, (theta,), grad_outputs=b2)[0] if phi.requires_grad else None
     terms = [t for t in (b1, through_start) if t is not None]
     return sum(terms[1:], terms[0]) if terms else torch.zeros_like(theta)
 
