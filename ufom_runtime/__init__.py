@@ -9,16 +9,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ufom_runtime.algorithms import count_calls as count_calls
+    from ufom_runtime.clock import choose_chunk as choose_chunk
     from ufom_runtime.clock import measure_cost as measure_cost
     from ufom_runtime.constants import compare_bounds as compare_bounds
     from ufom_runtime.constants import estimate_constants as estimate_constants
+    from ufom_runtime.derivatives import count_calls as count_calls
     from ufom_runtime.estimators import EXACT as EXACT
     from ufom_runtime.estimators import FOM as FOM
     from ufom_runtime.estimators import RECOMPUTED as RECOMPUTED
     from ufom_runtime.estimators import UFOM as UFOM
     from ufom_runtime.estimators import Estimator as Estimator
     from ufom_runtime.estimators import hypergradient as hypergradient
+    from ufom_runtime.forecasting import forecast as forecast
     from ufom_runtime.memory import peak_bytes as peak_bytes
     from ufom_runtime.moments import measure_moments as measure_moments
     from ufom_runtime.moments import moments_by_proxy as moments_by_proxy
@@ -27,10 +29,11 @@ if TYPE_CHECKING:
     from ufom_runtime.problem import BilevelProblem as BilevelProblem
 
 _ROOMS = {
-    "algorithms": ["count_calls"],
-    "clock": ["measure_cost"],
+    "clock": ["choose_chunk", "measure_cost"],
     "constants": ["compare_bounds", "estimate_constants"],
+    "derivatives": ["count_calls"],
     "estimators": ["EXACT", "FOM", "RECOMPUTED", "UFOM", "Estimator", "hypergradient"],
+    "forecasting": ["forecast"],
     "memory": ["peak_bytes"],
     "moments": ["measure_moments", "moments_by_proxy"],
     "outer_loop": ["outer_sgd"],

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ufom_runtime.algorithms import hessian_vector_products, inner_gradient, outer_gradients, start
-from ufom_runtime.estimators import refuse_divergence
-from ufom_runtime.problem import BilevelProblem, Task, check, count
+from ufom_runtime.algorithms import first_state
+from ufom_runtime.estimators import Estimator, refuse_divergence
+from ufom_runtime.problem import BilevelProblem, Task, check, count, take
+from ufom_runtime.steps import Steps
 from ufom_theory import CostModel, UfomError
 
 
@@ -21,7 +23,7 @@ from ufom_theory import CostModel, UfomError
 def measure_cost(
     problem: BilevelProblem, theta: Tensor, tasks: Task, *, seconds: float = 1.0, repeats: int = 20
 ) -> CostModel:
-    """Time an inner gradient (C1) and a Hessian-vector product (C2), alternately, at φ_0.
+    """Time an inner step (a gradient, C1) and a backward step (a Hessian-vector product, C2), alternately, at φ_0.
 
     Args:
         problem: the problem.
@@ -42,19 +44,54 @@ def measure_cost(
     check(problem, theta, tasks)
     n = count(tasks)
     rows = theta.expand(n, -1)
-    phi = start(problem, rows.detach(), tasks).detach()
-    b2 = refuse_divergence(outer_gradients(problem, rows, phi, tasks)[1])
+    phi, steps = first_state(problem, rows, tasks), Steps(problem, rows, tasks)
+    b2 = refuse_divergence(steps.outer(phi)[1])
 
     def gradient() -> object:
-        return inner_gradient(problem, rows, phi, tasks)
+        return steps.inner(phi, 0)
 
     def product() -> object:
-        return hessian_vector_products(problem, rows, phi, tasks, b2)
+        return steps.back(phi, 0, b2)
 
     gradient(), product()  # warm-up: allocators, kernels chosen
     times = np.array(_alternate((gradient, product), theta.device, seconds, repeats)) / n
     (c1, c1_sem), (c2, c2_sem) = (_median(column) for column in times.T)
     return CostModel(r=problem.r, c1=c1, c2=c2, c1_sem=c1_sem, c2_sem=c2_sem)
+
+
+def choose_chunk(problem: BilevelProblem, theta: Tensor, tasks: Task, estimator: Estimator) -> int | None:
+    """Whether these tasks are quicker together (vmap) or in a loop, by timing a step of both once.
+
+    It is asked for, not done behind one's back: the two differ in rounding, and a clock must not decide bits.
+
+    Args:
+        problem: the problem.
+        theta: outer parameters, shape (s,).
+        tasks: n ≥ 2 stacked tasks, as many as are to run together.
+        estimator: what will be run; its q says how much a Hessian-vector product counts.
+
+    Returns:
+        What to pass on as `chunk`: 1 for a loop; else n where the problem is compiled, or None, as many as fit.
+
+    Raises:
+        UfomError: as `hypergradient`.
+    """
+    n = count(tasks)
+
+    def seconds(together: Task) -> float:
+        cost = measure_cost(problem, theta, together, seconds=0.1, repeats=5)
+        cost = replace(cost, sweep=estimator.sweep, proxy=estimator.proxy)
+        return float(cost.c_det + estimator.q * cost.c_rnd)
+
+    if seconds(take(tasks, slice(1))) <= seconds(tasks):
+        return 1
+    return n if problem.compile else None
+
+
+def median_seconds(function: Callable[[], object], device: torch.device) -> float:
+    """Median of ten calls or more, after one that does not count."""
+    function()
+    return _median(np.array(_alternate((function,), device, 0.2, 10))[:, 0])[0]
 
 
 def _alternate(

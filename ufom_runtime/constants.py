@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
-from ufom_runtime.algorithms import inner_gd, leaf, start, total_loss
+from ufom_runtime.algorithms import first_state, inner_gd
+from ufom_runtime.derivatives import leaf, start, total_loss
 from ufom_runtime.estimators import EXACT, in_chunks, refuse_divergence
 from ufom_runtime.problem import BilevelProblem, Loss, Task, check, count, take
+from ufom_runtime.steps import Steps
 from ufom_theory import AssumptionConstants, bias_bound, gradient_bound, smoothness_bound
 
 Operator = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]  # a linear map of each row, and its transpose
@@ -62,7 +64,7 @@ def estimate_constants(problem: BilevelProblem, thetas: Tensor, tasks: Task, *, 
     def step(x: Tensor) -> Tensor:
         return direction(x).mul(_STEP * (1 + x.norm(dim=1, keepdim=True)))
 
-    phi, states = inner_gd(problem, theta, rows, keep=problem.r)
+    phi, states = inner_gd(Steps(problem, theta, rows), first_state(problem, theta, rows), keep=problem.r)
     refuse_divergence(phi)
     states = [states[i] for i in torch.linspace(0, problem.r - 1, min(problem.r, _STATES)).round().int().tolist()]
     shift = step(theta)

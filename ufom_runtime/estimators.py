@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Generator, Tensor
 
-from ufom_runtime.algorithms import count_calls, sweep_gradients
+from ufom_runtime.algorithms import sweep_gradients
+from ufom_runtime.derivatives import count_calls, count_rows
 from ufom_runtime.memory import budget, peak_bytes
 from ufom_runtime.problem import BilevelProblem, Task, check, count, cpu_generator, parts, repeat, take
 from ufom_theory import Sweep, Truncated, UfomError
@@ -25,20 +26,25 @@ class Estimator:
         q: probability of the exact correction; 0 leaves the proxy alone, 1 the exact gradient.
         sweep: how the exact gradient comes by its states.
         proxy: what is debiased.
+        coin: "task", a coin for each task of a batch, or "batch", one for all of them: D² and V² are then those of the
+            batch mean, which pays where a few exact tasks cost as much as the whole batch.
 
     Raises:
-        UfomError: q outside [0, 1], a sweep or a proxy of another kind.
+        UfomError: q outside [0, 1], a sweep, a proxy or a coin of another kind.
     """
 
     q: float
     sweep: Sweep = field(default_factory=Sweep.recomputed)
     proxy: Truncated = field(default_factory=Truncated)
+    coin: Literal["task", "batch"] = "task"
 
     def __post_init__(self) -> None:
         if not isinstance(self.q, int | float) or not 0 <= self.q <= 1:
             raise UfomError(f"q = {self.q!r} must lie in [0, 1]: it is a probability")
         if not isinstance(self.sweep, Sweep) or not isinstance(self.proxy, Truncated):
             raise UfomError(f"sweep = {self.sweep!r}, proxy = {self.proxy!r}: give a Sweep and a Truncated")
+        if self.coin not in ("task", "batch"):
+            raise UfomError(f"coin = {self.coin!r} must be 'task', one a task, or 'batch', one for all of them")
 
 
 FOM = Estimator(0.0)
@@ -49,20 +55,23 @@ RECOMPUTED = Estimator(1.0, Sweep.recomputed())
 """Exact gradient in O(1) memory, Algorithm 4 at q = 1."""
 
 
-def UFOM(q: float, sweep: Sweep | None = None, proxy: Truncated | None = None) -> Estimator:
+def UFOM(
+    q: float, sweep: Sweep | None = None, proxy: Truncated | None = None, coin: Literal["task", "batch"] = "task"
+) -> Estimator:
     """Unbiased first-order method, Algorithm 4, with any sweep and any truncated proxy.
 
     Args:
         q: probability of the exact correction, in (0, 1].
         sweep: recomputed (the paper's) if not given.
         proxy: FOM (the paper's) if not given.
+        coin: "task" (the paper's) or "batch", as in `Estimator`.
 
     Raises:
         UfomError: q outside (0, 1].
     """
     if not isinstance(q, int | float) or not 0 < q <= 1:
         raise UfomError(f"q = {q!r} must lie in (0, 1]: it is a probability, and 1/q a weight; for q → 0 use FOM")
-    return Estimator(float(q), sweep or Sweep.recomputed(), proxy or Truncated())
+    return Estimator(float(q), sweep or Sweep.recomputed(), proxy or Truncated(), coin)
 
 
 def debias(proxy: Tensor, exact: Tensor, q: float) -> Tensor:
@@ -70,9 +79,10 @@ def debias(proxy: Tensor, exact: Tensor, q: float) -> Tensor:
     return exact / q + (1 - 1 / q) * proxy
 
 
-def draw_coins(n: int, q: float, generator: Generator) -> Tensor:
+def draw_coins(n: int, estimator: Estimator, generator: Generator) -> Tensor:
     """ξ_1 … ξ_n ~ Bernoulli(q), a boolean tensor on the CPU, from a CPU generator of their own (Theorem 1)."""
-    return torch.rand(n, generator=generator, dtype=torch.float64) < q
+    draws = 1 if estimator.coin == "batch" else n
+    return (torch.rand(draws, generator=generator, dtype=torch.float64) < estimator.q).expand(n)
 
 
 def gradients(
@@ -134,7 +144,7 @@ def hypergradient(
     """
     check(problem, theta, tasks)
     n = count(tasks)
-    coins = _coins(n, estimator.q, coins, generator)
+    coins = _coins(n, estimator, coins, generator)
     result = theta.new_zeros((n, len(theta)) if per_task else (len(theta),))
     for index, proxy, exact in gradients(problem, theta, tasks, coins, estimator, chunk):
         estimate = proxy if exact is None else debias(proxy, exact, estimator.q)
@@ -152,7 +162,8 @@ def refuse_divergence(gradient: Tensor) -> Tensor:
     return gradient
 
 
-def _coins(n: int, q: float, coins: Tensor | None, generator: Generator | None) -> Tensor:
+def _coins(n: int, estimator: Estimator, coins: Tensor | None, generator: Generator | None) -> Tensor:
+    q = estimator.q
     if coins is not None:
         if not isinstance(coins, Tensor):
             raise UfomError(f"coins are a {type(coins).__name__}: give a bool tensor, shape ({n},)")
@@ -162,13 +173,15 @@ def _coins(n: int, q: float, coins: Tensor | None, generator: Generator | None) 
             raise UfomError("q = 0 leaves the proxy alone, but a coin is 1, and 1/q its weight: use UFOM(q)")
         if q == 1 and not coins.all():
             raise UfomError("q = 1 corrects always, but a coin is 0: use UFOM(q) with q < 1")
+        if estimator.coin == "batch" and coins.any() != coins.all():
+            raise UfomError("coin = 'batch' is one coin for all tasks, but the coins differ: give equal ones")
         return coins.cpu()
     if q in (0.0, 1.0):
         return torch.full((n,), q == 1.0)
     if generator is None:
         raise UfomError(f"q = {q:g} needs coins: pass coins, or a CPU generator that draws them")
     cpu_generator(generator)
-    return draw_coins(n, q, generator)
+    return draw_coins(n, estimator, generator)
 
 
 _row_bytes: WeakKeyDictionary[BilevelProblem, dict[Any, int]] = WeakKeyDictionary()
@@ -193,7 +206,8 @@ def in_chunks(
         pairs: indices into the thetas and into the tasks, shape (2, rows), on the CPU.
         lengths: truncation lengths, ascending.
         sweep: how the states are come by.
-        chunk: rows run together; None: as many as the budget holds, by the measured bytes of one row.
+        chunk: rows run together; None: as many as the budget holds, by the measured bytes of one row, or, where the
+            problem is compiled, one on the CPU and `tasks` at most elsewhere.
         ring: last states kept from the forward loop, the proxy's length.
 
     Yields:
@@ -202,7 +216,7 @@ def in_chunks(
 
     n = count(tasks)
 
-    def run(piece: Tensor) -> list[Tensor]:
+    def run(piece: Tensor, at: BilevelProblem) -> list[Tensor]:
         size = piece.shape[1]
         rows = thetas.expand(size, -1) if len(thetas) == 1 else thetas[piece[0].to(thetas.device)]
         if n == 1:  # one task for every θ: seen many times, held once
@@ -210,22 +224,37 @@ def in_chunks(
         else:
             chosen = tasks if torch.equal(piece[1], torch.arange(n)) else take(tasks, piece[1])
         try:
-            return sweep_gradients(problem, rows, chosen, lengths, sweep, ring)
+            return sweep_gradients(at, rows, chosen, lengths, sweep, ring)
         except torch.OutOfMemoryError as error:
             raise UfomError(f"{size} tasks at once do not fit into memory: pass a smaller chunk ({error})") from error
 
+    def run_filled(piece: Tensor, chunk: int) -> list[Tensor]:
+        """Every chunk as long as the first, the last row repeated: each length would be compiled anew."""
+        size = piece.shape[1]
+        with count_calls() as calls:
+            found = run(piece[:, torch.arange(chunk).clamp(max=size - 1)], problem)
+        for kind, rows in vars(calls).items():
+            count_rows(kind, rows * size // chunk)
+        return [f[:size] for f in found]
+
     if not pairs.shape[1]:
         return
+    on_cpu = thetas.device.type == "cpu"
     if chunk is not None:
         chunk = integer("chunk, the tasks run together,", chunk, 1)
+    elif problem.compile and on_cpu:
+        chunk = 1
     elif pairs.shape[1] > 1:
         key = (lengths[-1], sweep, ring, thetas.dtype, thetas.device, *(t.shape[1:] for t in parts(tasks)))
         known = _row_bytes.setdefault(problem, {})
         if key not in known:
             with count_calls():  # the probe is nobody's call
-                known[key] = peak_bytes(lambda: run(pairs[:, :1]), parts(tasks))
+                known[key] = peak_bytes(lambda: run(pairs[:, :1], replace(problem, compile=False)), parts(tasks))
             if n > 1:
                 known[key] += sum(t[0].nbytes for t in parts(tasks))  # the rows of a chunk are copies
         chunk = max(1, budget(thetas.device) // max(1, known[key]))
-    for piece in torch.split(pairs, chunk or 1, dim=1):
-        yield piece, run(piece)
+        if problem.compile:
+            chunk = min(chunk, n)
+    chunk = chunk or 1
+    for piece in torch.split(pairs, chunk, dim=1):
+        yield piece, run_filled(piece, chunk) if problem.compile else run(piece, problem)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from ufom_runtime.algorithms import count_calls
+from ufom_runtime.derivatives import count_calls
 from ufom_runtime.estimators import Estimator, draw_coins, hypergradient
 from ufom_runtime.problem import BilevelProblem, finite_theta
 from ufom_theory import UfomError
@@ -100,7 +100,7 @@ def outer_sgd(
             begin = time.perf_counter()
             gamma = float(positive("γ_k", step_sizes(k) if callable(step_sizes) else step_sizes[k - 1]))
             tasks = problem.sample(batch, generator(seed, k, "tasks"))
-            coins = draw_coins(batch, estimator.q, generator(seed, k, "coins"))
+            coins = draw_coins(batch, estimator, generator(seed, k, "coins"))
             gradient = hypergradient(problem, theta, tasks, estimator, coins=coins, chunk=chunk)
             theta = theta - gamma * gradient
             if not torch.isfinite(theta).all():

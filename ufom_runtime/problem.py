@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -33,6 +34,8 @@ class BilevelProblem:
         tasks: the finite, equally likely Ω, if the problem has one: expectations are then exact sums.
         initial: θ where training starts, shape (s,), or several worth measuring at, shape (k, s); optional. Where it is
             given, θ of another length is refused.
+        compile: trace the steps where they are first used, and `torch.compile` them: quicker, after seconds to a minute
+            of waiting for each shape. The plain steps are used, with a warning, where no compiler is found.
 
     Raises:
         UfomError: step sizes that are not r ≥ 1 finite numbers > 0, neither `sample_tasks` nor `tasks`, or an `initial`
@@ -46,6 +49,7 @@ class BilevelProblem:
     sample_tasks: Callable[[int, Generator], Task] | None = None
     tasks: Task | None = None
     initial: Tensor | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         try:
@@ -74,6 +78,11 @@ class BilevelProblem:
     def alphas(self) -> tuple[float, ...]:
         """α_1 … α_r as Python floats, so that a step costs no transfer between devices."""
         return tuple(torch.as_tensor(self.step_sizes).tolist())
+
+    @cached_property
+    def graphs(self) -> dict[Any, Any]:
+        """The compiled steps made so far."""
+        return {}
 
     def sample(self, n: int, generator: Generator) -> Task:
         """Draw n ≥ 1 tasks, stacked in the leading dimension."""
@@ -120,7 +129,8 @@ def repeat(tasks: Task, n: int) -> Task:
 
 def single(tasks: Task) -> Task:
     """The only task of a stack of one, without its leading dimension."""
-    return tasks[0] if isinstance(tasks, Tensor) else tuple(t[0] for t in tasks)
+    # squeezed, not indexed: the derivative of an index fills and copies a tensor, that of a view costs nothing
+    return tasks.squeeze(0) if isinstance(tasks, Tensor) else tuple(t.squeeze(0) for t in tasks)
 
 
 def finite_theta(name: str, theta: Tensor, dimensions: tuple[int, ...]) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ufom_runtime.algorithms import start
 from ufom_runtime.clock import measure_cost
 from ufom_runtime.constants import compare_bounds
+from ufom_runtime.derivatives import start
 from ufom_runtime.moments import MeasuredMoments, moments_by_proxy
 from ufom_runtime.problem import BilevelProblem, Task, take
 from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, bootstrap_interval, optimal_q, plan

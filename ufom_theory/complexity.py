@@ -43,12 +43,14 @@ def binomial_steps(r: int, slots: int) -> int:
 class Sweep:
     """How the backward loop of the exact gradient comes by the states φ_0 … φ_{r−1}.
 
-    Build one with `stored()` (Algorithm 2), `recomputed()` (Algorithm 4), `checkpointed(slots)` (binomial schedule,
-    two passes: the first keeps nothing) or `unrolled()` (the autodiff graph of the whole loop is kept).
+    Build one with `stored()` (Algorithm 2), `recomputed()` (Algorithm 4), `checkpointed(slots)` (binomial schedule) or
+    `unrolled()` (the autodiff graph of the whole loop is kept). The paper's backward loop begins at φ_0 again, when φ_r
+    is known; with `one_pass`, which needs the coin before the first step, the way to φ_r is the first of its own.
     """
 
     kind: SweepKind
     slots: int = 0
+    one_pass: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ("stored", "recomputed", "checkpointed", "unrolled"):
@@ -56,6 +58,8 @@ class Sweep:
         scalar("slots", self.slots, integer, 0)
         if self.slots and self.kind != "checkpointed":
             raise UfomError(f"slots = {self.slots} go with Sweep.checkpointed(slots), not with {self.kind}")
+        if self.one_pass and self.kind in ("stored", "unrolled"):
+            raise UfomError(f"one_pass goes with recomputed and checkpointed: {self.kind} repeats no step")
 
     @classmethod
     def stored(cls) -> Sweep:
@@ -63,14 +67,14 @@ class Sweep:
         return cls("stored")
 
     @classmethod
-    def recomputed(cls) -> Sweep:
+    def recomputed(cls, one_pass: bool = False) -> Sweep:
         """Each state again from φ_0 (Algorithm 4): r(r − 1)/2 inner steps repeated, O(1) states held."""
-        return cls("recomputed")
+        return cls("recomputed", one_pass=one_pass)
 
     @classmethod
-    def checkpointed(cls, slots: int) -> Sweep:
+    def checkpointed(cls, slots: int, one_pass: bool = False) -> Sweep:
         """`slots` states besides φ_0 kept, placed by the binomial schedule (Griewank 1992)."""
-        return cls("checkpointed", slots)
+        return cls("checkpointed", slots, one_pass)
 
     @classmethod
     def unrolled(cls) -> Sweep:
@@ -79,14 +83,20 @@ class Sweep:
 
     @classmethod
     def parse(cls, text: str) -> Sweep:
-        """The sweep that `str` names: "stored", "recomputed", "checkpointed:3", "unrolled"."""
-        match = re.fullmatch(r"(stored|recomputed|unrolled)|checkpointed:(\d+)", str(text).strip())
+        """The sweep that `str` names: "stored", "recomputed", "checkpointed:3:one-pass" and the like."""
+        match = re.fullmatch(
+            r"(stored|recomputed|unrolled|checkpointed(?=:\d))(?::(\d+))?(:one-pass)?", str(text).strip()
+        )
         if not match:
-            raise UfomError(f"sweep {text!r} is unknown: use stored, recomputed, checkpointed:SLOTS or unrolled")
-        return cls("checkpointed", int(match[2])) if match[2] else cls(match[1])  # type: ignore[arg-type]
+            raise UfomError(
+                f"sweep {text!r} is unknown: use stored, recomputed, checkpointed:SLOTS or unrolled; with :one-pass "
+                "where steps are repeated"
+            )
+        return cls(match[1], int(match[2] or 0), bool(match[3]))  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        return f"checkpointed:{self.slots}" if self.kind == "checkpointed" else self.kind
+        slots = f":{self.slots}" if self.kind == "checkpointed" else ""
+        return f"{self.kind}{slots}{':one-pass' if self.one_pass else ''}"
 
     def extra_steps(self, n: Any) -> Any:
         """Inner steps repeated while n states are visited backwards, φ_{n−1} to φ_0; n an int or an array of them."""
@@ -94,8 +104,10 @@ class Sweep:
         if self.kind in ("stored", "unrolled"):
             return n * 0
         if self.kind == "recomputed":
-            return n * (n - 1) // 2
-        return plain(np.vectorize(binomial_steps, otypes=[np.int64])(n, self.slots))
+            steps = n * (n - 1) // 2
+        else:
+            steps = plain(np.vectorize(binomial_steps, otypes=[np.int64])(n, self.slots))
+        return plain(steps - np.maximum(np.asarray(n) - 1, 0)) if self.one_pass else steps
 
     def states_held(self, n: int) -> int:
         """States held while n of them are visited backwards; φ_0's copy counts as one, the working state does not.

@@ -1,5 +1,6 @@
 """Every sweep and proxy against autodiff through the unrolled loop; unbiasedness by enumerating the coins."""
 
+import functools
 import itertools
 
 import pytest
@@ -25,7 +26,10 @@ from ufom_runtime.problem import count
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_theory import CostModel, Sweep, Truncated, UfomError
 
-SWEEPS = [Sweep.stored(), Sweep.recomputed(), Sweep.checkpointed(1), Sweep.checkpointed(2), Sweep.unrolled()]
+SWEEPS = [
+    Sweep.stored(), Sweep.recomputed(), Sweep.recomputed(one_pass=True), Sweep.checkpointed(1), Sweep.checkpointed(2),
+    Sweep.checkpointed(2, one_pass=True), Sweep.unrolled(),
+]  # fmt: skip
 
 
 def assert_agree(found, expected, digits):
@@ -130,10 +134,38 @@ def test_schedule_visits_every_state_with_the_fewest_steps():
         assert steps == Sweep.checkpointed(slots).extra_steps(states)
 
 
+def fewest_steps(states, slots):
+    """Steps to reverse a chain of `states` in one pass, by exhaustive search; the one to φ_r is not counted."""
+
+    @functools.cache
+    def least(n, free):
+        if n <= 1:
+            return 0
+        again = n * (n - 1) // 2
+        return min([again, *(m + least(n - m, free - 1) + least(m, free) for m in range(1, n))]) if free else again
+
+    return least(states, slots)
+
+
+@pytest.mark.parametrize("slots", [0, 1, 2, 3, 5, 12])
+def test_one_pass_takes_the_fewest_steps_that_any_schedule_does(slots):
+    for r in (1, 2, 3, 7, 10, 24, 60, 120):
+        sweep = Sweep.checkpointed(slots, one_pass=True)
+        problem = quadratic(dim=1, r=r, alpha=0.01)
+        with count_calls() as calls:
+            hypergradient(problem, problem.initial, TASKS[:1, :1], Estimator(1.0, sweep))
+        # in all r + 1 gradients of a bare loop, φ_r among them, and what is repeated
+        assert calls.gradients == fewest_steps(r, slots) + 2
+        assert sweep.extra_steps(r) == calls.gradients - (r + 1)
+
+
 @pytest.mark.parametrize(
     ("estimator", "state_bytes_a_step"),
-    [(FOM, 0), (RECOMPUTED, 0), (UFOM(0.5), 0), (UFOM(0.5, Sweep.checkpointed(3)), 0), (EXACT, 8)],
-)
+    [
+        (FOM, 0), (RECOMPUTED, 0), (UFOM(0.5), 0), (UFOM(0.5, Sweep.checkpointed(3)), 0),
+        (UFOM(0.5, Sweep.checkpointed(3, one_pass=True)), 0), (EXACT, 8),
+    ],
+)  # fmt: skip
 def test_live_memory_over_the_length_of_the_loop(estimator, state_bytes_a_step):
     dim, peaks = 300, {}
     for r in (10, 400):
@@ -164,9 +196,30 @@ def test_live_memory_of_a_batch_under_vmap():
 
 
 def test_coins_are_bernoulli_and_a_function_of_the_generator():
-    coins = draw_coins(100_000, 0.2, torch.Generator().manual_seed(3))
-    assert torch.equal(coins, draw_coins(100_000, 0.2, torch.Generator().manual_seed(3)))
+    coins = draw_coins(100_000, UFOM(0.2), torch.Generator().manual_seed(3))
+    assert torch.equal(coins, draw_coins(100_000, UFOM(0.2), torch.Generator().manual_seed(3)))
     assert abs(coins.double().mean().item() - 0.2) < 4 * (0.16 / 100_000) ** 0.5
+
+
+def test_one_coin_for_the_batch():
+    problem = coupled()
+    tasks = problem.sample(4, torch.Generator().manual_seed(0))
+    estimator = UFOM(0.3, coin="batch")
+    seen = set()
+    for seed in range(20):
+        coins = draw_coins(4, estimator, torch.Generator().manual_seed(seed))
+        assert coins.any() == coins.all()
+        seen.add(bool(coins[0]))
+        found = hypergradient(
+            problem, problem.initial, tasks, estimator, generator=torch.Generator().manual_seed(seed), per_task=True
+        )
+        proxy, exact = (unrolled_gradient(problem, problem.initial, tasks, k) for k in (0, problem.r))
+        assert_agree(found, proxy + (exact - proxy) / 0.3 if coins[0] else proxy, 1e-12)
+    assert seen == {False, True}
+    with pytest.raises(UfomError, match="one coin for all"):
+        hypergradient(problem, problem.initial, tasks, estimator, coins=torch.tensor([True, False, True, True]))
+    with pytest.raises(UfomError, match="coin = 'each' must be"):
+        UFOM(0.3, coin="each")
 
 
 def test_a_generator_draws_the_coins():
@@ -176,7 +229,7 @@ def test_a_generator_draws_the_coins():
         hypergradient(problem, problem.initial, tasks, UFOM(0.5), generator=torch.Generator().manual_seed(4))
         for _ in range(2)
     )
-    coins = draw_coins(6, 0.5, torch.Generator().manual_seed(4))
+    coins = draw_coins(6, UFOM(0.5), torch.Generator().manual_seed(4))
     assert torch.equal(a, b)
     assert torch.equal(a, hypergradient(problem, problem.initial, tasks, UFOM(0.5), coins=coins))
 

@@ -1,0 +1,165 @@
+"""The derivatives that Algorithms 2–4 are made of, as functions of a problem, one θ a row and one task a row.
+
+θ has shape (n, s), φ and b2 (n, p), tasks are n stacked tasks. Rows never mix, so the gradient of the sum of the n
+losses is the n gradients: the losses alone are vmapped, and autograd works around them (reverse over reverse).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import grad
+
+from ufom_runtime.problem import BilevelProblem, Loss, Task, count, parts, single
+from ufom_theory import UfomError
+
+
+@dataclass
+class Calls:
+    """Calls counted the paper's way: gradients (inner and outer) and Hessian-vector products (both blocks at once)."""
+
+    gradients: int = 0
+    hessian_vector_products: int = 0
+
+
+_tally: ContextVar[Calls | None] = ContextVar("tally", default=None)
+
+
+@contextmanager
+def count_calls() -> Iterator[Calls]:
+    """Count the gradients and Hessian-vector products made inside the block; a batch of n tasks counts n."""
+    token = _tally.set(calls := Calls())
+    try:
+        yield calls
+    finally:
+        _tally.reset(token)
+
+
+def count_rows(kind: str, rows: int) -> None:
+    """Add `rows` calls of one kind to the tally, if there is one."""
+    if (calls := _tally.get()) is not None:
+        setattr(calls, kind, getattr(calls, kind) + rows)
+
+
+def _rows(name: str, function: Callable[..., Tensor], *stacks: Task) -> Tensor:
+    """`function` of each row; a single row goes without vmap, which is quicker and asks less of the function."""
+    try:
+        if count(stacks[0]) == 1:
+            return function(*(single(x) for x in stacks))[None]
+        return torch.func.vmap(function)(*stacks)
+    except (UfomError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # it is the user's function: whatever it raises, say where
+        shapes = ", ".join(str(tuple(t[0].shape)) for x in stacks for t in parts(x))
+        remedy = "" if count(stacks[0]) == 1 else "; if it works on one task, run one at a time (chunk=1), without vmap"
+        said = f"{type(error).__name__}: {error}"
+        raise UfomError(f"{name} failed on arguments of shapes {shapes}: {said}{remedy}") from error
+
+
+def leaf(tensor: Tensor) -> Tensor:
+    """The same numbers as a leaf of a new graph; nothing is copied."""
+    return tensor.detach().requires_grad_()
+
+
+def total_loss(name: str, loss: Loss, theta: Tensor, phi: Tensor, tasks: Task) -> Tensor:
+    """Sum of the rows' losses, refused where a loss is no scalar or does not depend on φ."""
+    losses = _rows(name, loss, theta, phi, tasks)
+    if losses.ndim != 1:
+        raise UfomError(f"{name} returned shape {tuple(losses.shape[1:])}: it must return a scalar")
+    if not losses.is_floating_point():
+        raise UfomError(f"{name} returned {losses.dtype}: it must return a real floating-point number")
+    if not losses.requires_grad:
+        raise UfomError(IGNORES_PHI.format(name))
+    return losses.sum()
+
+
+def derivative(name: str, of: Tensor, inputs: tuple[Tensor, ...], **options: Any) -> tuple[Tensor | None, ...]:
+    """`grad`, None where there is no dependence; an operation without a derivative is named."""
+    try:
+        return grad(of, inputs, allow_unused=True, **options)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise UfomError(f"{name} cannot be differentiated (twice): {error}; use operations that can") from error
+
+
+IGNORES_PHI = "{} does not depend on φ: compute it from its second argument, without detach or no_grad"
+
+
+def graph_of_inner_gradient(
+    problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: Task, graph: bool = True
+) -> Tensor:
+    """∂L_in/∂φ, shape (n, p), at the leaf φ, with its graph."""
+    total = total_loss("inner_loss", problem.inner_loss, theta, phi, tasks)
+    g = derivative("inner_loss", total, (phi,), create_graph=graph)[0]
+    if g is None:
+        raise UfomError(IGNORES_PHI.format("inner_loss"))
+    return g
+
+
+def inner_gradient(problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: Task) -> Tensor:
+    """∂L_in/∂φ, shape (n, p)."""
+    return graph_of_inner_gradient(problem, theta.detach(), leaf(phi), tasks, graph=False)
+
+
+def outer_gradients(problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: Task) -> tuple[Tensor | None, Tensor]:
+    """∂L_out/∂θ, shape (n, s), None where L_out is free of θ; and ∂L_out/∂φ, shape (n, p)."""
+    theta, phi = leaf(theta), leaf(phi)
+    total = total_loss("outer_loss", problem.outer_loss, theta, phi, tasks)
+    b1, b2 = derivative("outer_loss", total, (theta, phi))
+    if b2 is None:
+        raise UfomError(IGNORES_PHI.format("outer_loss"))
+    return b1, b2
+
+
+def hessian_vector_products(
+    problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: Task, b2: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """(∂²L_in/∂θ∂φ)ᵀb2, shape (n, s), and (∂²L_in/∂φ²)ᵀb2, shape (n, p); None where the block is identically zero."""
+    theta, phi = leaf(theta), leaf(phi)
+    g = graph_of_inner_gradient(problem, theta, phi, tasks)
+    if not g.requires_grad:
+        _refuse_hidden_curvature(problem, theta, phi, tasks, g)
+        return None, None
+    h1, h2 = derivative("inner_loss", g, (theta, phi), grad_outputs=b2)
+    return h1, h2
+
+
+def _refuse_hidden_curvature(problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: Task, g: Tensor) -> None:
+    """A gradient without a graph is that of a loss linear in φ, or of an operation that hides its second derivative.
+
+    Taking the second for the first would silently give the first-order gradient, so a small step tells them apart.
+    """
+    step = 1e-4 * (1 + phi.detach().abs())
+    if not torch.equal(g, inner_gradient(problem, theta, phi + step, tasks)):
+        raise UfomError(
+            "inner_loss cannot be differentiated twice: its gradient depends on φ but autograd does not see how (a "
+            "once_differentiable function?); use operations that can"
+        )
+
+
+def start(problem: BilevelProblem, theta: Tensor, tasks: Task) -> Tensor:
+    """φ_0 = V(θ, T), shape (n, p), with its graph if θ asks for one."""
+    phi = _rows("start", problem.start, theta, tasks)
+    if not phi.is_floating_point():
+        raise UfomError(f"start returned {phi.dtype}: φ_0 must be a vector of floating-point numbers")
+    if phi.ndim != 2:
+        raise UfomError(f"start returned shape {tuple(phi.shape[1:])}: it must return φ_0 as a vector, shape (p,)")
+    if phi.device != theta.device:
+        raise UfomError(f"theta is on {theta.device} but start returned φ_0 on {phi.device}: move both to one device")
+    return phi
+
+
+def pull_back(problem: BilevelProblem, theta: Tensor, tasks: Task, b1: Tensor | None, b2: Tensor) -> Tensor:
+    """b1 + (∂V/∂θ)ᵀb2, shape (n, s)."""
+    theta = leaf(theta)
+    phi = start(problem, theta, tasks)
+    through_start = derivative("start", phi, (theta,), grad_outputs=b2)[0] if phi.requires_grad else None
+    terms = [t for t in (b1, through_start) if t is not None]
+    return sum(terms[1:], terms[0]) if terms else torch.zeros_like(theta)
