@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ufom_runtime.algorithms import count_calls as count_calls
+    from ufom_runtime.audit import Audit as Audit
+    from ufom_runtime.audit import audit_gradient as audit_gradient
     from ufom_runtime.clock import measure_cost as measure_cost
     from ufom_runtime.constants import compare_bounds as compare_bounds
     from ufom_runtime.constants import estimate_constants as estimate_constants
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 _ROOMS = {
     "algorithms": ["count_calls"],
+    "audit": ["Audit", "audit_gradient"],
     "clock": ["measure_cost"],
     "constants": ["compare_bounds", "estimate_constants"],
     "estimators": ["EXACT", "FOM", "RECOMPUTED", "UFOM", "Estimator", "hypergradient"],
