@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ufom_runtime.audit import Audit as Audit
+    from ufom_runtime.audit import audit_gradient as audit_gradient
     from ufom_runtime.clock import choose_chunk as choose_chunk
     from ufom_runtime.clock import measure_cost as measure_cost
     from ufom_runtime.constants import compare_bounds as compare_bounds
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from ufom_runtime.problem import BilevelProblem as BilevelProblem
 
 _ROOMS = {
+    "audit": ["Audit", "audit_gradient"],
     "clock": ["choose_chunk", "measure_cost"],
     "constants": ["compare_bounds", "estimate_constants"],
     "derivatives": ["count_calls"],

@@ -1,0 +1,119 @@
+"""What `audit_gradient` holds a gradient against: every G_K in float64, its rounding error, and the usual slips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ufom_runtime.estimators import EXACT, in_chunks, refuse_divergence
+from ufom_runtime.problem import BilevelProblem, Task, count, parts
+from ufom_theory import UfomError
+
+_MARGIN = 5  # tolerance over the measured rounding error, of which the user's code has a draw of its own
+
+
+@dataclass(frozen=True, eq=False)
+class Oracle:
+    """G_0 … G_r, (r + 1, rows·s) in float64, with rounding errors and tolerances, (r + 1,); and what gave them."""
+
+    problem: BilevelProblem
+    theta: Tensor
+    tasks: Task
+    per_task: bool
+    table: Tensor
+    noise: Tensor
+    limits: Tensor
+
+    @classmethod
+    def of(cls, problem: BilevelProblem, theta: Tensor, tasks: Task, per_task: bool) -> Oracle:
+        lengths = tuple(range(problem.r + 1))
+        own = theta.dtype
+        for dtype in (torch.float64, own):
+            fine = _starting(problem, partial(Tensor.to, dtype=dtype))
+            fine_theta, fine_tasks = theta.detach().to(dtype), _cast(tasks, dtype)
+            try:
+                table = refuse_divergence(_gradients(fine, fine_theta, fine_tasks, lengths, per_task))
+                break
+            except UfomError:  # perhaps tensors of another dtype, closed over: θ's own is the last resort
+                if dtype == own:
+                    raise
+        eps = torch.finfo(own).eps
+        noise = torch.zeros(len(table), dtype=torch.float64, device=theta.device)
+        for factor in (1 - eps, 1 + eps) if own == dtype else (1, 1 - eps, 1 + eps):
+            moved = _starting(problem, partial(torch.mul, other=factor))
+            again = refuse_divergence(_gradients(moved, theta, tasks, lengths, per_task))
+            noise = torch.maximum(noise, (again - table).norm(dim=1))
+        limits = (_MARGIN * noise + eps**0.5 * table.norm(dim=1)) * (1 if dtype == torch.float64 else 2)
+        return cls(fine, fine_theta, fine_tasks, per_task, table, noise, limits)
+
+    def agreeing(self, g: Tensor) -> tuple[int, ...]:
+        """The lengths K whose gradient g is, to within the tolerance."""
+        return tuple(torch.nonzero((g.flatten() - self.table).norm(dim=1) <= self.limits)[:, 0].tolist())
+
+    def slips(self) -> Iterator[tuple[str, Tensor, float]]:
+        """(name, gradient, tolerance) of usual slips, first-order and exact, where they are no G_K."""
+        relative = float(self.limits[-1] / self.table[-1].norm())
+        for what, changed in _slips(self.problem, self.tasks):
+            first_order, exact = _gradients(changed, self.theta, self.tasks, (0, changed.r), self.per_task)
+            found = [("exact ", exact), ("first-order ", first_order)]
+            if (exact - first_order).norm() <= relative * exact.norm():
+                found = [("", exact)]
+            for kind, g in found:
+                if torch.isfinite(g).all() and not self.agreeing(g):
+                    yield f"the {kind}gradient {what}", g, relative * float(g.norm())
+
+
+def _starting(problem: BilevelProblem, change: Callable[[Tensor], Tensor]) -> BilevelProblem:
+    """The problem from `change`(φ_0), bare of what its class adds, to be differentiated with any tasks."""
+    return BilevelProblem(
+        problem.inner_loss,
+        problem.outer_loss,
+        lambda theta, task: change(problem.start(theta, task)),
+        problem.step_sizes,
+        tasks=torch.zeros(1),
+    )
+
+
+def _cast(tasks: Task, dtype: torch.dtype) -> Task:
+    cast = tuple(t.to(dtype) if t.is_floating_point() else t for t in parts(tasks))
+    return cast[0] if isinstance(tasks, Tensor) else cast
+
+
+def _gradients(problem: BilevelProblem, theta: Tensor, tasks: Task, lengths: tuple[int, ...], per_task: bool) -> Tensor:
+    """G_K for each length, the mean over the tasks or all of them: (lengths, s) or (lengths, n·s), in float64."""
+    n = count(tasks)
+    found = torch.zeros(len(lengths), n if per_task else 1, len(theta), dtype=torch.float64, device=theta.device)
+    pairs = torch.stack([torch.zeros(n, dtype=torch.int64), torch.arange(n)])
+    for piece, gradients in in_chunks(problem, theta.detach()[None], tasks, pairs, lengths, EXACT.sweep):
+        for row, g in zip(found, gradients, strict=True):
+            if per_task:
+                row[piece[1].to(theta.device)] = g.double()
+            else:
+                row[0] += g.double().sum(0) / n
+    return found.flatten(1)
+
+
+def _slips(problem: BilevelProblem, tasks: Task) -> Iterator[tuple[str, BilevelProblem]]:
+    """Usual slips, as the problems that would be differentiated correctly: (in words, problem)."""
+    alphas = problem.alphas
+
+    def without_theta(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda theta, *rest: function(theta.detach(), *rest)
+
+    yield "without ∂L_out/∂θ", replace(problem, outer_loss=without_theta(problem.outer_loss))
+    yield "without the derivative of the start", replace(problem, start=without_theta(problem.start))
+    yield "without ∂²L_in/∂θ∂φ", replace(problem, inner_loss=without_theta(problem.inner_loss))
+    yield "with the inner loss for the outer (on the support set?)", replace(problem, outer_loss=problem.inner_loss)
+    yield "of the outer loss at the start φ_0", replace(problem, step_sizes=[1e-300])  # a step that moves nothing
+    yield "after one inner step too many", replace(problem, step_sizes=[*alphas, alphas[-1]])
+    if len(alphas) > 1:
+        yield "after one inner step too few", replace(problem, step_sizes=alphas[:-1])
+    examples = {t.shape[1] for t in parts(tasks) if t.ndim > 1}
+    for m in sorted({2, 10} | examples - {1}):
+        why = " (a sum over the examples for a mean?)" * (m in examples), " (a mean for a sum?)" * (m in examples)
+        yield f"with inner steps {m} × as long{why[0]}", replace(problem, step_sizes=[m * a for a in alphas])
+        yield f"with inner steps 1/{m} as long{why[1]}", replace(problem, step_sizes=[a / m for a in alphas])
