@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ufom_runtime.adaptive import AdaptiveUFOM as AdaptiveUFOM
     from ufom_runtime.algorithms import count_calls as count_calls
     from ufom_runtime.clock import measure_cost as measure_cost
     from ufom_runtime.constants import compare_bounds as compare_bounds
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
     from ufom_runtime.outer_loop import outer_sgd as outer_sgd
     from ufom_runtime.parameters import FlatModule as FlatModule
     from ufom_runtime.problem import BilevelProblem as BilevelProblem
+    from ufom_runtime.reptile import REPTILE as REPTILE
 
 _ROOMS = {
+    "adaptive": ["AdaptiveUFOM"],
     "algorithms": ["count_calls"],
     "clock": ["measure_cost"],
     "constants": ["compare_bounds", "estimate_constants"],
@@ -36,6 +39,7 @@ _ROOMS = {
     "outer_loop": ["outer_sgd"],
     "parameters": ["FlatModule"],
     "problem": ["BilevelProblem"],
+    "reptile": ["REPTILE"],
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 __all__ = sorted(_ROOM_OF)
