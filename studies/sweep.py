@@ -104,26 +104,22 @@ class Store:
         """
         integer("jobs", jobs, 1)
         wanted = {self.path(config): config for config in cells}
-        found, failed, missing = 0, [], []
-        for config in wanted.values():
+        found, errors, missing = 0, {}, {}
+        for path, config in wanted.items():
             if self.load(config) is not None:
                 found += 1
             elif not retry and (error := self.failure(config)) is not None:
-                failed.append((config, error))
+                errors[path] = error
             else:
-                missing.append(config)
-        ran, settled = 0, len(wanted) - len(missing)
+                missing[path] = config
+        settled_before = len(wanted) - len(missing)
         with closing(self._each(missing, function, jobs)) as each:  # closed at once, also where `progress` raises
-            for config, error in each:
-                if error is None:
-                    ran += 1
-                else:
-                    failed.append((config, error))
-                settled += 1
+            for settled, (path, error) in enumerate(each, settled_before + 1):
+                if error is not None:
+                    errors[path] = error
                 progress(settled / len(wanted))
-        order = list(wanted)
-        failed.sort(key=lambda pair: order.index(self.path(pair[0])))
-        return Outcome(found, ran, tuple(failed))
+        failed = tuple((config, errors[path]) for path, config in wanted.items() if path in errors)
+        return Outcome(found, len(wanted) - found - len(failed), failed)
 
     def table(self, cells: Iterable[Config]) -> pd.DataFrame:
         """The rows of all cells, in their order, beside the configuration; where both name a column, the row decides.
@@ -144,11 +140,11 @@ class Store:
             raise UfomError(f"{len(missing)} cells are not done; the first, {dict(missing[0])}, {why}")
         return pd.DataFrame(rows)
 
-    def _each(self, cells: list[Config], function: Function, jobs: int) -> Iterator[tuple[Config, str | None]]:
-        """Each cell, as it is done, with its error."""
+    def _each(self, cells: dict[Path, Config], function: Function, jobs: int) -> Iterator[tuple[Path, str | None]]:
+        """Each cell's place and error, as it is done."""
         if jobs == 1:
-            for config in cells:
-                yield config, _run(self, config, function)
+            for path, config in cells.items():
+                yield path, _run(self, config, function)
             return
         try:
             ForkingPickler.dumps(function)
@@ -160,7 +156,7 @@ class Store:
         )
         try:
             with _one_thread():  # the processes start with the first cell, and inherit this
-                futures = {pool.submit(_run, self, config, function): config for config in cells}
+                futures = {pool.submit(_run, self, config, function): path for path, config in cells.items()}
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
@@ -179,7 +175,7 @@ class Store:
             return None
         try:
             content = read_sealed(path)
-            if canonical(content["config"]) != _plain(config):
+            if canonical(content.get("config")) != _plain(config):
                 raise UfomError(f"{path} is damaged: it holds another cell than its name says")
         except UfomError as error:
             aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
@@ -252,17 +248,8 @@ def _device(name: str) -> str:
 @cache
 def _commit() -> str:
     """The commit of this checkout, with a + where files differ from it; "unknown" without git."""
+    git = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
     try:
-        git = [
-            "git",
-            "-C",
-            str(Path(__file__).parent),
-            "describe",
-            "--always",
-            "--abbrev=40",
-            "--dirty=+",
-            "--exclude=*",
-        ]
-        return subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(git, cwd=Path(__file__).parent, check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
