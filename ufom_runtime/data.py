@@ -36,7 +36,9 @@ def data_folder() -> Path:
         raise UfomError("UFOM_DATA is not set: point it at the folder that holds mnist/, omniglot/ and cifar100/")
     folder = Path(name)
     if not folder.is_dir():
-        raise UfomError(f"UFOM_DATA = {name!r} is not a folder: point it at the one that holds mnist/ and omniglot/")
+        raise UfomError(
+            f"UFOM_DATA = {name!r} is not a folder: point it at the one that holds mnist/, omniglot/ and cifar100/"
+        )
     return folder
 
 
