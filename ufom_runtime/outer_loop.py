@@ -152,29 +152,31 @@ def outer_sgd(
         try:
             for k in range(first, steps + 1):
                 begin = time.perf_counter()
-                gamma = outer.param_groups[0]["lr"] if isinstance(outer, Optimizer) else positive("γ_k", outer(k))
+                gamma = float(
+                    outer.param_groups[0]["lr"] if isinstance(outer, Optimizer) else positive("γ_k", outer(k))
+                )
                 tasks = problem.sample(batch, generator(seed, k, "tasks"))
-                draws = generator(seed, k, "coins")
                 extra: Mapping[str, float] = {}
                 if isinstance(estimator, Estimator):
-                    coins = draw_coins(batch, estimator.q, draws)
+                    coins = draw_coins(batch, estimator.q, generator(seed, k, "coins"))
                     gradient = hypergradient(problem, theta, tasks, estimator, coins=coins, chunk=chunk)
                     exact = int(coins.sum())
                 else:
+                    draws = generator(seed, k, "coins")
                     gradient, exact, state, extra = estimator.direction(problem, theta, tasks, state, draws, chunk)
                 if isinstance(outer, Optimizer):
                     leaf.grad = gradient
                     outer.step()
                     theta = leaf.detach().clone()
                 else:
-                    theta = theta - float(gamma) * gradient
+                    theta = theta - gamma * gradient
                 if not torch.isfinite(theta).all():
                     raise UfomError(
                         f"θ is not finite after step {k}: γ_k = {gamma:g} is too large; take smaller outer steps"
                     )
                 seconds += time.perf_counter() - begin
                 if k % log_every == 0 or k == steps:
-                    row = {"step": k, "gamma": float(gamma), "exact": exact, **vars(calls), "seconds": seconds}
+                    row = {"step": k, "gamma": gamma, "exact": exact, **vars(calls), "seconds": seconds}
                     row["gradient_norm"] = float(gradient.norm())
                     with count_calls():  # evaluation is nobody's cost
                         columns = evaluate(theta) if evaluate else {}
