@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ufom_runtime.adaptive import AdaptiveUFOM as AdaptiveUFOM
     from ufom_runtime.audit import Audit as Audit
     from ufom_runtime.audit import audit_gradient as audit_gradient
     from ufom_runtime.clock import choose_chunk as choose_chunk
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
     from ufom_runtime.outer_loop import outer_sgd as outer_sgd
     from ufom_runtime.parameters import FlatModule as FlatModule
     from ufom_runtime.problem import BilevelProblem as BilevelProblem
+    from ufom_runtime.reptile import REPTILE as REPTILE
 
 _ROOMS = {
+    "adaptive": ["AdaptiveUFOM"],
     "audit": ["Audit", "audit_gradient"],
     "clock": ["choose_chunk", "measure_cost"],
     "constants": ["compare_bounds", "estimate_constants"],
@@ -42,6 +45,7 @@ _ROOMS = {
     "outer_loop": ["outer_sgd"],
     "parameters": ["FlatModule"],
     "problem": ["BilevelProblem"],
+    "reptile": ["REPTILE"],
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 __all__ = sorted(_ROOM_OF)

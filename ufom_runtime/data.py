@@ -1,6 +1,7 @@
-"""Real images: scikit-learn's digits (embedded), MNIST and Omniglot from the folder that UFOM_DATA names.
+"""Real images: scikit-learn's digits (embedded), MNIST, Omniglot and CIFAR-100 from the folder that UFOM_DATA names.
 
-Sizes are checked before memory is taken; a missing or damaged file is a `UfomError` that names it.
+Sizes are checked before memory is taken; a missing or damaged file is a `UfomError` that names it. Nothing is fetched
+unless `downloads.fetch` is called.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import io
 import os
 import re
 import struct
+import tarfile
 import zipfile
 import zlib
 from functools import lru_cache
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +25,7 @@ from torch import Tensor
 
 from ufom_theory import UfomError
 
-_MOST_BYTES = 2**28  # no file read here decodes to more
+MOST_BYTES = 2**28  # no file read here decodes to more
 OMNIGLOT_CHARACTERS, OMNIGLOT_DRAWERS, OMNIGLOT_TRAIN = 242, 20, 182
 
 
@@ -30,17 +33,20 @@ def data_folder() -> Path:
     """The folder that UFOM_DATA names."""
     name = os.environ.get("UFOM_DATA")
     if not name:
-        raise UfomError("UFOM_DATA is not set: point it at the folder that holds mnist/ and omniglot/")
+        raise UfomError("UFOM_DATA is not set: point it at the folder that holds mnist/, omniglot/ and cifar100/")
     folder = Path(name)
     if not folder.is_dir():
-        raise UfomError(f"UFOM_DATA = {name!r} is not a folder: point it at the one that holds mnist/ and omniglot/")
+        raise UfomError(
+            f"UFOM_DATA = {name!r} is not a folder: point it at the one that holds mnist/, omniglot/ and cifar100/"
+        )
     return folder
 
 
 def _file(*names: str) -> Path:
     path = data_folder().joinpath(*names)
     if not path.is_file():
-        raise UfomError(f"{path} is missing: put the original file there, or point UFOM_DATA elsewhere")
+        fetch = f"ufom_runtime.downloads.fetch({names[0]!r})"
+        raise UfomError(f"{path} is missing: put the original file there, call {fetch}, or point UFOM_DATA elsewhere")
     return path
 
 
@@ -55,8 +61,8 @@ def read_idx(path: Path) -> np.ndarray:
             if len(sizes) < 4 * head[3]:
                 raise UfomError(f"{path} is truncated within its header: fetch it again")
             shape = struct.unpack(f">{head[3]}I", sizes)
-            if prod(shape) > _MOST_BYTES:
-                raise UfomError(f"{path} claims shape {shape}, more than {_MOST_BYTES} bytes: it is damaged")
+            if prod(shape) > MOST_BYTES:
+                raise UfomError(f"{path} claims shape {shape}, more than {MOST_BYTES} bytes: it is damaged")
             body = stream.read(prod(shape) + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UfomError(f"{path} cannot be read: {error}; fetch it again") from error
@@ -136,3 +142,85 @@ def _read_png(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np
             raise
         raise UfomError(f"{path}: {info.filename} is no readable PNG: {error}") from error
     return 1 - np.asarray(small, dtype=np.float32) / 255
+
+
+CIFAR100_CLASSES, CIFAR100_TRAIN, CIFAR100_TEST = 100, 500, 100  # images of a class in train.bin and in test.bin
+_CIFAR_NAME = re.compile(r"cifar-100-binary(/\w[\w.-]*)?")
+_CIFAR_PIXELS = (3, 32, 32)
+_CIFAR_RECORD = 2 + prod(_CIFAR_PIXELS)  # coarse label, fine label, pixels
+
+
+@lru_cache(maxsize=1)
+def cifar100() -> Tensor:
+    """CIFAR-100 (Krizhevsky 2009): (100, 600, 3, 32, 32) uint8, the fine classes in a fixed order.
+
+    Training and test images are pooled, as few-shot problems split by class: 500 of the first, then 100 of the second.
+    The order of the classes is a fixed shuffle of their labels, so that the held-out ones are those at the end.
+    """
+    parts = read_cifar100(_file("cifar100", "cifar-100-binary.tar.gz"))
+    images = np.concatenate([_by_class(*part) for part in parts], axis=1)
+    return torch.from_numpy(images[np.random.default_rng(0).permutation(CIFAR100_CLASSES)])
+
+
+def _by_class(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return images[np.argsort(labels, kind="stable")].reshape(CIFAR100_CLASSES, -1, *_CIFAR_PIXELS)
+
+
+def read_cifar100(path: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The binary archive, `cifar-100-binary.tar.gz`, read as a stream: nothing is extracted to the disk.
+
+    Returns:
+        For the training and then for the test part, images (n, 3, 32, 32) and fine labels (n,), uint8.
+
+    Raises:
+        UfomError: an archive that is damaged, decodes to more than it should, holds a name or an entry that does not
+            belong there, lacks a part, or parts of other sizes or labels than CIFAR-100's.
+    """
+    sizes = {"train.bin": CIFAR100_TRAIN, "test.bin": CIFAR100_TEST}
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    try:
+        with gzip.open(path, "rb") as stream:
+            bounded: Any = _Bounded(path, stream)
+            with tarfile.open(fileobj=bounded, mode="r|") as archive:
+                for member in archive:
+                    if not (_CIFAR_NAME.fullmatch(member.name) and (member.isfile() or member.isdir())):
+                        raise UfomError(f"{path} holds {member.name!r}, which is not of CIFAR-100: fetch it again")
+                    name = member.name.rpartition("/")[2]
+                    if name in sizes:
+                        found[name] = _read_cifar_part(path, archive, member, CIFAR100_CLASSES * sizes[name])
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        raise UfomError(f"{path} cannot be read: {error}; fetch it again") from error
+    if missing := sorted(sizes.keys() - found.keys()):
+        raise UfomError(f"{path} lacks {missing[0]}: fetch the binary version of CIFAR-100 again")
+    return [found[name] for name in sizes]
+
+
+def _read_cifar_part(
+    path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo, n: int
+) -> tuple[np.ndarray, np.ndarray]:
+    if member.size != n * _CIFAR_RECORD:
+        raise UfomError(f"{path}: {member.name} claims {member.size} bytes, not {n} records of {_CIFAR_RECORD}")
+    stream = archive.extractfile(member)
+    assert stream is not None  # it is a file
+    records = np.frombuffer(stream.read(), np.uint8)
+    if len(records) != member.size:
+        raise UfomError(f"{path} is cut short within {member.name}: fetch it again")
+    records = records.reshape(n, _CIFAR_RECORD)
+    labels = records[:, 1]
+    if (np.bincount(labels, minlength=CIFAR100_CLASSES) != n // CIFAR100_CLASSES).any():
+        raise UfomError(f"{path}: the labels of {member.name} are not {n // CIFAR100_CLASSES} of each class")
+    return records[:, 2:].reshape(n, *_CIFAR_PIXELS), labels
+
+
+class _Bounded:
+    """A stream that refuses to decode to more than `MOST_BYTES`, whatever the archive's headers claim."""
+
+    def __init__(self, path: Path, stream: gzip.GzipFile) -> None:
+        self.path, self.stream, self.left = path, stream, MOST_BYTES
+
+    def read(self, size: int) -> bytes:
+        content = self.stream.read(size)
+        self.left -= len(content)
+        if self.left < 0:
+            raise UfomError(f"{self.path} decodes to more than {MOST_BYTES} bytes: it is damaged; fetch it again")
+        return content

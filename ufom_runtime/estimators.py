@@ -17,6 +17,8 @@ from ufom_runtime.problem import BilevelProblem, Task, check, count, cpu_generat
 from ufom_theory import Sweep, Truncated, UfomError
 from ufom_theory.quantities import integer
 
+Coin = Literal["task", "batch"]
+
 
 @dataclass(frozen=True)
 class Estimator:
@@ -36,7 +38,7 @@ class Estimator:
     q: float
     sweep: Sweep = field(default_factory=Sweep.recomputed)
     proxy: Truncated = field(default_factory=Truncated)
-    coin: Literal["task", "batch"] = "task"
+    coin: Coin = "task"
 
     def __post_init__(self) -> None:
         if not isinstance(self.q, int | float) or not 0 <= self.q <= 1:
@@ -55,9 +57,7 @@ RECOMPUTED = Estimator(1.0, Sweep.recomputed())
 """Exact gradient in O(1) memory, Algorithm 4 at q = 1."""
 
 
-def UFOM(
-    q: float, sweep: Sweep | None = None, proxy: Truncated | None = None, coin: Literal["task", "batch"] = "task"
-) -> Estimator:
+def UFOM(q: float, sweep: Sweep | None = None, proxy: Truncated | None = None, coin: Coin = "task") -> Estimator:
     """Unbiased first-order method, Algorithm 4, with any sweep and any truncated proxy.
 
     Args:
@@ -79,10 +79,10 @@ def debias(proxy: Tensor, exact: Tensor, q: float) -> Tensor:
     return exact / q + (1 - 1 / q) * proxy
 
 
-def draw_coins(n: int, estimator: Estimator, generator: Generator) -> Tensor:
+def draw_coins(n: int, q: float, generator: Generator, coin: Coin = "task") -> Tensor:
     """ξ_1 … ξ_n ~ Bernoulli(q), a boolean tensor on the CPU, from a CPU generator of their own (Theorem 1)."""
-    draws = 1 if estimator.coin == "batch" else n
-    return (torch.rand(draws, generator=generator, dtype=torch.float64) < estimator.q).expand(n)
+    draws = n if coin == "task" else 1
+    return (torch.rand(draws, generator=generator, dtype=torch.float64) < q).expand(n)
 
 
 def gradients(
@@ -181,7 +181,7 @@ def _coins(n: int, estimator: Estimator, coins: Tensor | None, generator: Genera
     if generator is None:
         raise UfomError(f"q = {q:g} needs coins: pass coins, or a CPU generator that draws them")
     cpu_generator(generator)
-    return draw_coins(n, estimator, generator)
+    return draw_coins(n, q, generator, estimator.coin)
 
 
 _row_bytes: WeakKeyDictionary[BilevelProblem, dict[Any, int]] = WeakKeyDictionary()

@@ -6,7 +6,9 @@ import torch
 from tests.runtime.conftest import F64
 from ufom_runtime import (
     EXACT,
+    REPTILE,
     UFOM,
+    AdaptiveUFOM,
     Estimator,
     compare_bounds,
     hypergradient,
@@ -75,3 +77,32 @@ def test_mixed_devices_are_refused():
     with pytest.raises(UfomError, match="must be a CPU one"):
         hypergradient(problem, problem.initial, problem.sample(2, torch.Generator()), UFOM(0.5),
                       generator=torch.Generator("cuda"))  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", [AdaptiveUFOM(q_min=0.4, beta=0.8), REPTILE], ids=["adaptive", "reptile"])
+def test_rules_agree_with_the_cpu(rule):
+    runs = []
+    for device in ("cpu", "cuda"):
+        problem = quadratic(dim=3, r=3, device=device)
+        runs.append(outer_sgd(problem, problem.initial, rule, lambda k: 0.1, 8, batch=4, seed=1))
+    torch.testing.assert_close(runs[1].theta.cpu(), runs[0].theta, rtol=1e-9, atol=1e-12)
+    assert runs[0].log.exact.equals(runs[1].log.exact)
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path):
+    pytest.importorskip("safetensors")
+    problem = quadratic(dim=3, r=3, device="cuda")
+
+    def run(**options):
+        adam = {"optimiser": lambda p: torch.optim.Adam(p, lr=1e-3)}
+        return outer_sgd(
+            problem, problem.initial, AdaptiveUFOM(q_min=0.5), steps=6, batch=4, chunk=2, **adam, **options
+        )
+
+    def stop(share):
+        if share == 0.5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint=tmp_path, progress=stop)
+    assert torch.equal(run(checkpoint=tmp_path).theta, run().theta)

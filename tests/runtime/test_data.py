@@ -117,6 +117,19 @@ def test_omniglot_is_242_different_characters():
 
 
 @needs_data
+def test_rotations_make_four_classes_of_a_training_character():
+    plain, turned = (omniglot_few_shot(ways=3, filters=2, rotations=turn) for turn in (False, True))
+    assert (len(turned.images), len(turned.test_images)) == (4 * 182, 60)
+    assert torch.equal(turned.images[:182], plain.images)
+    assert torch.equal(turned.test_images, plain.test_images)
+    image = plain.images[5, 3, 0]
+    for turns in range(4):
+        found = turned.images[turns * 182 + 5, 3, 0]
+        assert torch.equal(found, torch.from_numpy(np.rot90(image.numpy(), turns).copy()))
+    assert len(torch.unique(turned.images[:, 0].flatten(1), dim=0)) == 4 * 182
+
+
+@needs_data
 def test_mnist_is_whole():
     images, labels, test_images, test_labels = data.mnist()
     assert (images.shape, test_images.shape) == ((60_000, 784), (10_000, 784))

@@ -21,7 +21,7 @@ def test_against_a_loop_written_out():
     run = outer_sgd(problem, theta, UFOM(0.3), gamma, 7, seed=5, batch=3)
     for k in range(1, 8):
         tasks = problem.sample(3, generator(5, k, "tasks"))
-        coins = draw_coins(3, UFOM(0.3), generator(5, k, "coins"))
+        coins = draw_coins(3, 0.3, generator(5, k, "coins"))
         theta = theta - gamma(k) * hypergradient(problem, theta, tasks, UFOM(0.3), coins=coins)
     assert torch.equal(run.theta, theta)
     assert run.log.step.tolist() == list(range(1, 8))

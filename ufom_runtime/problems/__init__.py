@@ -20,6 +20,7 @@ BUILT_IN = {
     "mnist-hypercleaning": "ufom_runtime.problems.hypercleaning:mnist_hypercleaning",
     "digits-few-shot": "ufom_runtime.problems.few_shot:digits_few_shot",
     "omniglot": "ufom_runtime.problems.few_shot:omniglot_few_shot",
+    "cifar100": "ufom_runtime.problems.few_shot:cifar100_few_shot",
 }
 
 

@@ -1,0 +1,208 @@
+"""A run that was stopped and went on, against one that never stopped: the same bits."""
+
+import json
+import sys
+
+import pandas as pd
+import pytest
+import torch
+
+from ufom_runtime import EXACT, FOM, REPTILE, UFOM, AdaptiveUFOM, hypergradient, outer_sgd
+from ufom_runtime.files import read_sealed, write_sealed, write_whole
+from ufom_runtime.outer_loop import generator
+from ufom_runtime.problems.few_shot import digits_few_shot
+from ufom_runtime.problems.quadratic import quadratic
+from ufom_theory import UfomError
+
+ADAM = {"optimiser": lambda p: torch.optim.Adam(p, lr=0.03, betas=(0.8, 0.99), weight_decay=0.1)}
+MOMENTUM = {"optimiser": lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.9, nesterov=True)}
+PLAIN = {"step_sizes": lambda k: 1 / (k + 20)}
+CASES = {
+    "plain": (UFOM(0.4), PLAIN),
+    "sequence": (FOM, {"step_sizes": [0.1] * 20}),
+    "adam": (UFOM(0.4), ADAM),
+    "momentum": (EXACT, MOMENTUM),
+    "adaptive": (AdaptiveUFOM(q_min=0.3, beta=0.8), PLAIN),
+    "adaptive-adam": (AdaptiveUFOM(q_min=0.3, beta=0.8, variant="released"), ADAM),
+    "reptile": (REPTILE, PLAIN),
+}
+
+
+def run(estimator=None, **options):
+    problem = quadratic(dim=3, r=3)
+    call = {"steps": 10, "batch": 2, "log_every": 3, "seed": 4, **PLAIN, **options}
+    if "optimiser" in options:
+        call.pop("step_sizes")
+    return outer_sgd(call.pop("problem", problem), problem.initial, estimator or UFOM(0.4), **call)
+
+
+class Stops:
+    """Raises `error` at its n-th call, and else returns columns."""
+
+    def __init__(self, n, error=KeyboardInterrupt):
+        self.left, self.error = n, error
+
+    def __call__(self, argument):
+        self.left -= 1
+        if self.left == 0:
+            raise self.error
+        return {"norm": float(torch.as_tensor(argument).norm())}
+
+
+def norm(theta):
+    return {"norm": float(theta.norm())}
+
+
+def assert_same(one, other):
+    assert torch.equal(one.theta, other.theta)
+    pd.testing.assert_frame_equal(
+        one.log.drop(columns="seconds"), other.log.drop(columns="seconds"), check_exact=True, check_dtype=True
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_goes_on_to_the_same_bits(name, tmp_path):
+    estimator, steps = CASES[name]
+    whole = run(estimator, evaluate=norm, **steps)
+    for stop, step in ((4, 4), (6, 10)):
+        with pytest.raises(KeyboardInterrupt):
+            run(estimator, evaluate=norm, progress=Stops(stop), checkpoint=tmp_path, **steps)
+        assert read_sealed(tmp_path / "state.json")["step"] == step
+    assert_same(run(estimator, evaluate=norm, checkpoint=tmp_path, **steps), whole)
+    assert_same(run(estimator, evaluate=norm, checkpoint=tmp_path, **steps), whole)  # nothing is left to do
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("steps", [PLAIN, ADAM], ids=["plain", "adam"])
+def test_a_stop_within_a_step_falls_back_to_the_one_before(steps, tmp_path):
+    whole = run(evaluate=norm, **steps)
+    with pytest.raises(KeyboardInterrupt):
+        run(evaluate=Stops(3), checkpoint=tmp_path, **steps)  # θ_9 is there, its row is not
+    assert read_sealed(tmp_path / "state.json")["step"] == 8
+    assert_same(run(evaluate=norm, checkpoint=tmp_path, **steps), whole)
+
+
+def test_an_error_leaves_the_last_saved_state(tmp_path):
+    with pytest.raises(RuntimeError):
+        run(progress=Stops(9, RuntimeError), checkpoint=tmp_path, checkpoint_every=4)
+    assert read_sealed(tmp_path / "state.json")["step"] == 8
+    assert_same(run(checkpoint=tmp_path), run())
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"seed": 5}, "its seed is 4, not 5"),
+        ({"batch": 3}, "its batch is 2"),
+        ({"log_every": 1}, "log_every is 3"),
+        ({"steps": 11}, "outer steps"),
+        ({"step_sizes": lambda k: 1 / (k + 21)}, "outer steps"),
+        (ADAM, "outer steps"),
+        ({"estimator": UFOM(0.5)}, r"estimator is Estimator\(q=0.4"),
+        ({"problem": quadratic(dim=3, r=4)}, "its r is 3, not 4"),
+        ({"problem": quadratic(dim=3, r=3, noise=2.0)}, "first tasks"),
+        ({"problem": quadratic(dim=3, r=3, alpha=0.7)}, "inner step sizes"),
+    ],
+)
+def test_a_state_of_another_run_is_refused(other, named, tmp_path):
+    run(checkpoint=tmp_path)
+    with pytest.raises(UfomError, match=named):
+        run(checkpoint=tmp_path, **other)
+
+
+def test_another_start_or_another_setting_of_the_optimiser_is_refused(tmp_path):
+    problem = quadratic(dim=3, r=3)
+
+    def go(theta, rate):
+        adam = {"optimiser": lambda p: torch.optim.Adam(p, lr=rate)}
+        return outer_sgd(problem, theta, FOM, steps=2, checkpoint=tmp_path, **adam)
+
+    go(problem.initial, 0.1)
+    with pytest.raises(UfomError, match="its θ_0 is"):
+        go(problem.initial + 1, 0.1)
+    with pytest.raises(UfomError, match="its outer steps is"):
+        go(problem.initial, 0.2)
+
+
+@pytest.mark.parametrize("damage", ["cut", "altered", "tensors", "missing", "no object"])
+def test_damaged_files_are_named(damage, tmp_path):
+    run(checkpoint=tmp_path)
+    state, (tensors,) = tmp_path / "state.json", tmp_path.glob("*.safetensors")
+    if damage == "cut":
+        state.write_bytes(state.read_bytes()[:-20])
+    elif damage == "altered":
+        state.write_text(state.read_text().replace('"step": 3', '"step": 4'))
+    elif damage == "no object":
+        state.write_text("[1, 2]")
+    elif damage == "tensors":
+        content = bytearray(tensors.read_bytes())
+        content[-1] ^= 1
+        tensors.write_bytes(content)
+    else:
+        tensors.unlink()
+    name = tensors.name if damage in ("tensors", "missing") else "state.json"
+    with pytest.raises(UfomError, match=f"{name} is damaged"):
+        run(checkpoint=tmp_path)
+
+
+def test_without_safetensors_only_a_checkpoint_fails(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    assert torch.isfinite(run().theta).all()
+    with pytest.raises(ModuleNotFoundError, match="pip install"):
+        run(checkpoint=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_json_does_not_have_is_refused(tmp_path):
+    with pytest.raises(UfomError, match="cannot be stored as JSON"):
+        run(checkpoint=tmp_path, evaluate=lambda theta: {"theta": theta})
+
+
+def test_an_optimiser_takes_the_steps_that_torch_takes():
+    problem = quadratic(dim=3, r=3)
+    result = run(EXACT, batch=1, seed=0, **ADAM)
+    parameter = torch.nn.Parameter(problem.initial.clone())
+    adam = ADAM["optimiser"]([parameter])
+    for k in range(1, 11):
+        parameter.grad = hypergradient(problem, parameter.detach(), problem.sample(1, generator(0, k, "tasks")), EXACT)
+        adam.step()
+    assert torch.equal(result.theta, parameter.detach())
+    assert set(result.log.gamma) == {0.03}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"step_sizes": None}, "either step_sizes or an optimiser"),
+        ({"step_sizes": [0.1] * 20, **MOMENTUM}, "either step_sizes or an optimiser"),
+        ({"step_sizes": None, "optimiser": lambda p: 3}, "returned a int"),
+        ({"checkpoint_every": 0}, "at least 1"),
+    ],
+)
+def test_bad_input_is_named(options, message):
+    problem = quadratic(dim=3, r=3)
+    with pytest.raises(UfomError, match=message):
+        outer_sgd(problem, problem.initial, FOM, **{**PLAIN, "steps": 20, **options})
+
+
+def test_a_file_is_whole_or_absent(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    write_sealed(path, {"α": [0.1, float("inf")], "b": {"c": None}})
+    assert read_sealed(path) == {"α": [0.1, float("inf")], "b": {"c": None}}
+    assert json.loads(path.read_text())["α"][0] == 0.1
+    before = path.read_bytes()
+    monkeypatch.setattr("os.replace", lambda *names: Stops(1)(names))
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(path, b"new")
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_float32_theta_stays_one(tmp_path):
+    problem = digits_few_shot(filters=2, r=2)
+    call = (problem, problem.initial, UFOM(0.5), [0.1] * 4, 4)
+    result = [outer_sgd(*call, checkpoint=folder).theta for folder in (tmp_path / "a", tmp_path / "a", None)]
+    assert result[0].dtype == torch.float32
+    assert torch.equal(result[0], result[1])
+    assert torch.equal(result[0], result[2])

@@ -1,0 +1,238 @@
+"""The cell store: what is done is never run again, what failed is never done, what is damaged is named."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from studies.sweep import Store
+from ufom_theory import UfomError
+
+CELLS = [{"study": "test", "x": x, "seed": seed} for x in (3, 1) for seed in (0, 1)]
+
+
+def square(config):
+    return [{"value": config["x"] ** 2 + config["seed"], "part": part} for part in ("a", "b")]
+
+
+def odd_only(config):
+    if config["seed"] == 0:
+        raise ValueError("no even seed")
+    return square(config)
+
+
+def threads(config):
+    import torch
+
+    return [{"pid": os.getpid(), "threads": torch.get_num_threads(), "omp": os.environ["OMP_NUM_THREADS"]}]
+
+
+def dies(config):
+    os._exit(3)
+
+
+class Counting:
+    def __init__(self, function=square):
+        self.seen, self.function = [], function
+
+    def __call__(self, config):
+        self.seen.append(dict(config))
+        return self.function(config)
+
+
+def test_a_finished_cell_is_never_run_again(tmp_path):
+    count, shares = Counting(), []
+    first = Store(tmp_path).run([*CELLS, CELLS[0]], count, progress=shares.append)
+    assert (first.found, first.ran, first.failed) == (0, 4, ())
+    assert shares == [0.25, 0.5, 0.75, 1.0]
+    again = Store(tmp_path).run([*CELLS, {"study": "test", "x": 5, "seed": 0}], count)
+    assert (again.found, again.ran) == (4, 1)
+    assert len(count.seen) == 5
+    assert Store(tmp_path).load({"seed": 1, "x": 3, "study": "test"}) == square(CELLS[1])  # whatever the order of names
+
+
+def test_the_table_follows_the_cells_however_they_were_run(tmp_path):
+    a, b = Store(tmp_path / "a"), Store(tmp_path / "b")
+    a.run(CELLS, square)
+    b.run(CELLS[::-1], square, jobs=2)
+    pd.testing.assert_frame_equal(a.table(CELLS), b.table(CELLS))
+    expected = [{**cell, **row} for cell in CELLS for row in square(cell)]
+    pd.testing.assert_frame_equal(a.table(CELLS), pd.DataFrame(expected))
+    assert sorted(p.name for p in a.folder.iterdir()) == sorted(p.name for p in b.folder.iterdir())
+
+
+def test_the_record_says_how_it_came_about(tmp_path):
+    store = Store(tmp_path)
+    store.run(CELLS[:1], square)
+    record = json.loads(store.path(CELLS[0]).read_text())
+    assert record["config"] == CELLS[0]
+    assert record["seed"] == 0
+    assert record["rows"] == square(CELLS[0])
+    assert record["versions"]["numpy"] == np.__version__
+    assert record["device"].startswith("cpu, ")
+    assert len(record["commit"].rstrip("+")) in (40, 7)
+    assert record["seconds"] >= 0
+    assert str(tmp_path) not in store.path(CELLS[0]).read_text()
+
+
+def test_rows_keep_their_bits(tmp_path):
+    store = Store(tmp_path)
+    rows = [{"x": 0.1 + 0.2, "y": math.inf, "z": np.float64(1) / 3, "n": np.int64(7), "s": "α", "none": None}]
+    store.run(CELLS[:1], lambda config: pd.DataFrame(rows))
+    (row,) = store.load(CELLS[0])
+    assert row == {"x": 0.1 + 0.2, "y": math.inf, "z": 1 / 3, "n": 7, "s": "α", "none": None}
+    store.run(CELLS[1:2], lambda config: [{"x": np.float32(0.1), "y": math.nan}])
+    (row,) = store.load(CELLS[1])
+    assert row["x"] == float(np.float32(0.1))
+    assert math.isnan(row["y"])
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_failure_is_recorded_and_retried_only_on_request(tmp_path, jobs):
+    store = Store(tmp_path)
+    outcome = store.run(CELLS, odd_only, jobs=jobs)
+    assert outcome.ran == 2
+    assert outcome.failed == tuple((c, "ValueError: no even seed") for c in CELLS if c["seed"] == 0)
+    assert store.load(CELLS[0]) is None
+    with pytest.raises(UfomError, match=r"2 cells are not done.*ValueError: no even seed; run it with retry=True"):
+        store.table(CELLS)
+    record = json.loads(next(tmp_path.glob("*.failed.json")).read_text())
+    assert record["where"][-1].startswith("test_sweep.py:")
+    count = Counting()
+    assert store.run(CELLS, count).failed == outcome.failed
+    assert count.seen == []
+    assert store.run(CELLS, count, retry=True).ran == 2
+    assert not list(tmp_path.glob("*.failed.json"))
+    assert len(store.table(CELLS)) == 8
+
+
+def test_rows_that_are_none_fail_the_cell(tmp_path):
+    outcome = Store(tmp_path).run(CELLS[:1], lambda config: [{"x": object()}])
+    assert "cannot be stored as JSON" in outcome.failed[0][1]
+
+
+@pytest.mark.parametrize("damage", ["cut", "altered", "renamed"])
+def test_a_damaged_file_is_named_and_moved_aside(tmp_path, damage):
+    store = Store(tmp_path)
+    store.run(CELLS[:2], square)
+    path = store.path(CELLS[0])
+    text = path.read_text()
+    path.write_text(
+        {"cut": text[:50], "altered": text.replace('"value": 9', '"value": 8')}.get(damage)
+        or store.path(CELLS[1]).read_text()
+    )
+    with pytest.warns(UserWarning, match=f"{path.name} is damaged.*moved to"):
+        assert store.load(CELLS[0]) is None
+    assert len(list(tmp_path.glob("*.damaged-*"))) == 1
+    assert store.run(CELLS[:2], square).ran == 1
+    assert store.load(CELLS[0]) == square(CELLS[0])
+
+
+def test_an_interrupt_is_no_failure_and_keeps_what_is_done(tmp_path):
+    def interrupted(config):
+        if config == CELLS[2]:
+            raise KeyboardInterrupt
+        return square(config)
+
+    store = Store(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        store.run(CELLS, interrupted)
+    assert [store.load(c) is not None for c in CELLS] == [True, True, False, False]
+    assert store.failure(CELLS[2]) is None
+    assert store.run(CELLS, square).ran == 2
+
+
+SLOW = """
+import sys, time
+from studies.sweep import Store
+
+def slow(config):
+    if config["x"]:
+        time.sleep(60)
+    return [{"y": 1}]
+
+if __name__ == "__main__":
+    cells = [{"x": x} for x in (0, 1, 2, 3)]
+    Store(sys.argv[1]).run(cells, slow, jobs=2, progress=lambda share: print(share, flush=True))
+"""
+
+
+def test_ctrl_c_ends_the_processes_and_keeps_what_is_done(tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, tmp_path / "slow.py", tmp_path / "cells"]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "0.25\n"
+        begin = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=20)[1]
+        assert time.monotonic() - begin < 20
+    assert process.returncode not in (0, None)
+    assert errors.count("Traceback") == 1  # the parent's alone
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    assert len(list((tmp_path / "cells").iterdir())) == 1
+    assert Store(tmp_path / "cells").load({"x": 0}) == [{"y": 1}]
+
+
+def test_two_writers_of_one_cell_are_harmless(tmp_path):
+    def slow(config):
+        time.sleep(0.02)
+        return square(config)
+
+    with ThreadPoolExecutor(4) as pool:
+        outcomes = list(pool.map(lambda _: Store(tmp_path).run(CELLS, slow), range(4)))
+    assert all(o.found + o.ran == 4 and not o.failed for o in outcomes)
+    assert len(list(tmp_path.iterdir())) == 4
+    assert len(Store(tmp_path).table(CELLS)) == 8
+
+
+def test_processes_have_one_thread_each(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    store = Store(tmp_path)
+    store.run(CELLS, threads, jobs=2)
+    table = store.table(CELLS)
+    assert set(table.threads) == {1}
+    assert set(table.omp) == {"1"}
+    assert os.getpid() not in set(table.pid)
+    assert os.environ["OMP_NUM_THREADS"] == "2"
+
+
+def test_a_process_that_dies_is_named_and_its_cell_not_done(tmp_path):
+    store = Store(tmp_path)
+    store.run(CELLS[:1], square)
+    with pytest.raises(UfomError, match="a process of the sweep died"):
+        store.run(CELLS[:2], dies, jobs=2)
+    assert store.load(CELLS[0]) is not None
+    assert store.load(CELLS[1]) is None
+    assert store.failure(CELLS[1]) is None
+
+
+@pytest.mark.parametrize(
+    ("cells", "options", "message"),
+    [
+        ([{"x": math.nan}], {}, "cannot be stored as JSON"),
+        ([{"x": object()}], {}, "cannot be stored as JSON"),
+        ([3], {}, "no mapping of names"),
+        ([{3: 1}], {}, "no mapping of names"),
+        (CELLS, {"jobs": 0}, "jobs = 0 must be at least 1"),
+    ],
+)
+def test_bad_input_is_named(tmp_path, cells, options, message):
+    with pytest.raises(UfomError, match=message):
+        Store(tmp_path).run(cells, square, **options)
+
+
+def test_a_function_that_cannot_travel_is_named(tmp_path):
+    with pytest.raises(UfomError, match="define it at the top of a module"):
+        Store(tmp_path).run(CELLS, lambda config: [], jobs=2)
+    with pytest.raises(UfomError, match=r"4 cells are not done; the first, .* was not run"):
+        Store(tmp_path).table(CELLS)

@@ -1,0 +1,134 @@
+"""The state of an outer run on disk: tensors as safetensors, all else as JSON. Nothing is pickled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ufom_runtime.files import digest, read_sealed, write_sealed, write_whole
+from ufom_runtime.problem import BilevelProblem, Task, parts
+from ufom_theory import UfomError
+from ufom_theory.quantities import positive
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder with one state. `state.json` names the tensor file of its step: it is written last, and decides.
+
+    Attributes:
+        folder: where the state is; made if missing.
+        config: what the run was asked for, as JSON; a state of another one is refused.
+
+    Raises:
+        ModuleNotFoundError: safetensors is not installed.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        _safetensors()
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def save(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Store a state; the one before it is removed once this one is whole."""
+        content: bytes = _safetensors().save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+        name = f"tensors-{digest(content)[:16]}.safetensors"
+        write_whole(self.folder / name, content)
+        record = {"config": self.config, "tensors": name, "tensors_sha256": digest(content), **values}
+        write_sealed(self.folder / "state.json", record)
+        for old in self.folder.glob("tensors-*.safetensors"):
+            if old.name != name:
+                old.unlink(missing_ok=True)
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The stored tensors, on the CPU, and values; None where nothing is stored.
+
+        Raises:
+            UfomError: a damaged file, or a state of another configuration.
+        """
+        path = self.folder / "state.json"
+        if not path.exists():
+            return None
+        values = read_sealed(path)
+        stored = values["config"]
+        for key in {**self.config, **stored}:
+            if stored.get(key) != self.config.get(key):
+                raise UfomError(
+                    f"{path} is of another run: its {key} is {stored.get(key)}, not {self.config.get(key)}; give "
+                    "checkpoint= a folder of its own, or remove this one"
+                )
+        file = self.folder / values["tensors"]
+        content = file.read_bytes() if file.is_file() else b""
+        if digest(content) != values["tensors_sha256"]:
+            raise UfomError(f"{file} is damaged: its content is not what {path.name} says; remove {self.folder}")
+        return _safetensors().load(content), values
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "checkpoint= needs safetensors: pip install 'ufom[runtime]'", name=error.name
+        ) from error
+    return safetensors.torch
+
+
+def describe(
+    problem: BilevelProblem, theta: Tensor, tasks: Task, outer: Callable[[int], float] | Optimizer, steps: int
+) -> dict[str, Any]:
+    """What tells one run from another, as JSON: θ_0, the inner steps, the first tasks drawn, and the outer steps.
+
+    Outer step sizes are compared at 64 steps at most, spread over the run; an optimiser by its class and settings.
+    """
+    if isinstance(outer, Optimizer):
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in outer.param_groups]
+        taken = f"{type(outer).__name__} {digest(repr(groups))[:16]}"
+    else:
+        spread = sorted({1 + i * (steps - 1) // 63 for i in range(64)})
+        taken = digest(repr([float(positive("γ_k", outer(k))) for k in spread]))[:16]
+    return {
+        "problem": type(problem).__name__,
+        "r": problem.r,
+        "inner step sizes": _fingerprint(torch.as_tensor(problem.step_sizes)),
+        "θ_0": _fingerprint(theta),
+        "first tasks": _fingerprint(*parts(tasks)),
+        "outer steps": f"{steps}, {taken}",
+    }
+
+
+def _fingerprint(*tensors: Tensor) -> str:
+    kinds = ", ".join(f"{t.dtype} {tuple(t.shape)}".removeprefix("torch.") for t in tensors)
+    content = b"".join(t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() for t in tensors)
+    return f"{kinds} {digest(content)[:16]}"
+
+
+def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
+    """A nested state, such as an optimiser's `state_dict()`, as JSON; its tensors are put into `tensors`."""
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, dict):  # as pairs: JSON has no integer keys
+        return {"dict": [[key, pack(v, tensors, f"{name}.{key}")] for key, v in value.items()]}
+    if isinstance(value, list | tuple):
+        return {type(value).__name__: [pack(v, tensors, f"{name}.{i}") for i, v in enumerate(value)]}
+    return value
+
+
+def unpack(packed: Any, tensors: dict[str, Tensor]) -> Any:
+    """What `pack` was given."""
+    if not isinstance(packed, dict):
+        return packed
+    ((kind, content),) = packed.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: unpack(v, tensors) for key, v in content}
+    return {"list": list, "tuple": tuple}[kind](unpack(v, tensors) for v in content)
