@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -150,6 +151,7 @@ def measure(
     device: Annotated[str | None, typer.Option(help="cpu or cuda, for built-in problems.")] = None,
     bounds: Annotated[bool, typer.Option("--bounds", help="Estimate Assumption 1's constants (slow).")] = False,
     chunk: Annotated[int | None, typer.Option(help="Tasks run together; 1 for losses that vmap cannot take.")] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Trace and compile the steps first.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure D², V², bias, C1 and C2 of a problem, and say which q to run.
@@ -163,6 +165,8 @@ def measure(
     from ufom_runtime.report import measure as measure_problem
 
     loaded = load_problem(problem, device)
+    if compiled:
+        loaded = replace(loaded, compile=True)
     columns = (TextColumn("measuring"), BarColumn(), TimeRemainingColumn())
     shown = console(stderr=True)
     with Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal) as bar:

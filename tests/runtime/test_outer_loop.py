@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from tests.runtime.conftest import F64
-from ufom_runtime import EXACT, FOM, UFOM, hypergradient, outer_sgd
+from ufom_runtime import EXACT, FOM, RECOMPUTED, REPTILE, UFOM, AdaptiveUFOM, Estimator, hypergradient, outer_sgd
 from ufom_runtime.estimators import draw_coins
+from ufom_runtime.memory import LiveBytes
 from ufom_runtime.outer_loop import generator
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_runtime.problems.synthetic import synthetic
-from ufom_theory import UfomError
+from ufom_theory import Sweep, Truncated, UfomError
 
 
 def gamma(k):
@@ -81,3 +82,17 @@ def test_bad_input_is_named(arguments, message):
     call = {"step_sizes": gamma, **arguments}
     with pytest.raises(UfomError, match=message):
         outer_sgd(problem, problem.initial, EXACT, **call)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [FOM, EXACT, RECOMPUTED, UFOM(0.5), UFOM(0.5, Sweep.checkpointed(2, one_pass=True), Truncated(2)),
+     Estimator(1.0, Sweep.unrolled()), AdaptiveUFOM(q_min=0.5), REPTILE],
+)  # fmt: skip
+def test_live_memory_does_not_grow_over_the_outer_steps(estimator):
+    problem = quadratic(dim=30, r=5)
+    with LiveBytes() as meter:
+        outer_sgd(problem, problem.initial, estimator, gamma, 20)
+        first = meter.live, meter.peak
+        outer_sgd(problem, problem.initial, estimator, gamma, 200)
+    assert (meter.live, meter.peak) == first

@@ -232,6 +232,7 @@ def test_binomial_count_against_both_dynamic_programs():
         two_passes = Sweep.checkpointed(slots).extra_steps(r)
         assert two_passes == complexity.fewest_steps(r, slots)
         assert two_passes - (r - 1) == complexity.fewest_steps_one_pass(r, slots)
+        assert Sweep.checkpointed(slots, one_pass=True).extra_steps(r) == two_passes - (r - 1)
 
 
 def test_pieces_of_the_binomial_count_join():
