@@ -1,11 +1,14 @@
 """The runtime on a GPU against the CPU."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tests.runtime.conftest import F64
 from ufom_runtime import (
     EXACT,
+    FOM,
     REPTILE,
     UFOM,
     AdaptiveUFOM,
@@ -50,6 +53,17 @@ def test_real_images_agree_with_the_cpu(factory):
         assert all(t.device == p.initial.device for t in parts(tasks))
         found.append(hypergradient(p, p.initial, tasks, EXACT).cpu())
     torch.testing.assert_close(found[1], found[0], rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("estimator", [FOM, EXACT, UFOM(0.5, Sweep.checkpointed(1, one_pass=True), Truncated(1))])
+def test_cuda_graphs_agree_with_the_plain_path(estimator):
+    problem = digits_few_shot(filters=4, r=4, dtype=F64, device="cuda")
+    tasks = problem.sample(5, torch.Generator().manual_seed(0))
+    plain, compiled = (
+        hypergradient(p, p.initial, tasks, estimator, generator=torch.Generator().manual_seed(1), per_task=True)
+        for p in (problem, replace(problem, compile=True))
+    )
+    torch.testing.assert_close(compiled, plain, rtol=1e-8, atol=1e-10)
 
 
 def test_moments_bounds_and_training_agree_with_the_cpu():
