@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
-from ufom_runtime.problem import BilevelProblem, Loss, Task, count, parts, single
+from ufom_runtime.problem import BilevelProblem, Loss, Task, parts, single
 from ufom_theory import UfomError
 
 
@@ -49,15 +49,16 @@ def count_rows(kind: str, rows: int) -> None:
 
 def _rows(name: str, function: Callable[..., Tensor], *stacks: Task) -> Tensor:
     """`function` of each row; a single row goes without vmap, which is quicker and asks less of the function."""
+    n = len(parts(stacks[0])[0])
     try:
-        if count(stacks[0]) == 1:
-            return function(*(single(x) for x in stacks))[None]
+        if n == 1:  # unsqueezed by the caller, if need be
+            return function(*(single(x) for x in stacks))
         return torch.func.vmap(function)(*stacks)
     except (UfomError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # it is the user's function: whatever it raises, say where
         shapes = ", ".join(str(tuple(t[0].shape)) for x in stacks for t in parts(x))
-        remedy = "" if count(stacks[0]) == 1 else "; if it works on one task, run one at a time (chunk=1), without vmap"
+        remedy = "" if n == 1 else "; if it works on one task, run one at a time (chunk=1), without vmap"
         said = f"{type(error).__name__}: {error}"
         raise UfomError(f"{name} failed on arguments of shapes {shapes}: {said}{remedy}") from error
 
@@ -70,13 +71,14 @@ def leaf(tensor: Tensor) -> Tensor:
 def total_loss(name: str, loss: Loss, theta: Tensor, phi: Tensor, tasks: Task) -> Tensor:
     """Sum of the rows' losses, refused where a loss is no scalar or does not depend on φ."""
     losses = _rows(name, loss, theta, phi, tasks)
-    if losses.ndim != 1:
-        raise UfomError(f"{name} returned shape {tuple(losses.shape[1:])}: it must return a scalar")
+    batched = len(phi) > 1
+    if losses.ndim != batched:
+        raise UfomError(f"{name} returned shape {tuple(losses.shape[batched:])}: it must return a scalar")
     if not losses.is_floating_point():
         raise UfomError(f"{name} returned {losses.dtype}: it must return a real floating-point number")
     if not losses.requires_grad:
         raise UfomError(IGNORES_PHI.format(name))
-    return losses.sum()
+    return losses.sum() if batched else losses
 
 
 def derivative(name: str, of: Tensor, inputs: tuple[Tensor, ...], **options: Any) -> tuple[Tensor | None, ...]:
@@ -147,6 +149,7 @@ def _refuse_hidden_curvature(problem: BilevelProblem, theta: Tensor, phi: Tensor
 def start(problem: BilevelProblem, theta: Tensor, tasks: Task) -> Tensor:
     """φ_0 = V(θ, T), shape (n, p), with its graph if θ asks for one."""
     phi = _rows("start", problem.start, theta, tasks)
+    phi = phi[None] if len(theta) == 1 else phi
     if not phi.is_floating_point():
         raise UfomError(f"start returned {phi.dtype}: φ_0 must be a vector of floating-point numbers")
     if phi.ndim != 2:
