@@ -27,54 +27,59 @@ Q, GAMMA, CHAINS, STEPS, PARTS, THREADS = 0.2, 0.05, 400_000, 32, 50, 2
 
 
 def measure_toy(rounds: int = 5) -> pd.DataFrame:
-    """Median chain-iterations a second on two cores with quartiles, rounds alternating, and the ratio to plain numpy.
+    """Median chain-iterations a second on two cores with quartiles, rounds alternating, and ratios to numpy with masks.
 
-    All sides see the same uniform numbers, each both task and coin; numpy is given the two taken apart. "and draws"
-    counts the drawing of them. `simulate` draws its own, and takes the means after the last step.
+    In the first group all are given the same uniform numbers, each both task and coin (numpy has them taken apart). In
+    the second they draw their own, and the time counts; `simulate` also takes the means after the last step.
     """
+    library = chains._library()
+    if library is None:
+        raise UfomError("there is nothing to compare without a C++ compiler: install one, or name it in CXX")
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     try:
-        return _measure(rounds)
+        return _measure(library[0], rounds)
     finally:
         torch.set_num_threads(threads)
 
 
-def _measure(rounds: int) -> pd.DataFrame:
-    uniform = draw()
-    start = np.random.default_rng(1).uniform(-50, 50, CHAINS)
-    tasks_and_coins = decode(whole(uniform))
-    library = chains._library()
-    if library is None:
-        raise UfomError("there is nothing to compare without a C++ compiler: install one, or name it in CXX")
+def _measure(compiled: Callable[..., Any], rounds: int) -> pd.DataFrame:
+    parts = (PARTS, STEPS, CHAINS // PARTS)  # as they lie for a loop over parts of the chains
+    uniform, start = draw(parts), np.random.default_rng(1).uniform(-50, 50, CHAINS)
+    tasks_and_coins = decode(uniform.swapaxes(0, 1).reshape(STEPS, CHAINS))
     many = [0.0, 0.05, Q, 0.5, 1.0]
-    things: dict[str, tuple[int, Callable[[], Any]]] = {
-        "numpy with masks": (1, lambda: masked(start, *tasks_and_coins)),
-        "plain torch": (1, lambda: fused(chains._advance, start, uniform)),
-        "compiled": (1, lambda: fused(library[0], start, uniform)),
-        "numpy with masks, and draws": (1, lambda: masked(start, *decode(whole(draw())))),
-        "plain torch, and draws": (1, lambda: fused(chains._advance, start, draw())),
-        "compiled, and draws": (1, lambda: fused(library[0], start, draw())),
-        "simulate": (1, lambda: simulate([Q])),
-        f"simulate, {len(many)} q": (len(many), lambda: simulate(many)),
+    groups: dict[str, dict[str, Callable[[], Any]]] = {
+        "numbers drawn before": {
+            "numpy with masks": lambda: masked(start, *tasks_and_coins),
+            "plain torch": lambda: fused(chains._advance, start, uniform),
+            "compiled": lambda: fused(compiled, start, uniform),
+        },
+        "and drawn": {
+            "numpy with masks": lambda: masked(start, *decode(draw((STEPS, CHAINS)))),
+            "plain torch": lambda: fused(chains._advance, start, draw(parts)),
+            "compiled": lambda: fused(compiled, start, draw(parts)),
+            "simulate": lambda: simulate([Q]),
+            "simulate, 5 q": lambda: simulate(many),
+        },
     }
-    ends = [run() for _, run in things.values()]  # warm
-    for end in ends[1:6]:
-        np.testing.assert_allclose(end, ends[0], rtol=1e-12, atol=1e-12)
-    rates: dict[str, list[float]] = {name: [] for name in things}
-    loads = []
+    rates: dict[tuple[str, str], list[float]] = {(g, name): [] for g, things in groups.items() for name in things}
+    ends = {(g, name): groups[g][name]() for g, name in rates}  # warm
+    before = [end for (g, _), end in ends.items() if g == "numbers drawn before"]
+    for end in before[1:]:
+        np.testing.assert_allclose(end, before[0], rtol=1e-11, atol=1e-11)
+    load = []
     for _ in range(rounds):
-        for name, (times, run) in things.items():
+        for g, name in rates:
             begin = time.perf_counter()
-            run()
-            rates[name].append(times * CHAINS * STEPS / (time.perf_counter() - begin))
-        loads.append(os.getloadavg()[0])
-    base = statistics.median(rates["numpy with masks"])
+            groups[g][name]()
+            iterations = CHAINS * STEPS * (len(many) if name.endswith("q") else 1)
+            rates[g, name].append(iterations / (time.perf_counter() - begin))
+        load.append(os.getloadavg()[0])
     rows = []
-    for name, values in rates.items():
+    for (g, name), values in rates.items():
         low, median, high = statistics.quantiles(values, n=4)
-        rows.append({"what": name, "chain-iterations a second": median, "quartiles": f"{low:.3g} … {high:.3g}",
-                     "ratio": median / base, "load": max(loads)})  # fmt: skip
+        rows.append({"group": g, "what": name, "per second": median, "quartiles": f"{low:.3g} … {high:.3g}",
+                     "ratio": median / statistics.median(rates[g, "numpy with masks"]), "load": max(load)})  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -83,14 +88,9 @@ def simulate(q: list[float]) -> chains.Curves:
     return chains.simulate(PAIR, q, (-50.0, 50.0), lambda k: GAMMA, STEPS, chains=CHAINS, every=STEPS)
 
 
-def draw() -> Array:
-    """Uniform numbers, shape (PARTS, STEPS, chains of a part): as they lie for a loop over parts of the chains."""
-    return np.random.default_rng(0).random((PARTS, STEPS, CHAINS // PARTS))
-
-
-def whole(uniform: Array) -> Array:
-    """The same for all chains at once, shape (STEPS, CHAINS)."""
-    return uniform.swapaxes(0, 1).reshape(STEPS, CHAINS)
+def draw(shape: tuple[int, ...]) -> Array:
+    """Uniform numbers."""
+    return np.random.default_rng(0).random(shape)
 
 
 def decode(uniform: Array) -> tuple[Array, Array]:

@@ -32,7 +32,7 @@ from ufom_theory.quantities import finite, instance, integer, positive, scalar
 Array = NDArray[np.float64]
 Kernels = tuple[Callable[..., Any], Callable[..., Any]]
 BLOCK = 1000  # chains that draw from one generator
-_HELD = 16  # outer steps whose random numbers are held
+_HELD = 32  # outer steps whose random numbers are held
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +113,7 @@ def simulate(
     if chunk is None:  # plain torch makes a pass for every operation: over many chains, if the cache holds them
         chunk = 2**22 if device.type == "cuda" else 2**13 if kernels[0] is _advance else BLOCK
     together = max(1, scalar("chunk", chunk, integer, 1) // width)
-    most = max(1, budget(device) // workers // (8 * together * width) - 2 * _HELD)
+    most = max(1, (budget(device) // workers // (8 * together * width) - 2 * _HELD) // 4)  # cells: θ, ‖∇M‖², its square
     streams = list(product(range(len(names)), range(chains // width)))
     cells, gammas = cells.to(device), torch.as_tensor(sizes, dtype=torch.float64, device=device)
 
@@ -173,13 +173,13 @@ def _moments(
     advance, gradient_sq = kernels
     theta0 = torch.from_numpy(np.stack([g.uniform(*start, width) for g in generators]))
     theta = theta0.flatten().to(gammas.device).repeat(len(cells), 1)
-    draws = np.empty((_HELD, len(generators), width))
+    draws = np.empty((len(generators), _HELD, width))
     sums, kept = [], set(recorded.tolist())
     for begin in range(0, len(gammas), _HELD):
-        for k, s in np.ndindex(draws.shape[:2]):
-            generators[s].random(out=draws[k, s])
-        drawn = torch.from_numpy(draws).flatten(1).to(gammas.device)
         last, end = begin, min(begin + _HELD, len(gammas))
+        for generator, out in zip(generators, draws[:, : end - begin], strict=True):
+            generator.random(out=out)
+        drawn = torch.from_numpy(draws).transpose(0, 1).flatten(1).to(gammas.device)
         for k in range(begin + 1, end + 1):
             if k == end or k in kept:
                 advance(theta, drawn[last - begin : k - begin], gammas[last:k], cells, r)
@@ -224,9 +224,12 @@ def _advance(theta: Tensor, draws: Tensor, gammas: Tensor, cells: Tensor, r: int
 
 def _gradient_sq(theta: Tensor, cells: Tensor, r: int) -> Tensor:
     """‖∇M‖², the mean over both tasks, squared; shape (cells, n)."""
-    alpha, A, a1, a2, c1, c2, _, _ = cells.T[:, :, None]
-    (g1, s1), (g2, s2) = (_gradients(theta, a, c, alpha, A, r) for a, c in ((a1, c1), (a2, c2)))
-    return ((g1 * s1 + g2 * s2) / 2).square()
+    found = []
+    for row, cell in zip(theta, cells, strict=True):
+        alpha, A, a1, a2, c1, c2, _, _ = cell.unbind()
+        (g1, s1), (g2, s2) = (_gradients(row, a, c, alpha, A, r) for a, c in ((a1, c1), (a2, c2)))
+        found.append(((g1 * s1 + g2 * s2) / 2).square())
+    return torch.stack(found)
 
 
 @cache

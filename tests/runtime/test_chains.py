@@ -88,7 +88,7 @@ def test_chunks_change_no_bit(monkeypatch):
     options = {"pairs": [PAIR, NARROW], "chains": 3 * BLOCK, "seeds": [4, 1], "steps": 40, "every": 3}
     whole = run(**options, chunk=6 * BLOCK)
     found = [run(**options, chunk=chunk, compiled=compiled) for chunk in (1, 4 * BLOCK) for compiled in (False, True)]
-    three_cells = torch.get_num_threads() * 8 * BLOCK * (3 + 2 * chains._HELD)
+    three_cells = torch.get_num_threads() * 8 * BLOCK * (3 * 4 + 2 * chains._HELD)
     monkeypatch.setattr(chains, "budget", lambda device: three_cells)
     found.append(run(**options, chunk=BLOCK))
     for other in found:
