@@ -24,6 +24,7 @@ from ufom_runtime.checkpointing import backwards
 from ufom_runtime.estimators import draw_coins
 from ufom_runtime.problem import count
 from ufom_runtime.problems.quadratic import quadratic
+from ufom_runtime.problems.synthetic import synthetic
 from ufom_theory import CostModel, Sweep, Truncated, UfomError
 
 SWEEPS = [
@@ -371,3 +372,11 @@ THETA = torch.zeros(3, dtype=F64)
 def test_bad_input_is_named(call, message):
     with pytest.raises(UfomError, match=message):
         call()
+
+
+def test_the_synthetic_gradient_where_its_pieces_meet():
+    problem = synthetic(alpha=0.3, r=3, A=2.0)
+    for theta in (-3.0, -2.0, 2.0, 3.0):
+        at = torch.tensor([theta], dtype=F64)
+        found = hypergradient(problem, at, problem.tasks, EXACT, per_task=True)[:, 0]
+        assert found.tolist() == pytest.approx(problem.pair.gradients(theta)[1].tolist(), rel=1e-12)

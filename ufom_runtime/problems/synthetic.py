@@ -62,7 +62,8 @@ def synthetic(
         assert isinstance(task, Tensor)
         curvature, centre = task.unbind()
         u = phi[0] - centre
-        core, beyond = u.clamp(-A, A), (u.abs() - A).clamp(min=0.0)
+        core = u.clamp(-A, A)
+        beyond = u.abs() - core.abs()  # not a second clamp: at |u| = A both would pass the derivative on
         t = beyond.clamp(max=1.0)
         height: Tensor = core**2 / 2 + A * beyond + t**2 / 2 - t**3 / 6 + (beyond - t) / 2
         return curvature * height
