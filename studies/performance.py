@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 SAME = 1e-6  # two gradients in float64 with a larger relative difference are not of the same function
+# glibc's allocator gives every block of 64 KiB or more back to the system as soon as it is freed, so that resident
+# memory is what is in use; and a common state of it for timing, which its defaults reach after some large blocks
+RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
+KEEPING = {-3: 2**25, -1: 2**26, -2: 2**17}  # mallopt's numbers of the same three
 COLUMNS = (
     "group", "workload", "r", "method", "library", "version", "seconds", "ratio", "low", "high",
     "live_bytes", "resident_bytes", "difference", "note",
@@ -138,10 +143,10 @@ def _jobs(config: Config) -> Iterator[dict[str, Any]]:
 def _in_process(config: Config, job: dict[str, Any]) -> list[dict[str, Any]]:
     """Do a job in an interpreter of its own; a crash, too, is a row."""
     command = [sys.executable, "-m", "studies.performance", json.dumps(asdict(config)), json.dumps(job)]
-    threads = {"OMP_NUM_THREADS": str(config.threads), "MKL_NUM_THREADS": str(config.threads)}
+    settings = {"OMP_NUM_THREADS": str(config.threads), "MKL_NUM_THREADS": str(config.threads), **RETURNING}
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, cwd=ROOT, timeout=config.limit, env={**os.environ, **threads}
+            command, capture_output=True, text=True, cwd=ROOT, timeout=config.limit, env={**os.environ, **settings}
         )
     except subprocess.TimeoutExpired:
         return _failed(job, f"given up after {config.limit:g} s")
@@ -178,7 +183,7 @@ def _identity(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def hypergradient_row(config: Config, workload: str, r: int, method: str) -> dict[str, Any]:
-    """Compare a method's gradient in float64, then time it against the floor and take its memory in float32."""
+    """Compare a method's gradient in float64; then in float32 take its memory and time it against the floor."""
     from studies.methods import METHODS
     from ufom_runtime.memory import peak_bytes
     from ufom_runtime.problem import single, take
@@ -192,13 +197,16 @@ def hypergradient_row(config: Config, workload: str, r: int, method: str) -> dic
     problem, theta, tasks = build(config, workload, r)
     task = single(take(tasks, slice(1)))
     call = chosen.make(problem, theta, task)
+    row["resident_bytes"] = resident_bytes(call)
+    if chosen.eager:
+        row["live_bytes"] = peak_bytes(call, (theta, *task, problem.start(theta, task)))
+    with suppress(OSError, AttributeError):
+        for parameter, value in KEEPING.items():
+            ctypes.CDLL(None).mallopt(parameter, value)
     floor = METHODS["torch: floor"].make(problem, theta, task)
     pairs = np.array(alternate(floor, call, config.rounds)) / (1, chosen.calls)
     low, ratio, high = np.quantile(pairs[:, 1] / pairs[:, 0], (0.25, 0.5, 0.75)).tolist()
-    row |= {"seconds": float(np.median(pairs[:, 1])), "ratio": ratio, "low": low, "high": high}
-    if chosen.eager:
-        row["live_bytes"] = peak_bytes(call, (theta, *task, problem.start(theta, task)))
-    return {**row, "resident_bytes": resident_bytes(call)}
+    return {**row, "seconds": float(np.median(pairs[:, 1])), "ratio": ratio, "low": low, "high": high}
 
 
 def difference(config: Config, workload: str, r: int, method: str) -> float:
@@ -236,24 +244,21 @@ def seconds(function: Callable[[], object]) -> float:
 def resident_bytes(call: Callable[[], object]) -> float:
     """By how much a call raises the process's resident memory at most; the median of three, nan but on Linux.
 
-    Blocks of 64 KiB and more are made to go back to the system when freed, and the rest is trimmed before: else a call
-    would reuse what an earlier one left, unseen. The kernel counts to a few hundred KiB.
+    To be trusted in a process that was started with `RETURNING`: else a call reuses, unseen, what an earlier one left.
+    The kernel counts to a few hundred KiB.
     """
+    growths = []
+    call(), call()
+    gc.collect()
     try:
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 2**16)  # M_MMAP_THRESHOLD
-        call()
-        gc.collect()
-        growths = []
         for _ in range(3):
-            libc.malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
             before = _resident("VmRSS")
             call()
             growths.append(_resident("VmHWM") - before)
-        return float(statistics.median(growths))
-    except (OSError, AttributeError):
+    except OSError:
         return math.nan
+    return float(statistics.median(growths))
 
 
 def _resident(key: str) -> int:
