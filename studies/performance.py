@@ -183,30 +183,30 @@ def _identity(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def hypergradient_row(config: Config, workload: str, r: int, method: str) -> dict[str, Any]:
-    """Compare a method's gradient in float64; then in float32 take its memory and time it against the floor."""
+    """Memory first, while the heap is clean; then the comparison in float64, and only then the time, in float32."""
     from studies.methods import METHODS
     from ufom_runtime.memory import peak_bytes
     from ufom_runtime.problem import single, take
 
     chosen = METHODS[method]
-    row: dict[str, Any] = {}
-    if chosen.weight is not None:
-        row["difference"] = difference(config, workload, min(r, 10), method)
-        if not row["difference"] <= SAME:
-            return {**row, "note": "computes another gradient: not timed"}
     problem, theta, tasks = build(config, workload, r)
     task = single(take(tasks, slice(1)))
     call = chosen.make(problem, theta, task)
-    row["resident_bytes"] = resident_bytes(call)
+    memory = {"resident_bytes": resident_bytes(call)}
     if chosen.eager:
-        row["live_bytes"] = peak_bytes(call, (theta, *task, problem.start(theta, task)))
+        memory["live_bytes"] = peak_bytes(call, (theta, *task, problem.start(theta, task)))
+    compared = {}
+    if chosen.weight is not None:
+        compared["difference"] = difference(config, workload, min(r, 10), method)
+        if not compared["difference"] <= SAME:
+            return {**compared, "note": "computes another gradient: not timed"}
     with suppress(OSError, AttributeError):
         for parameter, value in KEEPING.items():
             ctypes.CDLL(None).mallopt(parameter, value)
     floor = METHODS["torch: floor"].make(problem, theta, task)
     pairs = np.array(alternate(floor, call, config.rounds)) / (1, chosen.calls)
     low, ratio, high = np.quantile(pairs[:, 1] / pairs[:, 0], (0.25, 0.5, 0.75)).tolist()
-    return {**row, "seconds": float(np.median(pairs[:, 1])), "ratio": ratio, "low": low, "high": high}
+    return {**compared, **memory, "seconds": float(np.median(pairs[:, 1])), "ratio": ratio, "low": low, "high": high}
 
 
 def difference(config: Config, workload: str, r: int, method: str) -> float:
@@ -252,11 +252,12 @@ def resident_bytes(call: Callable[[], object]) -> float:
     gc.collect()
     try:
         for _ in range(3):
+            ctypes.CDLL(None).malloc_trim(0)  # small blocks freed before leave room for large ones
             Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
             before = _resident("VmRSS")
             call()
             growths.append(_resident("VmHWM") - before)
-    except OSError:
+    except (OSError, AttributeError):
         return math.nan
     return float(statistics.median(growths))
 
