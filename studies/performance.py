@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -244,21 +245,23 @@ def seconds(function: Callable[[], object]) -> float:
 def resident_bytes(call: Callable[[], object]) -> float:
     """By how much a call raises the process's resident memory at most; the median of three, nan but on Linux.
 
-    To be trusted in a process that was started with `RETURNING`: else a call reuses, unseen, what an earlier one left.
-    The kernel counts to a few hundred KiB.
+    To be trusted in a process that was started with `RETURNING`. The call runs in a thread, which has a heap of its
+    own: in the process's own one it would reuse, unseen, what was freed before. The kernel counts to a few 100 KiB.
     """
     growths = []
-    call(), call()
-    gc.collect()
-    try:
-        for _ in range(3):
-            ctypes.CDLL(None).malloc_trim(0)  # small blocks freed before leave room for large ones
-            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-            before = _resident("VmRSS")
-            call()
-            growths.append(_resident("VmHWM") - before)
-    except (OSError, AttributeError):
-        return math.nan
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        for _ in range(2):
+            thread.submit(call).result()
+        gc.collect()
+        try:
+            for _ in range(3):
+                ctypes.CDLL(None).malloc_trim(0)
+                Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+                before = _resident("VmRSS")
+                thread.submit(call).result()
+                growths.append(_resident("VmHWM") - before)
+        except (OSError, AttributeError):
+            return math.nan
     return float(statistics.median(growths))
 
 
