@@ -16,9 +16,17 @@ from ufom_runtime.problems.hypercleaning import HypercleaningProblem
 
 
 def scanned(
-    problem: BilevelProblem, theta: Tensor, task: Task, second_order: bool = True, checkpoint: bool = False
+    problem: BilevelProblem,
+    theta: Tensor,
+    task: Task,
+    second_order: bool = True,
+    checkpoint: bool = False,
+    unroll: int = 1,
 ) -> Call:
-    """The hypergradient of a built-in problem, compiled; arrays go in and out at every call."""
+    """The hypergradient of a built-in problem, compiled; arrays go in and out at every call.
+
+    On a CPU, XLA's convolutions are slow inside a loop: with `unroll` ≥ r there is none.
+    """
     import jax
 
     jax.config.update("jax_enable_x64", True)  # what is float32 stays so
@@ -33,7 +41,7 @@ def scanned(
             return phi - problem.alphas[0] * (g if second_order else jax.lax.stop_gradient(g)), None
 
         body = jax.checkpoint(step) if checkpoint else step
-        phi, _ = jax.lax.scan(body, theta if maml else first, None, length=problem.r)
+        phi, _ = jax.lax.scan(body, theta if maml else first, None, length=problem.r, unroll=min(unroll, problem.r))
         return outer(theta, phi, arrays)
 
     gradient = jax.jit(jax.grad(loss))

@@ -122,8 +122,9 @@ def _all() -> list[Method]:
         Method("exact, unrolled", "betty-ml", peers.betty, 1.0),
         Method("first-order", "boat-torch", partial(peers.boat, **first), 0.0),
         Method("exact, unrolled", "boat-torch", peers.boat, 1.0),
-        Method("first-order, scan", "jax", partial(jax, **first), 0.0, eager=False),
+        Method("first-order, scan by tens", "jax", partial(jax, **first, unroll=10), 0.0, eager=False),
         Method("exact, scan", "jax", jax, 1.0, eager=False),
+        Method("exact, scan by tens", "jax", partial(jax, unroll=10), 1.0, eager=False),
         Method("exact, scan with checkpoint", "jax", partial(jax, checkpoint=True), 1.0, eager=False),
     ]
 
