@@ -80,7 +80,7 @@ def ufom_time(config: Config) -> Rows:
     """
     problem, theta, tasks = build(config, "few-shot", config.steps)
     one, estimator = take(tasks, slice(1)), UFOM(Q)
-    n, rounds, pairs, batched = count(tasks), max(3, config.rounds // 3), [], []
+    n, rounds, pairs, batched = count(tasks), max(3, config.rounds // 5), [], []
 
     def run(chosen: Any, coins: list[int]) -> float:
         return seconds(lambda: hypergradient(problem, theta, chosen, estimator, coins=torch.tensor(coins) == 1))
@@ -116,7 +116,7 @@ def growth(config: Config) -> Rows:
         f"UFOM({Q})": UFOM(Q),
         f"UFOM({Q}) on the last 2 steps": UFOM(Q, proxy=Truncated(2)),
     }
-    problem, steps = quadratic(r=5), config.outer_steps
+    problem, steps = quadratic(r=3), config.outer_steps
     for name, estimator in estimators.items():
         method = f"growth over {steps} outer steps, {name}"
         yield {
