@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
+from contextlib import suppress
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated
 
-import numpy as np
 import pandas as pd
 import typer
 from matplotlib import rc_context
@@ -35,24 +38,38 @@ def optimal_q(
     redraw: Annotated[bool, typer.Option(help="Judge and draw the stored table, measure nothing.")] = False,
 ) -> None:
     """Is the predicted q as fast as the best q of a grid? The synthetic pair over inner step sizes."""
-    study = optimal_q_study
-    if size not in study.SIZES:
-        raise UfomError(f"size {size!r} is unknown: use {' or '.join(study.SIZES)}")
+    if size not in optimal_q_study.SIZES:
+        raise UfomError(f"size {size!r} is unknown: use {' or '.join(optimal_q_study.SIZES)}")
+    _run(optimal_q_study, size, f"optimal_q-{size}", redraw)
+
+
+@app.command("performance")
+def performance(
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny problems, a check of the harness.")] = False,
+    redraw: Annotated[bool, typer.Option("--redraw", help="Judge and draw the stored table, measure nothing.")] = False,
+) -> None:
+    """Time and memory of a hypergradient, ours and other libraries', side by side; 15 minutes on a quiet machine."""
+    from studies import performance as performance_study
+
+    _run(performance_study, "quick" if quick else "standard", "performance", redraw)
+
+
+def _run(study: ModuleType, size: str, stem: str, redraw: bool) -> None:
+    """Measure (unless the stored table is to do), judge, draw, and store it all by the stem's name."""
     results, figures = (HERE / kind / ("quick" if size == "quick" else "") for kind in ("results", "figures"))
     results.mkdir(parents=True, exist_ok=True)
     figures.mkdir(parents=True, exist_ok=True)
-    stem = f"optimal_q-{size}"
     if redraw:
         if not (results / f"{stem}.csv").is_file():
             raise UfomError(f"{results / stem}.csv is missing: run the study without --redraw first")
     else:
-        _measure(size, results / stem)
+        _measure(study, size, results / stem)
     table = pd.read_csv(results / f"{stem}.csv")
     verdicts = study.judge(table)
     (results / f"{stem}.verdicts.json").write_text(_json([asdict(v) for v in verdicts]))
-    figure = study.draw(table)
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
     with rc_context({"svg.hashsalt": "ufom"}):  # the same table draws the same bytes
+        figure = study.draw(table)
         for kind, metadata in undated.items():
             figure.savefig(figures / f"{stem}.{kind}", dpi=150, metadata=metadata)
     (figures / f"{stem}.txt").write_text(study.caption(table) + "\n")
@@ -60,31 +77,27 @@ def optimal_q(
     print(f"figure: {figures / stem}.png   table: {results / stem}.csv")
 
 
-@app.command("performance")
-def performance() -> None:
-    """Seconds of what a user waits for, side by side; the table goes to results/performance.csv."""
-    from studies.performance import measure
-
-    found = measure()
-    found.to_csv(HERE / "results" / "performance.csv", index=False, float_format="%.4g")
-    table = Table("", "median s", "quartiles", "ratio", box=None, pad_edge=False)
-    for row in found.itertuples():
-        table.add_row(row.what, f"{row.seconds:.4f}", row.quartiles, f"{row.ratio:.2f}")
-    Console().print(table)
-
-
-def _measure(size: str, stem: Path) -> None:
+def _measure(study: ModuleType, size: str, stem: Path) -> None:
     console = Console(stderr=True)
     columns = (TextColumn("measuring"), BarColumn(), TimeRemainingColumn())
     begin = time.perf_counter()
-    config = optimal_q_study.SIZES[size]
+    config = study.SIZES[size]
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=1.0)
-        table = optimal_q_study.measure(config, lambda share: bar.update(task, completed=share))
+        table = study.measure(config, lambda share: bar.update(task, completed=share))
     table.to_csv(stem.with_suffix(".csv"), index=False)
-    run = {"seconds": round(time.perf_counter() - begin, 1), "device": "cpu", "machine": platform.machine()}
-    versions = {"python": platform.python_version(), "numpy": np.__version__, "pandas": pd.__version__}
+    run = {"seconds": round(time.perf_counter() - begin, 1), "date": time.strftime("%Y-%m-%d"), "device": "cpu",
+           "machine": platform.machine(), "processor": _processor(), "cores": os.cpu_count()}  # fmt: skip
+    versions = {"python": platform.python_version()} | {name: version(name) for name in ("numpy", "pandas", "torch")}
     stem.with_suffix(".json").write_text(_json({"config": asdict(config), **run, "versions": versions}))
+
+
+def _processor() -> str:
+    """Its name; platform.processor() is empty on Linux."""
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return platform.processor()
 
 
 def _json(value: object) -> str:

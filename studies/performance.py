@@ -1,23 +1,291 @@
-"""How long do the things take that a user waits for? Runs that alternate in one go; a benchmark, not a test."""
+"""How long does a hypergradient take and how much memory, by our estimators and by the libraries people use?
+
+Time is given over the floor, r + 1 bare gradients of the inner loss, which is timed alternately with the method in one
+process; a fresh process for every row. What computes another gradient is not timed. Memory is the most that one call
+holds besides what was there before, by two meters: the tensors' bytes, where all tensors are this interpreter's; and
+for every method the growth of resident memory, which also counts a kernel's inner buffers. Run it on a quiet machine.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import json
+import math
+import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+
+from studies.performance_figure import caption as caption
+from studies.performance_figure import draw as draw
+from ufom_theory import Verdict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ufom_runtime import BilevelProblem
+    from ufom_runtime.problem import Task
+
+ROOT = Path(__file__).parents[1]
+SAME = 1e-6  # two gradients in float64 with a larger relative difference are not of the same function
+# glibc's allocator gives every block of 64 KiB or more back to the system as soon as it is freed, so that resident
+# memory is what is in use; and a common state of it for timing, which its defaults reach after some large blocks
+RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
+KEEPING = {-3: 2**25, -1: 2**26, -2: 2**17}  # mallopt's numbers of the same three
+COLUMNS = (
+    "group", "workload", "r", "method", "library", "version", "seconds", "ratio", "low", "high",
+    "live_bytes", "resident_bytes", "difference", "note",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of the study.
+
+    Attributes:
+        ways: classes of the few-shot task, one image each.
+        filters: of its net.
+        steps: inner steps of the few-shot task.
+        images: hypercleaning's training images, the length of θ, and as many for validation.
+        hidden: units of its net.
+        lengths: its inner steps.
+        long: two more lengths, at which the memory of equally many checkpoints is compared.
+        rounds: alternations of the floor and a method;
+        patience: but, after the first 5, no more once they took so many seconds.
+        outer_steps: over which the growth of live memory is watched.
+        threads: cores a measurement may use.
+        limit: seconds after which a measurement is given up.
+    """
+
+    ways: int = 20
+    filters: int = 64
+    steps: int = 10
+    images: int = 500
+    hidden: int = 64
+    lengths: tuple[int, ...] = (10, 50, 100)
+    long: tuple[int, int] = (50, 400)
+    rounds: int = 15
+    patience: float = 20.0
+    outer_steps: int = 200
+    threads: int = 2
+    limit: float = 600.0
+
+
+SIZES = {
+    "quick": Config(3, 4, 3, 20, 5, (6,), (12, 24), rounds=3, outer_steps=20, threads=1),
+    "standard": Config(),
+}
+
+
+def images(workload: str) -> str:
+    """Omniglot's and MNIST's where UFOM_DATA names their folder, else random ones of the same size."""
+    real = {"few-shot": "Omniglot", "hypercleaning": "MNIST"}
+    return real[workload] if "UFOM_DATA" in os.environ else "random images"
+
+
+def build(config: Config, workload: str, r: int, double: bool = False) -> tuple[BilevelProblem, Tensor, Task]:
+    """A workload's problem, its θ, and 8 stacked few-shot tasks or hypercleaning's one."""
+    import torch
+
+    from ufom_runtime.problems.few_shot import _few_shot, omniglot_few_shot
+    from ufom_runtime.problems.hypercleaning import _hypercleaning, mnist_hypercleaning
+
+    dtype, n, generator = torch.float64 if double else torch.float32, config.images, torch.Generator().manual_seed(0)
+    if workload == "few-shot":
+        if images(workload) == "Omniglot":
+            problem = omniglot_few_shot(config.ways, r=r, filters=config.filters, dtype=dtype)
+        else:
+            drawn = torch.rand(2 * config.ways, 2, 1, 28, 28, generator=generator).to(dtype)
+            problem = _few_shot(drawn, drawn, config.ways, 1, r, 0.005, config.filters, seed=0)
+        return problem, problem.initial, problem.sample(8, generator)
+    if images(workload) == "MNIST":
+        problem = mnist_hypercleaning(n, n, config.hidden, r, dtype=dtype)
+    else:
+        drawn, labels = torch.rand(2 * n + 1, 784, generator=generator), torch.arange(2 * n + 1) % 10
+        problem = _hypercleaning(drawn, labels, n, n, config.hidden, r, 1.0, 0, "cpu", dtype)
+    return problem, problem.initial, problem.tasks
+
+
+def measure(config: Config, progress: Callable[[float], object] = lambda share: None) -> pd.DataFrame:
+    """One row for each thing measured; a method that fails or is not installed has a row that says why.
+
+    Columns: group (theory, hypergradients or promises), workload, r, method, library, version; seconds of one call;
+    ratio, low and high, the median and quartiles of its time over the floor (of theory calls: over the first; of
+    promises: of measured over predicted); live_bytes and resident_bytes, the peak of one call; difference, from the
+    gradient by plain autograd in float64 at r ≤ 10, relative; note.
+    """
+    jobs = [*_jobs(config)]
+    rows = theory_calls(config.rounds)
+    for i, job in enumerate(jobs, 1):
+        rows += _in_process(config, job)
+        progress(i / len(jobs))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _jobs(config: Config) -> Iterator[dict[str, Any]]:
+    from studies.methods import METHODS
+    from studies.promises import PROMISES
+
+    for workload, lengths in (("few-shot", (config.steps,)), ("hypercleaning", config.lengths)):
+        for r in lengths:
+            chosen = (label for label, m in METHODS.items() if workload in m.workloads)
+            yield from ({"workload": workload, "r": r, "method": label} for label in chosen)
+    yield from ({"promise": name} for name in PROMISES)
+
+
+def _in_process(config: Config, job: dict[str, Any]) -> list[dict[str, Any]]:
+    """Do a job in an interpreter of its own; a crash, too, is a row."""
+    command = [sys.executable, "-m", "studies.performance", json.dumps(asdict(config)), json.dumps(job)]
+    settings = {"OMP_NUM_THREADS": str(config.threads), "MKL_NUM_THREADS": str(config.threads), **RETURNING}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=ROOT, timeout=config.limit, env={**os.environ, **settings}
+        )
+    except subprocess.TimeoutExpired:
+        return _failed(job, f"given up after {config.limit:g} s")
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [""]
+        return _failed(job, f"exit code {done.returncode}: {said[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def work(config: Config, job: dict[str, Any]) -> list[dict[str, Any]]:
+    """Do a job here."""
+    from studies.promises import PROMISES
+
+    try:
+        if "promise" in job:
+            return [{"group": "promises", **row} for row in PROMISES[job["promise"]](config)]
+        return [{**_identity(job), **hypergradient_row(config, **job)}]
+    except Exception as error:  # of another's library: whatever it raises, the row says it
+        return _failed(job, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+
+
+def _failed(job: dict[str, Any], why: str) -> list[dict[str, Any]]:
+    if "promise" in job:
+        return [{"group": "promises", "method": job["promise"], "note": why}]
+    return [{**_identity(job), "note": why}]
+
+
+def _identity(job: dict[str, Any]) -> dict[str, Any]:
+    from studies.methods import METHODS
+
+    method = METHODS[job["method"]]
+    return {"group": "hypergradients", "workload": f"{job['workload']}, {images(job['workload'])}", "r": job["r"],
+            "method": method.name, "library": method.library, "version": method.version}  # fmt: skip
+
+
+def hypergradient_row(config: Config, workload: str, r: int, method: str) -> dict[str, Any]:
+    """Memory first, while the heap is clean; then the comparison in float64, and only then the time, in float32."""
+    from studies.methods import METHODS
+    from ufom_runtime.memory import peak_bytes
+    from ufom_runtime.problem import single, take
+
+    chosen = METHODS[method]
+    problem, theta, tasks = build(config, workload, r)
+    task = single(take(tasks, slice(1)))
+    call = chosen.make(problem, theta, task)
+    memory = {"resident_bytes": resident_bytes(call)}
+    if chosen.eager:
+        memory["live_bytes"] = peak_bytes(call, (theta, *task, problem.start(theta, task)))
+    compared = {}
+    if chosen.weight is not None:
+        compared["difference"] = difference(config, workload, min(r, 10), method)
+        if not compared["difference"] <= SAME:
+            return {**compared, "note": "computes another gradient: not timed"}
+    with suppress(OSError, AttributeError):
+        for parameter, value in KEEPING.items():
+            ctypes.CDLL(None).mallopt(parameter, value)
+    floor = METHODS["torch: floor"].make(problem, theta, task)
+    pairs = np.array(alternate(floor, call, config.rounds, config.patience)) / (1, chosen.calls)
+    low, ratio, high = np.quantile(pairs[:, 1] / pairs[:, 0], (0.25, 0.5, 0.75)).tolist()
+    note = {"note": f"{len(pairs)} alternations"} if len(pairs) < config.rounds else {}
+    times = {"seconds": float(np.median(pairs[:, 1])), "ratio": ratio, "low": low, "high": high}
+    return {**compared, **memory, **times, **note}
+
+
+def difference(config: Config, workload: str, r: int, method: str) -> float:
+    """Of a method's gradient from plain autograd's, relative, in float64; the second call is taken.
+
+    Few steps: over many, the kinks of the ReLU amplify rounding to per cents.
+    """
+    from studies.methods import METHODS
+    from studies.peers import by_hand
+    from ufom_runtime.problem import single, take
+
+    problem, theta, tasks = build(config, workload, r, double=True)
+    task, weight = single(take(tasks, slice(1))), METHODS[method].weight
+    exact, first_order = by_hand(problem, theta, task), by_hand(problem, theta, task, second_order=False)
+    wanted = weight * exact + (1 - weight) * first_order
+    call = METHODS[method].make(problem, theta, task)
+    call()
+    return float((call() - wanted).norm() / max(wanted.norm(), exact.norm()))
+
+
+def alternate(
+    first: Callable[[], object], second: Callable[[], object], rounds: int, patience: float
+) -> list[tuple[float, float]]:
+    """Seconds of both, in turns, after a call of each that is not counted; fewer rounds, but 5, if they take long."""
+    first(), second()
+    found: list[tuple[float, float]] = []
+    while len(found) < rounds and (len(found) < 5 or sum(map(sum, found)) < patience):
+        found.append((seconds(first), seconds(second)))
+    return found
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Of one call."""
+    begin = time.perf_counter()
+    function()
+    return time.perf_counter() - begin
+
+
+def resident_bytes(call: Callable[[], object]) -> float:
+    """By how much a call raises the process's resident memory at most; the median of three, nan but on Linux.
+
+    To be trusted in a process that was started with `RETURNING`. The call runs in a thread, which has a heap of its
+    own: in the process's own one it would reuse, unseen, what was freed before. The kernel counts to a few 100 KiB.
+    """
+    growths = []
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        thread.submit(call).result()
+        gc.collect()
+        try:
+            for _ in range(3):
+                time.sleep(0.1)  # jax frees in threads of its own, after the call
+                ctypes.CDLL(None).malloc_trim(0)
+                Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+                before = _resident("VmRSS")
+                thread.submit(call).result()
+                growths.append(_resident("VmHWM") - before)
+        except (OSError, AttributeError):
+            return math.nan
+    return float(statistics.median(growths))
+
+
+def _resident(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+
 
 _IMPORT_NUMPY = "import numpy"
 _FIRST_Q = "from ufom_theory import *; optimal_q(Moments(d2=.02, v2=.9), CostModel(r=10)).q"
 _COMMAND = "import sys; sys.argv = 'ufom q --d2 0.02 --v2 0.9'.split(); from ufom_runtime.cli import main; main()"
 
 
-def measure(rounds: int = 15) -> pd.DataFrame:
-    """Median seconds and quartiles of each thing, and its ratio to the first of its group."""
+def theory_calls(rounds: int) -> list[dict[str, Any]]:
+    """Seconds of what a user of the theory waits for; the ratio is to the first of a workload."""
     from ufom_theory import CostModel, Moments, optimal_q
 
     d2 = np.random.default_rng(0).random(10**6)
@@ -25,7 +293,7 @@ def measure(rounds: int = 15) -> pd.DataFrame:
     def python(code: str) -> Callable[[], object]:
         return lambda: subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
-    groups: dict[str, dict[str, Callable[[], object]]] = {
+    workloads: dict[str, dict[str, Callable[[], object]]] = {
         "a new process": {
             "import numpy": python(_IMPORT_NUMPY),
             "import ufom_theory and one optimal_q": python(_FIRST_Q),
@@ -34,16 +302,41 @@ def measure(rounds: int = 15) -> pd.DataFrame:
         "in one process": {"a million q* in one call": lambda: optimal_q(Moments(d2, 1.0), CostModel(r=10)).q},
     }
     rows = []
-    for group, things in groups.items():
-        seconds: dict[str, list[float]] = {name: [] for name in things}
-        for _ in range(rounds):
-            for name, run in things.items():
-                begin = time.perf_counter()
-                run()
-                seconds[name].append(time.perf_counter() - begin)
-        base = statistics.median(next(iter(seconds.values())))
-        for name, values in seconds.items():
-            low, median, high = statistics.quantiles(values, n=4)
-            rows.append({"group": group, "what": name, "seconds": median, "quartiles": f"{low:.4f} … {high:.4f}",
-                         "ratio": median / base})  # fmt: skip
-    return pd.DataFrame(rows)
+    for workload, things in workloads.items():
+        times = np.array([[seconds(run) for run in things.values()] for _ in range(rounds)])
+        base = np.median(times[:, 0])
+        for name, (low, median, high) in zip(things, np.quantile(times, (0.25, 0.5, 0.75), axis=0).T, strict=True):
+            rows.append({"group": "theory", "workload": workload, "method": name, "seconds": median,
+                         "ratio": median / base, "low": low / base, "high": high / base})  # fmt: skip
+    return rows
+
+
+def judge(table: pd.DataFrame) -> list[Verdict]:
+    """Do all compute the same gradient, and are the promises kept?"""
+    verdicts = []
+    compared = table[table.difference.notna()]
+    for (workload, r), rows in compared.groupby(["workload", "r"]):
+        worst = rows.difference.max()
+        subject = f"largest difference of {len(rows)} gradients, {workload}, r = {r:g}"
+        verdicts.append(Verdict(subject, "<=", SAME, worst, 0.0, "yes" if worst <= SAME else "no"))
+    for row in table[table.group == "promises"].itertuples():
+        subject = f"{row.method}, {row.workload}"
+        if row.method.startswith("growth"):
+            verdicts.append(Verdict(subject, "<=", 0.0, row.live_bytes, 0.0, "yes" if row.live_bytes <= 0 else "no"))
+        elif row.method.startswith("memory"):
+            verdicts.append(Verdict(subject, "<=", 1.0, row.ratio, 0.1, "yes" if row.ratio <= 1.1 else "no"))
+        else:
+            half, off = (row.high - row.low) / 2, abs(row.ratio - 1)
+            agrees = "yes" if off <= 0.15 else "inconclusive" if not half <= 0.15 else "no"
+            verdicts.append(Verdict(subject, "=", 1.0, row.ratio, half, agrees))
+    return verdicts
+
+
+if __name__ == "__main__":
+    import torch
+
+    config, job = Config(**json.loads(sys.argv[1])), json.loads(sys.argv[2])
+    if hasattr(os, "sched_setaffinity"):  # jax takes all the cores it sees
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.threads])
+    torch.set_num_threads(config.threads)
+    print("\n" + json.dumps(work(config, job)))

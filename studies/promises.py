@@ -1,0 +1,148 @@
+"""What the theory's counts promise of the implementation, measured: time by C1 and C2, memory by the states held."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from studies.methods import STREAM, Q
+from studies.performance import Config, build, seconds
+from ufom_runtime import (
+    EXACT,
+    FOM,
+    RECOMPUTED,
+    UFOM,
+    BilevelProblem,
+    Estimator,
+    hypergradient,
+    measure_cost,
+    outer_sgd,
+    peak_bytes,
+)
+from ufom_runtime.memory import LiveBytes
+from ufom_runtime.problem import count, parts, take
+from ufom_runtime.problems.quadratic import quadratic
+from ufom_theory import CostModel, Sweep, Truncated
+
+Rows = Iterator[dict[str, Any]]
+BATCHES = {0: 0.4, 1: 0.4, 2: 0.2}  # ones among 8 coins, and how often: their mean is 8·Q
+
+
+def _over_predicted(pairs: list[tuple[float, float]]) -> dict[str, Any]:
+    measured, predicted = np.array(pairs).T
+    low, ratio, high = np.quantile(measured / predicted, (0.25, 0.5, 0.75)).tolist()
+    said = f"{np.median(measured):.4g} s, predicted {np.median(predicted):.4g} s"
+    return {"seconds": float(np.median(measured)), "ratio": ratio, "low": low, "high": high, "note": said}
+
+
+def _cost(problem: Any, theta: Any, tasks: Any, **changes: Any) -> CostModel:
+    """C1 and C2 timed anew, so that a machine that slows down slows both sides."""
+    timed = measure_cost(problem, theta, tasks, seconds=0.1, repeats=5)
+    return CostModel(r=problem.r, c1=timed.c1, c2=timed.c2, **changes)
+
+
+def checkpoint_time(config: Config) -> Rows:
+    """The time of the exact gradient with 3 checkpoints, over C1·(r + 1 + repeated steps) + C2·r."""
+    problem, theta, tasks = build(config, "hypercleaning", max(config.lengths))
+    sweep, pairs = Sweep.checkpointed(3), []
+    hypergradient(problem, theta, tasks, Estimator(1.0, sweep))
+    for _ in range(config.rounds):
+        cost = _cost(problem, theta, tasks, sweep=sweep)
+        took = seconds(lambda: hypergradient(problem, theta, tasks, Estimator(1.0, sweep)))
+        pairs.append((took, cost.c_det + cost.c_rnd))
+    yield {"method": "time with 3 checkpoints", "workload": "hypercleaning", "r": problem.r, **_over_predicted(pairs)}
+
+
+def checkpoint_memory(config: Config) -> Rows:
+    """Peak live bytes of a long loop over a short one's, with equally many checkpoints."""
+
+    def peak(r: int, slots: int) -> int:
+        problem, theta, tasks = build(config, "hypercleaning", r)
+        estimator = Estimator(1.0, Sweep.checkpointed(slots))
+        return peak_bytes(lambda: hypergradient(problem, theta, tasks, estimator), (theta, *parts(tasks)))
+
+    short, long = config.long
+    for slots in (3, 9):
+        method = f"memory with {slots} checkpoints, r = {long} over r = {short}"
+        most = peak(long, slots)
+        yield {"method": method, "workload": "hypercleaning", "r": long, "live_bytes": most,
+               "ratio": most / peak(short, slots)}  # fmt: skip
+
+
+def ufom_time(config: Config) -> Rows:
+    """UFOM's mean time over Proposition 1's C_det + q·C_rnd, one task at a time and 8 at once.
+
+    A batch is split by its coins, and each part costs what C1 and C2 are at that part's size.
+    """
+    problem, theta, tasks = build(config, "few-shot", config.steps)
+    one, estimator = take(tasks, slice(1)), UFOM(Q)
+    n, rounds, pairs, batched = count(tasks), max(3, config.rounds // 5), [], []
+
+    def run(chosen: Any, coins: list[int]) -> float:
+        return seconds(lambda: hypergradient(problem, theta, chosen, estimator, coins=torch.tensor(coins) == 1))
+
+    patterns = {ones: [1] * ones + [0] * (n - ones) for ones in BATCHES}
+    for coins in ([0], [1]):
+        run(one, coins)
+    for coins in patterns.values():
+        run(tasks, coins)
+    for _ in range(rounds):
+        cost = _cost(problem, theta, one)
+        took = [run(one, [coin]) for coin in STREAM]
+        pairs.append((float(np.mean(took)), cost.c_det + Q * cost.c_rnd))
+        measured = predicted = 0.0
+        for ones, share in BATCHES.items():
+            rest = _cost(problem, theta, take(tasks, slice(n - ones)))
+            corrected = _cost(problem, theta, take(tasks, slice(ones))) if ones else rest
+            measured += share * run(tasks, patterns[ones]) / n
+            predicted += share * ((n - ones) * rest.c_det + ones * (corrected.c_det + corrected.c_rnd)) / n
+        batched.append((measured, predicted))
+    for said, found in (("one task at a time", pairs), (f"{n} tasks at once", batched)):
+        yield {"method": f"time of UFOM({Q}), {said}", "workload": "few-shot", "r": problem.r, **_over_predicted(found)}
+
+
+def growth(config: Config) -> Rows:
+    """Live bytes after all outer steps, less those after a tenth of them."""
+    estimators = {
+        "first-order": FOM,
+        "exact, stored": EXACT,
+        "exact, unrolled": Estimator(1.0, Sweep.unrolled()),
+        "exact, recomputed": RECOMPUTED,
+        "exact, 3 checkpoints": Estimator(1.0, Sweep.checkpointed(3)),
+        f"UFOM({Q})": UFOM(Q),
+        f"UFOM({Q}) on the last 2 steps": UFOM(Q, proxy=Truncated(2)),
+    }
+    problem, steps = quadratic(r=3), config.outer_steps
+    for name, estimator in estimators.items():
+        method = f"growth over {steps} outer steps, {name}"
+        yield {
+            "method": method,
+            "workload": "quadratic",
+            "r": problem.r,
+            "live_bytes": _grown(problem, estimator, steps),
+        }
+
+
+def _grown(problem: BilevelProblem, estimator: Estimator, steps: int) -> int:
+    live = []
+
+    def note(share: float) -> None:
+        if round(share * steps) in (steps // 10, steps):
+            gc.collect()
+            live.append(meter.live)
+
+    with LiveBytes() as meter:
+        outer_sgd(problem, problem.initial, estimator, lambda k: 0.01, steps, progress=note)
+    return live[1] - live[0]
+
+
+PROMISES: dict[str, Callable[[Config], Rows]] = {
+    "time with checkpoints": checkpoint_time,
+    "memory with checkpoints": checkpoint_memory,
+    "time of UFOM": ufom_time,
+    "growth of live memory": growth,
+}

@@ -1,0 +1,128 @@
+"""The study's harness on tiny problems: that it compares before it times, and never leaves out a row."""
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from studies import peers, performance
+from studies.methods import METHODS, Method
+from tests.oracles import unrolled_gradient
+from ufom_runtime.problem import single, take
+
+TINY = replace(performance.SIZES["quick"], filters=2, images=8, hidden=3, steps=2, rounds=2, outer_steps=10)
+
+
+@pytest.fixture(scope="module")
+def table():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("UFOM_DATA", raising=False)
+        patch.setattr(performance, "_in_process", performance.work)
+        patch.setattr(performance, "theory_calls", lambda rounds: [])
+        patch.setattr(performance, "resident_bytes", lambda call: 1e6 + sum(call().shape))
+        return performance.measure(TINY)
+
+
+@pytest.fixture
+def random_images(monkeypatch):
+    monkeypatch.delenv("UFOM_DATA", raising=False)
+
+
+def job(method, workload="hypercleaning", r=3):
+    return {"workload": workload, "r": r, "method": method}
+
+
+def test_every_method_has_a_row_in_every_workload(table):
+    assert tuple(table.columns) == performance.COLUMNS
+    rows = table[table.group == "hypergradients"]
+    for (workload, _), found in rows.groupby(["workload", "r"]):
+        wanted = [m for m in METHODS.values() if workload.split(",")[0] in m.workloads]
+        assert found.method.tolist() == [m.name for m in wanted]
+        assert found.library.tolist() == [m.library for m in wanted]
+    assert rows.workload.nunique() == 2
+    assert (rows.ratio.notna() ^ rows.note.notna()).all()  # measured, or a row that says why not
+
+
+def test_our_methods_compute_what_they_are_compared_to_and_are_measured(table):
+    ours = table[(table.library == "ufom") & ~table.method.str.endswith("compiled")]
+    assert len(ours) == 18
+    assert ours.difference.max() < 1e-12
+    assert (ours[["seconds", "ratio", "live_bytes"]] > 0).all(axis=None)
+    assert ((ours.low <= ours.ratio) & (ours.ratio <= ours.high)).all()
+
+
+@pytest.mark.parametrize("workload", ["few-shot", "hypercleaning"])
+def test_the_gradient_to_compare_with_is_the_oracles(workload, random_images):
+    problem, theta, tasks = performance.build(TINY, workload, 3, double=True)
+    one = take(tasks, slice(1))
+    for kept, second_order in ((None, True), (0, False)):
+        wanted = unrolled_gradient(problem, theta, one, kept)[0]
+        torch.testing.assert_close(peers.by_hand(problem, theta, single(one), second_order), wanted)
+
+
+def test_what_computes_another_gradient_is_not_timed(monkeypatch, random_images):
+    def doubled(problem, theta, task):
+        return lambda: 2 * peers.by_hand(problem, theta, task)
+
+    monkeypatch.setitem(METHODS, "torch: doubled", Method("doubled", "torch", doubled, 1.0))
+    (row,) = performance.work(TINY, job("torch: doubled"))
+    assert row["difference"] == pytest.approx(1.0)
+    assert row["note"] == "computes another gradient: not timed"
+    assert "ratio" not in row
+    rows = pd.DataFrame([row], columns=performance.COLUMNS)
+    assert [v.agrees for v in performance.judge(rows)] == ["no"]
+
+
+def test_a_missing_peer_is_a_row_that_says_so(monkeypatch, random_images):
+    monkeypatch.setitem(sys.modules, "higher", None)
+    (row,) = performance.work(TINY, job("higher: exact, unrolled"))
+    assert row["method"] == "exact, unrolled"
+    assert row["note"].startswith("ModuleNotFoundError: ")
+
+
+def test_a_process_that_hangs_or_fails_is_a_row_that_says_so(random_images):
+    (row,) = performance._in_process(replace(TINY, limit=0.01), job("torch: floor"))
+    assert row["note"] == "given up after 0.01 s"
+    (row,) = performance._in_process(replace(TINY, threads=0), job("torch: floor"))
+    assert row["note"].startswith("exit code 1: ")
+
+
+def test_a_row_measured_in_a_process_of_its_own_where_both_meters_agree(random_images):
+    config = replace(TINY, images=100, hidden=64)  # a state is 204 kB
+    (row,) = performance._in_process(config, job("ufom: exact, stored", r=40))
+    assert row["difference"] < 1e-12
+    assert row["ratio"] > 1
+    assert row["live_bytes"] > 40 * 4 * 50_000
+    if not np.isnan(row["resident_bytes"]):  # Linux; a kernel's own buffers come on top
+        assert row["live_bytes"] - 2**19 < row["resident_bytes"] < row["live_bytes"] + 2**22
+
+
+def test_long_calls_are_repeated_less_often():
+    assert len(performance.alternate(list, list, rounds=9, patience=0.0)) == 5
+    assert len(performance.alternate(list, list, rounds=9, patience=60.0)) == 9
+
+
+def test_promises_are_judged_and_can_be_broken(table):
+    promises = table[table.group == "promises"]
+    agrees = {v.subject: v.agrees for v in performance.judge(promises)}
+    assert len(agrees) == len(promises) == 12
+    kept = [a for subject, a in agrees.items() if subject.startswith(("growth", "memory"))]
+    assert kept == ["yes"] * 9  # those of time want a quiet machine
+    broken = promises.assign(live_bytes=8.0, ratio=2.0, low=1.9, high=2.1)
+    assert {v.agrees for v in performance.judge(broken)} == {"no"}
+    noisy = promises[promises.method.str.startswith("time")].assign(ratio=2.0, low=1.0, high=3.0)
+    assert {v.agrees for v in performance.judge(noisy)} == {"inconclusive"}
+
+
+def test_figure_labels_every_method_measured(table):
+    figure = performance.draw(table)
+    assert len(figure.axes) == 2
+    for axes, (_, rows) in zip(figure.axes, table[table.group == "hypergradients"].groupby("workload"), strict=True):
+        drawn = rows[rows.ratio.notna() & (rows.method != "floor") & ~rows.method.str.contains("coin")]
+        assert len(axes.texts) == len(drawn) >= 8
+        assert axes.get_xlabel()
+        assert axes.get_ylabel()
+    assert "compiled" in performance.caption(table)
