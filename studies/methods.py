@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -15,7 +15,7 @@ from torch.autograd import grad
 from studies import peers
 from studies.jax_peer import scanned
 from ufom_runtime import EXACT, FOM, RECOMPUTED, UFOM, Estimator, hypergradient
-from ufom_runtime.algorithms import leaf
+from ufom_runtime.derivatives import leaf
 from ufom_runtime.problem import BilevelProblem, Task
 from ufom_theory import Sweep
 
@@ -49,6 +49,11 @@ class Method:
         return f"{self.library}: {self.name}"
 
     @property
+    def compiled(self) -> bool:
+        """Whether it is one of ours that is compiled first."""
+        return self.name.endswith(", compiled")
+
+    @property
     def workloads(self) -> tuple[str, ...]:
         """Where it is measured: in hypercleaning the first-order gradient is zero, and only ours is timed for it."""
         trivial = self.weight == 0 and self.library != "ufom"
@@ -75,12 +80,13 @@ def _plain(function: Callable[..., Tensor], **options: Any) -> Callable[..., pee
     return lambda problem, theta, task: partial(function, problem, theta, task, **options)
 
 
-def _ours(estimator: Estimator, coins: tuple[int, ...] = (), **options: Any) -> Callable[..., peers.Call]:
+def _ours(estimator: Estimator, coins: tuple[int, ...] = (), compiled: bool = False) -> Callable[..., peers.Call]:
     """A call of `hypergradient`, or one for each coin and their mean."""
 
     def make(problem: BilevelProblem, theta: Tensor, task: Task) -> peers.Call:
         tasks = tuple(t[None] for t in task)
-        once = partial(hypergradient, problem, theta, tasks, estimator, **options)
+        problem = replace(problem, compile=compiled)
+        once = partial(hypergradient, problem, theta, tasks, estimator)
         tossed = [torch.tensor([coin == 1]) for coin in coins]
         return (lambda: sum(once(coins=coin) for coin in tossed) / len(tossed)) if tossed else once
 
@@ -108,7 +114,7 @@ def _all() -> list[Method]:
         Method(f"UFOM({Q}), coin 0", "ufom", _ours(UFOM(Q), (0,)), 0.0),
         Method(f"UFOM({Q}), coin 1", "ufom", _ours(UFOM(Q), (1,)), 1 / Q),
         Method(f"UFOM({Q})", "ufom", _ours(UFOM(Q), STREAM), 1.0, calls=len(STREAM)),
-        *(Method(f"{n}, compiled", "ufom", _ours(ours[n], compile=True), ours[n].q, eager=False) for n in compiled),
+        *(Method(f"{n}, compiled", "ufom", _ours(ours[n], compiled=True), ours[n].q, eager=False) for n in compiled),
         Method("first-order, by hand", "torch", _plain(by_hand, **first), 0.0),
         Method("exact, by hand", "torch", _plain(by_hand), 1.0),
         Method("first-order", "higher", _plain(peers.higher, **first), 0.0),

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import grad
 
-from ufom_runtime.algorithms import leaf
+from ufom_runtime.derivatives import leaf
 from ufom_runtime.problem import BilevelProblem, Task
 
 Call = Callable[[], Tensor]
