@@ -82,23 +82,13 @@ class Config:
     outer_steps: int = 200
     threads: int = 2
     limit: float = 600.0
+    compiled: bool = True
+    simulated: int = 5
 
 
+QUICK = {"ways": 3, "filters": 4, "steps": 3, "images": 20, "hidden": 5, "lengths": (6,), "long": (12, 24)}
 SIZES = {
-    "quick": Config(
-        3,
-        4,
-        3,
-        20,
-        5,
-        (6,),
-        (12, 24),
-        rounds=3,
-        outer_steps=20,
-        threads=1,
-        compiled=False,
-        simulated=0,
-    ),
+    "quick": Config(**QUICK, rounds=3, outer_steps=20, threads=1, compiled=False, simulated=0),
     "standard": Config(),
 }
 
@@ -122,7 +112,7 @@ def build(config: Config, workload: str, r: int, double: bool = False) -> tuple[
             problem = omniglot_few_shot(config.ways, r=r, filters=config.filters, dtype=dtype)
         else:
             drawn = torch.rand(2 * config.ways, 2, 1, 28, 28, generator=generator).to(dtype)
-            problem = _few_shot(drawn, drawn, config.ways, 1, r, 0.005, config.filters, seed=0)
+            problem = _few_shot(drawn, drawn, config.ways, 1, r, 0.005, config.filters, 0, dtype)
         return problem, problem.initial, problem.sample(8, generator)
     if images(workload) == "MNIST":
         problem = mnist_hypercleaning(n, n, config.hidden, r, dtype=dtype)
