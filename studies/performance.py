@@ -78,7 +78,7 @@ class Config:
     lengths: tuple[int, ...] = (10, 50, 100)
     long: tuple[int, int] = (50, 400)
     rounds: int = 15
-    patience: float = 20.0
+    patience: float = 10.0
     outer_steps: int = 200
     threads: int = 2
     limit: float = 600.0

@@ -117,7 +117,7 @@ def test_promises_are_judged_and_can_be_broken(table):
     assert len(agrees) == len(promises) == 12
     kept = [a for subject, a in agrees.items() if subject.startswith(("growth", "memory"))]
     assert kept == ["yes"] * 9  # those of time want a quiet machine
-    broken = promises.assign(live_bytes=8.0, ratio=2.0, low=1.9, high=2.1)
+    broken = promises.assign(live_bytes=8.0, ratio=2.0, low=1.95, high=2.05)
     assert {v.agrees for v in performance.judge(broken)} == {"no"}
     noisy = promises[promises.method.str.startswith("time")].assign(ratio=2.0, low=1.0, high=3.0)
     assert {v.agrees for v in performance.judge(noisy)} == {"inconclusive"}
@@ -131,4 +131,5 @@ def test_figure_labels_every_method_measured(table):
         assert len(axes.texts) == len(drawn) >= 8
         assert axes.get_xlabel()
         assert axes.get_ylabel()
-    assert "compiled" in performance.caption(table)
+    missing = table[table.ratio.isna() & (table.group == "hypergradients")]
+    assert all(library in performance.caption(table) for library in missing.library)
