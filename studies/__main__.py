@@ -1,17 +1,25 @@
-"""`python -m studies STUDY --size SIZE`: measure, judge and draw, with the table, verdicts and figure written down."""
+"""`python -m studies NAME --size SIZE`: measure, judge and draw, with the table, verdicts and figure written down.
+
+`judge` and `draw` do their part again for every stored table, and `index` writes README.md; they measure nothing.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
+import sys
 import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
+from importlib import import_module
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated
+from typing import Annotated, Any
 
 import pandas as pd
 import typer
@@ -20,76 +28,146 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from studies import optimal_q as optimal_q_study
+from studies.sweep import Store
 from ufom_theory import UfomError, Verdict
 
 HERE = Path(__file__).parent
+STUDIES = {  # a line for --help, which spares importing them all
+    "divergence": "Theorem 2's problem, where FOM stalls (Fig. 1a-c).",
+    "optimal_q": "Is the predicted q as fast as the best q of a grid? The synthetic pair over inner step sizes.",
+    "readings": "The same under each reading of the paper; which exponent fits? (Fig. 1d-f)",
+    "regret": "What running the predicted q loses on quadratics, hypercleaning and Omniglot.",
+    "hypercleaning": "Data hypercleaning (Table 1, Fig. 3).",
+    "few_shot": "Few-shot classification (Table 2, Fig. 2).",
+    "performance": "Time and memory of a hypergradient, ours and other libraries'; standard wants a quiet machine.",
+}
 app = typer.Typer(help="Compare what was predicted with what is measured.", no_args_is_help=True, add_completion=False)
 
 
-@app.callback()
-def _commands() -> None:
-    """Compare what was predicted with what is measured."""
+def _command(name: str) -> Callable[..., None]:
+    def command(
+        size: Annotated[str, typer.Option(help="quick (kept out of git), standard (minutes) or paper.")] = "quick",
+        redraw: Annotated[bool, typer.Option(help="Judge and draw the stored table, measure nothing.")] = False,
+    ) -> None:
+        study = import_module(f"studies.{name}")
+        if size not in study.SIZES:
+            raise UfomError(f"size {size!r} is unknown: use {' or '.join(study.SIZES)}")
+        results = _folder("results", size) / f"{name}-{size}.csv"
+        if redraw and not results.is_file():
+            raise UfomError(f"{results} is missing: run the study without --redraw first")
+        if not redraw:
+            _measure(study, name, size, results)
+        verdicts = study.judge(_table(results))
+        _write_verdicts(results, verdicts)
+        _draw(study, results, size)
+        _show(verdicts)
+        print(f"figure: {_folder('figures', size) / results.stem}.png   table: {results}")
+
+    return command
 
 
-@app.command("optimal_q")
-def optimal_q(
-    size: Annotated[str, typer.Option(help="quick (seconds; kept out of git) or standard (minutes).")] = "quick",
-    redraw: Annotated[bool, typer.Option(help="Judge and draw the stored table, measure nothing.")] = False,
-) -> None:
-    """Is the predicted q as fast as the best q of a grid? The synthetic pair over inner step sizes."""
-    if size not in optimal_q_study.SIZES:
-        raise UfomError(f"size {size!r} is unknown: use {' or '.join(optimal_q_study.SIZES)}")
-    _run(optimal_q_study, size, f"optimal_q-{size}", redraw)
+for _name, _help in STUDIES.items():
+    app.command(_name, help=_help)(_command(_name))
 
 
-@app.command("performance")
-def performance(
-    quick: Annotated[bool, typer.Option("--quick", help="Tiny problems, a check of the harness.")] = False,
-    redraw: Annotated[bool, typer.Option("--redraw", help="Judge and draw the stored table, measure nothing.")] = False,
-) -> None:
-    """Time and memory of a hypergradient, ours and other libraries', side by side; 15 minutes on a quiet machine."""
-    from studies import performance as performance_study
-
-    _run(performance_study, "quick" if quick else "standard", "performance", redraw)
-
-
-def _run(study: ModuleType, size: str, stem: str, redraw: bool) -> None:
-    """Measure (unless the stored table is to do), judge, draw, and store it all by the stem's name."""
-    results, figures = (HERE / kind / ("quick" if size == "quick" else "") for kind in ("results", "figures"))
-    results.mkdir(parents=True, exist_ok=True)
-    figures.mkdir(parents=True, exist_ok=True)
-    if redraw:
-        if not (results / f"{stem}.csv").is_file():
-            raise UfomError(f"{results / stem}.csv is missing: run the study without --redraw first")
-    else:
-        _measure(study, size, results / stem)
-    table = pd.read_csv(results / f"{stem}.csv")
-    verdicts = study.judge(table)
-    (results / f"{stem}.verdicts.json").write_text(_json([asdict(v) for v in verdicts]))
-    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
-    with rc_context({"svg.hashsalt": "ufom"}):  # the same table draws the same bytes
-        figure = study.draw(table)
-        for kind, metadata in undated.items():
-            figure.savefig(figures / f"{stem}.{kind}", dpi=150, metadata=metadata)
-    (figures / f"{stem}.txt").write_text(study.caption(table) + "\n")
-    _show(verdicts)
-    print(f"figure: {figures / stem}.png   table: {results / stem}.csv")
+@app.command("judge")
+def judge() -> None:
+    """Judge every stored table again; exit status 1 if a verdict comes out other than recorded."""
+    changed = False
+    for name, path in _stored():
+        verdicts = import_module(f"studies.{name}").judge(_table(path))
+        recorded = json.loads(path.with_suffix(".verdicts.json").read_text())
+        counts = {kind: sum(v.agrees == kind for v in verdicts) for kind in ("yes", "no", "inconclusive")}
+        print(f"{path.stem}: " + ", ".join(f"{n} {kind}" for kind, n in counts.items()))
+        for verdict in verdicts:
+            was = next((v for v in recorded if v["subject"] == verdict.subject), {"agrees": "not recorded"})
+            if was["agrees"] != verdict.agrees:
+                changed = True
+                print(f"  {verdict.subject}: {verdict.agrees}, recorded: {was['agrees']}")
+    if changed:
+        raise typer.Exit(1)
 
 
-def _measure(study: ModuleType, size: str, stem: Path) -> None:
+@app.command("draw")
+def draw() -> None:
+    """Draw every stored table again."""
+    for name, path in _stored():
+        _draw(import_module(f"studies.{name}"), path, "standard")
+        print(_folder("figures", "standard") / f"{path.stem}.png")
+
+
+@app.command("index")
+def index() -> None:
+    """Write README.md here: each study's question, answer, figure, verdicts, size, device, date and command."""
+    (HERE / "README.md").write_text(_index())
+
+
+def _index() -> str:
+    parts = ["# Studies\n\nWritten by `python -m studies index` from the stored tables.\n"]
+    for name, path in _stored():
+        study, table = import_module(f"studies.{name}"), _table(path)
+        run = json.loads(path.with_suffix(".json").read_text())
+        verdicts = study.judge(table)
+        counts = [f"{sum(v.agrees == kind for v in verdicts)} {kind}" for kind in ("yes", "no", "inconclusive")]
+        size = path.stem.removeprefix(f"{name}-")
+        made = ", ".join(str(run[key]) for key in ("device", "date") if key in run)
+        parts.append(
+            f"## {name}\n\n**{study.question}** {study.answer(table)}\n\n![{name}](figures/{path.stem}.png)\n\n"
+            f"{(HERE / 'figures' / f'{path.stem}.txt').read_text().strip()}\n\n"
+            f"Verdicts: {', '.join(counts)} ([all](results/{path.stem}.verdicts.json)). {size}, {made}, "
+            f"{run['seconds'] / 60:.0f} min: `python -m studies {name} --size {size}`\n"
+        )
+    return "\n".join(parts)
+
+
+def _stored() -> Iterator[tuple[str, Path]]:
+    """The studies that have a committed table, and the largest of each."""
+    for name in STUDIES:
+        for size in ("paper", "standard"):
+            path = HERE / "results" / f"{name}-{size}.csv"
+            if path.is_file():
+                yield name, path
+                break
+
+
+def _folder(kind: str, size: str) -> Path:
+    folder = HERE / kind / ("quick" if size == "quick" else "")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _table(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path)
+
+
+def _measure(study: ModuleType, name: str, size: str, path: Path) -> None:
     console = Console(stderr=True)
     columns = (TextColumn("measuring"), BarColumn(), TimeRemainingColumn())
     begin = time.perf_counter()
     config = study.SIZES[size]
+    store = (Store(HERE / "cells" / f"{name}-{size}"),) if "store" in signature(study.measure).parameters else ()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=1.0)
-        table = study.measure(config, lambda share: bar.update(task, completed=share))
-    table.to_csv(stem.with_suffix(".csv"), index=False)
+        table = study.measure(config, *store, progress=lambda share: bar.update(task, completed=share))
+    table.to_csv(path, index=False)
     run = {"seconds": round(time.perf_counter() - begin, 1), "date": time.strftime("%Y-%m-%d"), "device": "cpu",
            "machine": platform.machine(), "processor": _processor(), "cores": os.cpu_count()}  # fmt: skip
     versions = {"python": platform.python_version()} | {name: version(name) for name in ("numpy", "pandas", "torch")}
-    stem.with_suffix(".json").write_text(_json({"config": asdict(config), **run, "versions": versions}))
+    path.with_suffix(".json").write_text(_json({"config": asdict(config), **run, "versions": versions}))
+
+
+def _write_verdicts(path: Path, verdicts: list[Verdict]) -> None:
+    path.with_suffix(".verdicts.json").write_text(_json([asdict(v) for v in verdicts]))
+
+
+def _draw(study: ModuleType, path: Path, size: str) -> None:
+    table, figures = _table(path), _folder("figures", size)
+    undated: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+    with rc_context({"svg.hashsalt": "ufom"}):  # the same table draws the same bytes
+        figure = study.draw(table)
+        for kind, metadata in undated.items():
+            figure.savefig(figures / f"{path.stem}.{kind}", dpi=150, metadata=metadata)
+    (figures / f"{path.stem}.txt").write_text(study.caption(table) + "\n")
 
 
 def _processor() -> str:
@@ -100,8 +178,17 @@ def _processor() -> str:
     return platform.processor()
 
 
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+def _json(value: Any) -> str:
+    """JSON, null for nan and ±inf, which it does not know."""
+
+    def known(x: Any) -> Any:
+        if isinstance(x, dict):
+            return {k: known(v) for k, v in x.items()}
+        if isinstance(x, list | tuple):
+            return [known(v) for v in x]
+        return None if isinstance(x, float) and not math.isfinite(x) else x
+
+    return json.dumps(known(value), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
 
 
 def _show(verdicts: list[Verdict]) -> None:
@@ -112,8 +199,6 @@ def _show(verdicts: list[Verdict]) -> None:
 
 
 if __name__ == "__main__":
-    import sys
-
     try:
         app()
     except UfomError as error:

@@ -9,7 +9,7 @@ expectation over the chains of one seed; all q see the same starts, tasks and co
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import count
@@ -111,17 +111,25 @@ def _measure_alpha(config: Config, i: int) -> pd.DataFrame:
     return table.assign(**prediction)
 
 
-def exact_run(pair: TwoTaskProblem, grid: Array, delta: float) -> tuple[int, Array]:
-    """How many steps to run, and E‖∇M‖² of each q after them, by the exact moment recursion from θ_0 uniform.
+def exact_norms(pair: TwoTaskProblem, q: Array, step_sizes: Iterable[float | Array]) -> Iterator[Array]:
+    """E‖∇M(θ_k)‖² for k = 1, 2, … by the exact moment recursion, θ_0 uniform; of q's shape, broadcast with the γ_k.
 
-    The run is a quarter longer than the slowest q > 0 needs to E‖∇M‖² ≤ δ. The recursion is quadratic in θ_0, so the
-    mean over the two starts at ± the standard deviation is the mean over all.
+    The recursion is quadratic in θ_0, so the mean over the two starts at ± the standard deviation is the mean over all.
     """
     spread = (RANGE[1] - RANGE[0]) / math.sqrt(12)
-    runs = (squared_gradient_norms(pair, grid, map(outer_step_size, count(1)), s) for s in (spread, -spread))
+    starts = np.reshape([spread, -spread], (2,) + (1,) * q.ndim)
+    return (norms.mean(axis=0) for norms in squared_gradient_norms(pair, q, step_sizes, starts))
+
+
+def exact_run(
+    pair: TwoTaskProblem, grid: Array, delta: float, step_size: Callable[[int], float] = outer_step_size
+) -> tuple[int, Array]:
+    """How many steps to run, and E‖∇M‖² of each q after them, by the exact moment recursion.
+
+    The run is a quarter longer than the slowest q > 0 needs to E‖∇M‖² ≤ δ.
+    """
     length = 0
-    for k, (above, below) in enumerate(zip(*runs, strict=False), 1):
-        gradient_sq = (above + below) / 2
+    for k, gradient_sq in enumerate(exact_norms(pair, grid, map(step_size, count(1))), 1):
         if not length and (gradient_sq[grid > 0] <= delta).all():
             length = math.ceil(1.25 * k)
         if k == length:
@@ -129,7 +137,14 @@ def exact_run(pair: TwoTaskProblem, grid: Array, delta: float) -> tuple[int, Arr
     return length, gradient_sq
 
 
-def simulate(pair: TwoTaskProblem, grid: Array, config: Config, length: int, seed: int) -> tuple[Array, Array]:
+def simulate(
+    pair: TwoTaskProblem,
+    grid: Array,
+    config: Config,
+    length: int,
+    seed: int,
+    step_size: Callable[[int], float] = outer_step_size,
+) -> tuple[Array, Array]:
     """Outer SGD for all q at once, with common random numbers.
 
     Args:
@@ -138,6 +153,7 @@ def simulate(pair: TwoTaskProblem, grid: Array, config: Config, length: int, see
         config: δ, seeds and chains.
         length: outer steps.
         seed: of all that is random.
+        step_size: γ_k.
 
     Returns:
         The first step with E‖∇M‖² ≤ δ (nan where there is none) and E‖∇M‖² after the last, both of shape (n, seeds).
@@ -163,7 +179,7 @@ def simulate(pair: TwoTaskProblem, grid: Array, config: Config, length: int, see
         np.multiply(coin < q, weight, out=slope)
         slope *= correction[task]
         slope += first_order[task]
-        u *= outer_step_size(k)
+        u *= step_size(k)
         u *= slope
         theta -= u
         np.subtract(theta, pair.theta_star, out=u)

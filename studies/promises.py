@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from ufom_runtime import (
     UFOM,
     BilevelProblem,
     Estimator,
+    forecast,
     hypergradient,
     measure_cost,
     outer_sgd,
@@ -141,6 +143,26 @@ def _grown(problem: BilevelProblem, estimator: Estimator, steps: int) -> int:
     return live[1] - live[0]
 
 
+def foreseen(config: Config) -> Rows:
+    """Time and peak bytes over what `forecast` says from a few steps."""
+    for workload, r in (("few-shot", config.steps), ("hypercleaning", max(config.lengths))):
+        problem, theta, tasks = build(config, workload, r)
+        one = take(tasks, slice(1))
+        for name, estimator in (("first-order", FOM), ("exact, stored", EXACT),
+                                ("exact, 3 checkpoints", Estimator(1.0, Sweep.checkpointed(3)))):  # fmt: skip
+            run = partial(hypergradient, problem, theta, one, estimator)
+            run()
+            pairs = []
+            for _ in range(max(3, config.rounds // 3)):
+                expected = forecast(problem, theta, one, estimator)
+                pairs.append((seconds(run), expected.seconds))
+            row = {"method": f"time over its forecast, {name}", "workload": workload, "r": r}
+            yield {**row, **_over_predicted(pairs)}
+            most = peak_bytes(run, (theta, *parts(one)))
+            yield {"method": f"bytes over their forecast, {name}", "workload": workload, "r": r,
+                   "live_bytes": most, "ratio": most / expected.bytes}  # fmt: skip
+
+
 def simulation(config: Config) -> Rows:
     """Chain-iterations a second of the synthetic pair's simulation, over numpy's with masks."""
     if not config.simulated:
@@ -156,5 +178,6 @@ PROMISES: dict[str, Callable[[Config], Rows]] = {
     "memory with checkpoints": checkpoint_memory,
     "time of UFOM": ufom_time,
     "growth of live memory": growth,
+    "forecast": foreseen,
     "simulation": simulation,
 }

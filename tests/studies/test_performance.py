@@ -114,9 +114,9 @@ def test_long_calls_are_repeated_less_often():
 def test_promises_are_judged_and_can_be_broken(table):
     promises = table[table.group == "promises"]
     agrees = {v.subject: v.agrees for v in performance.judge(promises)}
-    assert len(agrees) == len(promises) == 12
-    kept = [a for subject, a in agrees.items() if subject.startswith(("growth", "memory"))]
-    assert kept == ["yes"] * 9  # those of time want a quiet machine
+    assert len(agrees) == len(promises) == 24
+    kept = [a for subject, a in agrees.items() if subject.startswith(("growth", "memory", "bytes"))]
+    assert kept == ["yes"] * 15  # those of time want a quiet machine
     broken = promises.assign(live_bytes=8.0, ratio=2.0, low=1.95, high=2.05)
     assert {v.agrees for v in performance.judge(broken)} == {"no"}
     noisy = promises[promises.method.str.startswith("time")].assign(ratio=2.0, low=1.0, high=3.0)

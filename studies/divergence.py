@@ -1,0 +1,214 @@
+"""Does FOM stay away from the stationary points while UFOM reaches one? Theorem 2's counterexample (Fig. 1a–c).
+
+The reading: `diverging_problem` is built for a given D such that FOM's own stationary point θ_FO has ‖∇M(θ_FO)‖² = 2D,
+so that FOM's limit is 2D and the theorem's floor D. The paper's q = 0.1, r = 10, α = 0.1 and a = (0.5, 1.5) are kept;
+its outer steps are not printed: here γ_k = 10/(k + 100), one task a step. The starts lie on both sides of the quadratic
+pieces, and the gradients are those of the whole piecewise polynomial.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from studies.optimal_q import BLUE, GREY, ORANGE, outer_step_size
+from studies.sweep import Store
+from ufom_theory import TwoTaskProblem, Verdict, diverging_problem
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Array = NDArray[np.float64]
+COLOURS = {"FOM": ORANGE, "UFOM": BLUE}
+DRAWN = 6  # runs of each estimator whose lines are drawn; the mean is over all
+
+question = "Does first-order meta-learning stall where Theorem 2 says, and does UFOM get through?"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of the study.
+
+    Attributes:
+        starts: independent runs of each estimator, from as many θ_0, evenly spread.
+        steps: outer steps of each.
+        D: of Theorem 2.
+        q: UFOM's probability of the exact correction.
+        alpha: inner step size.
+        r: inner steps.
+        low: the least θ_0.
+        high: the largest θ_0.
+        cells: the starts are run in so many cells.
+    """
+
+    starts: int
+    steps: int
+    D: float = 0.06
+    q: float = 0.1
+    alpha: float = 0.1
+    r: int = 10
+    low: float = -30.0
+    high: float = 40.0
+    cells: int = 2
+
+
+SIZES = {
+    "quick": Config(starts=32, steps=10_000),
+    "standard": Config(starts=256, steps=100_000, cells=4),
+    "paper": Config(starts=4096, steps=1_000_000, cells=64),
+}
+
+
+def measure(
+    config: Config, store: Store, progress: Callable[[float], object] = lambda share: None, jobs: int = 2
+) -> pd.DataFrame:
+    """One row for each estimator, start and logged step (about 25 a decade).
+
+    Columns: estimator, start (its number), step, theta, gradient_norm (|∇M(θ_k)|, exact); the sizes; theta_fo and
+    theta_star, where FOM and UFOM should end.
+    """
+    cells = [{"study": "divergence", "version": 1, **asdict(config), "seed": i} for i in range(config.cells)]
+    store.run(cells, run_cell, jobs=jobs, progress=progress)
+    table = store.table(cells).drop(columns=["study", "version", "seed", "cells"])
+    return table.sort_values(["estimator", "start", "step"], ignore_index=True)
+
+
+def run_cell(cell: Mapping[str, Any]) -> pd.DataFrame:
+    """Every `cells`-th start, from the cell's seed on."""
+    pair = diverging_problem(cell["D"], cell["r"], cell["alpha"])
+    numbers = np.arange(cell["starts"])[cell["seed"] :: cell["cells"]]
+    theta = np.linspace(cell["low"], cell["high"], cell["starts"])[numbers]
+    logged = np.unique(
+        np.geomspace(1, cell["steps"], 1 + math.ceil(25 * math.log10(cell["steps"]))).round().astype(int)
+    )
+    thetas = simulate(pair, theta, cell["q"], logged, np.random.default_rng([20260102, cell["seed"]]))
+    norms = np.abs(pair.gradients(thetas)[1].mean(axis=0))
+    index = pd.MultiIndex.from_product([logged, COLOURS, numbers.tolist()], names=["step", "estimator", "start"])
+    table = pd.DataFrame({"theta": thetas.ravel(), "gradient_norm": norms.ravel()}, index).reset_index()
+    return table.assign(theta_fo=pair.theta_fo, theta_star=pair.theta_star)
+
+
+def simulate(pair: TwoTaskProblem, start: Array, q: float, logged: Array, rng: np.random.Generator) -> Array:
+    """θ of FOM and of UFOM(q) at the logged steps, shape (len(logged), 2, len(start)); the tasks are the same."""
+    theta, found, wanted = np.stack([start, start]), [], set(logged.tolist())
+    weight = np.array([[0.0], [1 / q]])
+    runs = np.arange(len(start))
+    for k in range(1, int(logged[-1]) + 1):
+        task, coin = rng.integers(0, 2, len(start)), rng.random(len(start)) < q
+        first_order, exact = (both[task, :, runs].T for both in pair.gradients(theta))
+        theta = theta - outer_step_size(k) * (first_order + coin * weight * (exact - first_order))
+        if k in wanted:
+            found.append(theta)
+    return np.array(found)
+
+
+def judge(table: pd.DataFrame) -> list[Verdict]:
+    """Does FOM end above the floor, at 2D and at θ_FO; does UFOM end below the floor and at θ_*?"""
+    D, q = table.D.iloc[0], table.q.iloc[0]
+    ends = {name: runs[runs.step == runs.step.max()] for name, runs in table.groupby("estimator")}
+    fom, ufom = ends["FOM"], ends["UFOM"]
+    bias = abs(table.theta_fo.iloc[0] - table.theta_star.iloc[0])
+    name = f"UFOM (q = {q:g})"
+    return [
+        Verdict.from_paired("E‖∇M‖² over D at FOM's end: Theorem 2's floor", ">=", 1.0, fom.gradient_norm**2 / D),
+        Verdict.from_paired("E‖∇M‖² over D at FOM's end: its limit", "=", 2.0, fom.gradient_norm**2 / D, margin=0.05),
+        Verdict.from_paired(f"E‖∇M‖² over D at the end of {name}", "<=", 1.0, ufom.gradient_norm**2 / D),
+        Verdict.from_paired(
+            "FOM's end from θ_FO, over |θ_FO − θ_*|", "=", 0.0, (fom.theta - fom.theta_fo) / bias, margin=0.02
+        ),
+        Verdict.from_paired(
+            f"end of {name} from θ_*, over |θ_FO − θ_*|", "=", 0.0, (ufom.theta - ufom.theta_star) / bias, margin=0.02
+        ),
+    ]
+
+
+def answer(table: pd.DataFrame) -> str:
+    """The answer in a sentence."""
+    final = table[table.step == table.step.max()]
+    mean_sq = (final.gradient_norm**2).groupby(final.estimator).mean() / table.D.iloc[0]
+    yes = "Yes" if mean_sq["FOM"] >= 1 > mean_sq["UFOM"] else "No"
+    return (
+        f"{yes}: from {final.start.nunique()} starts FOM ends with E‖∇M‖² = {mean_sq['FOM']:.3g}·D (predicted: 2·D), "
+        f"UFOM (q = {table.q.iloc[0]:g}) with {mean_sq['UFOM']:.2g}·D, after {final.step.iloc[0]} steps."
+    )
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """The two tasks (Fig. 1a), M with the ends of the runs (1b), gradient norms over steps with the floor (1c)."""
+    from matplotlib.figure import Figure as NewFigure
+
+    figure = NewFigure(figsize=(13, 4.4), layout="constrained")
+    tasks, objective, norms = figure.subplots(1, 3)
+    row = table.iloc[0]
+    pair = diverging_problem(row.D, int(row.r), row.alpha)
+    phi, theta = np.linspace(-12, 24, 401), np.linspace(pair.theta_star - 3, pair.theta_fo + 3, 401)
+    for loss, colour, number in zip(losses(pair, phi)[1], ("#009E73", "#CC79A7"), (1, 2), strict=True):
+        tasks.plot(phi, loss, color=colour, label=f"$f_{number}$")
+    tasks.set(xlabel="inner parameter $\\phi$", ylabel="loss", title="Two equally likely tasks")
+    objective.plot(theta, losses(pair, theta)[0].mean(axis=0), color=GREY, label="$M(\\theta)$")
+    final = table[table.step == table.step.max()]
+    for name, colour in COLOURS.items():
+        ends = final[final.estimator == name].theta.to_numpy()
+        objective.plot(ends, losses(pair, ends)[0].mean(axis=0), "o", color=colour, mfc="none", label=f"ends of {name}")
+    for x, label in ((pair.theta_fo, "$\\theta_{FO}$, predicted"), (pair.theta_star, "$\\theta_*$, predicted")):
+        colour = ORANGE if x == pair.theta_fo else BLUE
+        objective.axvline(x, color=colour, lw=0.9, ls="--", label=label)
+    objective.set(xlabel="outer parameter $\\theta$", ylabel="$M(\\theta)$, mean loss", title="Where outer SGD ends")
+    _draw_norms(norms, table)
+    for axes in (tasks, objective, norms):
+        axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15), frameon=False)
+    return figure
+
+
+def _draw_norms(axes: Axes, table: pd.DataFrame) -> None:
+    D = table.D.iloc[0]
+    shown = np.unique(np.linspace(0, table.start.max(), DRAWN).astype(int))
+    for name, colour in COLOURS.items():
+        runs = table[table.estimator == name]
+        for _, run in runs[runs.start.isin(shown)].groupby("start"):
+            axes.loglog(run.step, run.gradient_norm, color=colour, lw=0.5, alpha=0.35)
+        rms = (runs.gradient_norm**2).groupby(runs.step).mean() ** 0.5
+        label = name if name == "FOM" else f"{name}, $q={table.q.iloc[0]:g}$"
+        axes.loglog(rms.index, rms, color=colour, lw=2, label=f"{label}, root mean square")
+    axes.axhline(math.sqrt(2 * D), color="black", lw=1, ls=":", label="$\\sqrt{2D}$, FOM's limit")
+    axes.axhline(math.sqrt(D), color="black", lw=1, ls="--", label="$\\sqrt{D}$, the floor")
+    axes.set(xlabel="outer step $k$", ylabel="$|\\nabla M(\\theta_k)|$", title="Convergence")
+    axes.set_ylim(bottom=math.sqrt(D) / 300)
+
+
+def losses(pair: TwoTaskProblem, theta: Array) -> tuple[Array, Array]:
+    """Each task's loss at the end of inner GD from θ, and at θ itself; shapes (2, n)."""
+    import torch
+
+    from ufom_runtime.problems.synthetic import synthetic
+
+    problem = synthetic(**pair.parameters)
+    assert isinstance(problem.tasks, torch.Tensor)
+
+    def both(x: torch.Tensor, task: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        phi = problem.start(x, task)
+        for alpha in problem.step_sizes:
+            phi = phi - alpha * torch.func.grad(problem.inner_loss, argnums=1)(x, phi, task)
+        return problem.outer_loss(x, phi, task), problem.outer_loss(x, x, task)
+
+    points = torch.tensor(theta)[:, None]
+    end, begin = torch.vmap(lambda task: torch.vmap(lambda x: both(x, task))(points))(problem.tasks)
+    return end.numpy(), begin.numpy()
+
+
+def caption(table: pd.DataFrame) -> str:
+    """What the figure shows, with its sizes."""
+    row = table.iloc[0]
+    return (
+        f"Theorem 2's counterexample for D = {row.D:g} (r = {row.r}, α = {row.alpha:g}, a = (0.5, 1.5)). Left: the two "
+        "tasks. Middle: M, the ends of FOM and UFOM and where theory puts them. Right: |∇M(θ_k)|, exact at each θ_k; "
+        f"thin lines: {DRAWN} single runs. n = {table.start.nunique()} starts evenly over [{row.low:g}, "
+        f"{row.high:g}], one run each, {table.step.max()} outer steps of 10/(k + 100), one task a step. CPU."
+    )
