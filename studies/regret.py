@@ -272,7 +272,7 @@ def steps_to(delta: float, precision: Array, every: int) -> float | None:
         return None
     if (i := int(below[0])) == 0:
         return 0.0
-    before, after = np.log(precision[i - 1 : i + 1])
+    before, after = np.log(np.maximum(precision[i - 1 : i + 1], np.finfo(np.float64).tiny))
     return every * float(i - 1 + (before - math.log(delta)) / (before - after))
 
 
@@ -453,7 +453,9 @@ def _draw_regrets(axes: Axes, found: pd.DataFrame, names: list[str]) -> None:
                           label=strategy if filled and not least else None)  # fmt: skip
     axes.axhline(1, color=GREY, lw=0.8)
     axes.axhline(TOLERATED, color=GREY, lw=0.8, ls=":")
+    top = min(found.high.max(), 2 * found.regret.max())  # an interval of two seeds would hide all else
     axes.set_yscale("log")
+    axes.set_ylim(max(found.low.min(), 0.7 * min(1, found.regret.min())), 1.1 * top)
     axes.set(xticks=range(len(names)), xticklabels=names, xlim=(-0.5, len(names) - 0.5))
     axes.set(ylabel="time at the predicted $q$, over the best", title="Regret (filled: calls, hollow: seconds)")
     _plain(axes.yaxis)
@@ -473,13 +475,13 @@ def _draw_times(axes: Axes, runs: pd.DataFrame) -> None:
 
 
 def _plain(axis: Axis) -> None:
-    """Plain numbers at 1, 2, 5, and at every digit where the axis is short."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    """Plain numbers: at 1, 2, 5 on a long axis, evenly on a short one."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low > 3 else np.arange(10, 100) / 10, numticks=8))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high / low > 5 else MaxNLocator(5))
+    axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def caption(table: pd.DataFrame) -> str:
