@@ -7,9 +7,9 @@ does and in seconds by the measured C1 and C2; the gradients, the same ones, are
 
 A pilot run at q = 1, on a seed of its own, gives the moments at its start, along it and at its end, and the precision
 δ: where it ends (the geometric mean of its last quarter). For quadratics E‖∇M(θ_k)‖² is known exactly, over tasks and
-coins; for hypercleaning ‖∇M(θ_k)‖² is an exact sum, of one run; for few-shot the precision is
-M(θ_k) on fixed tasks. Between two evaluations the time is interpolated in the precision's logarithm. Every q has the
-same budget of function calls; a run that ends it above δ is charged the budget, the least that it takes.
+coins; for hypercleaning ‖∇M(θ_k)‖² is an exact sum, of one run; for few-shot the precision is M(θ_k) on
+fixed tasks. Between two evaluations the time is interpolated in the precision's logarithm. Every q has the same budget
+of function calls; a run that ends it above δ is charged the budget, the least that it takes.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Setting:
         every: the precision is evaluated every so many steps.
         proxy: K of the truncated proxy that is debiased.
         batch: tasks a step, each with its own coin.
-        tasks: sampled for the moments, and as many for the evaluation; unused where expectations are exact.
+        tasks: sampled for the evaluation, and four times as many for the moments; none where expectations are exact.
     """
 
     name: str
@@ -169,16 +169,17 @@ def measure(
     """One row for each problem, q and seed; a problem whose data are missing has one row, and a warning, that say so.
 
     Columns: name, q (0: the proxy alone), seed; steps to δ, or those that the budget allows where reached is False;
-    calls and seconds, what these steps are charged; ended, the error of a run that diverged; r, proxy, batch, delta, c1
-    and c2 in seconds; and for each reading its q, D² and V² in "q: …", "d2: …", "v2: …"; skipped, a reason or nothing.
+    calls and seconds, what these steps are charged; ended, the error of a run that diverged; device; r, proxy, batch,
+    delta, c1 and c2 in seconds; and for each reading its q, D² and V² in "q: …", "d2: …", "v2: …"; skipped, a reason or nothing.
     """
-    skipped, pilots = [], []
+    base, skipped, pilots = {"study": "regret", "version": VERSION}, [], []
     for setting in config.settings:
         if reason := _missing(setting):
             warnings.warn(f"{setting.name} is left out: {reason}", stacklevel=2)
             skipped.append({"name": setting.name, "skipped": reason})
         else:
-            pilots.append({"study": "regret", "version": VERSION, "part": "pilot", "setting": asdict(setting)})
+            device = setting.arguments.get("device", "cpu")
+            pilots.append({**base, "part": "pilot", "setting": asdict(setting), "device": device})
     store.run(pilots, pilot, jobs=jobs, progress=lambda share: progress(0.1 * share))
     found = [store.table([cell]).iloc[0] for cell in pilots]
     cells = [
@@ -191,7 +192,7 @@ def measure(
     if not cells:
         return pd.DataFrame(skipped, columns=[*columns, "skipped"])
     runs = store.table(cells)[columns]
-    table = runs.merge(pd.DataFrame(found).drop(columns=["study", "version", "part", "setting"]), on="name")
+    table = runs.merge(pd.DataFrame(found).drop(columns=[*base, "part", "setting"]), on="name")
     for unit, c1, c2 in (("calls", 1.0, 1.0), ("seconds", table.c1, table.c2)):
         costs = [
             CostModel(r=r, proxy=Truncated(k), c1=x, c2=y) for r, k, x, y in np.broadcast(table.r, table.proxy, c1, c2)
@@ -370,7 +371,7 @@ def _sampled_pilot(setting: Setting, problem: BilevelProblem) -> tuple[list[floa
     precision, path, ended = sampled_run(setting, problem, EXACT, PILOT_SEED, setting.steps)
     if ended:
         raise UfomError(f"the pilot of {setting.name} diverged: {ended}")
-    tasks = problem.tasks or problem.sample(setting.tasks, torch.Generator().manual_seed(MOMENT_SEED))
+    tasks = problem.tasks or problem.sample(4 * setting.tasks, torch.Generator().manual_seed(MOMENT_SEED))
     places = np.linspace(0, len(path) - 1, 5).round().astype(int)
     return precision, [measure_moments(problem, path[i], tasks, Truncated(setting.proxy)) for i in places]
 
@@ -500,7 +501,8 @@ def caption(table: pd.DataFrame) -> str:
         f"q of each reading. Charged with the recomputed sweep. {runs.seed.nunique()} seeds; "
         + "; ".join(f"{name}: r = {g.r.iloc[0]:g}, K = {g.proxy.iloc[0]:g}, batch {g.batch.iloc[0]:g}, "
                     f"δ = {g.delta.iloc[0]:.3g}" for name, g in runs.groupby("name", sort=False))
-        + f". Seeds at which the proxy alone (q = 0) came to δ (its calls over the best q's): {'; '.join(alone)}. CPU."
+        + f". Seeds at which the proxy alone (q = 0) came to δ (its calls over the best q's): {'; '.join(alone)}. "
+        + ", ".join(sorted(runs.device.unique())).upper() + "."
         + skipped
     )  # fmt: skip
 

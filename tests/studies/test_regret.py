@@ -150,7 +150,7 @@ def planted(times, unreached=()):
     noise = np.random.default_rng(0).normal(0, 0.01, (16, len(times)))
     rows = [
         {"name": "planted", "q": q, "seed": seed, "reached": q not in unreached, "r": 10, "proxy": 0, "batch": 1,
-         "delta": 0.1, "calls": math.exp(t + noise[seed, i]), "seconds": math.exp(t + noise[seed, i])}
+         "delta": 0.1, "device": "cpu", "calls": math.exp(t + noise[seed, i]), "seconds": math.exp(t + noise[seed, i])}
         for i, (q, t) in enumerate(times.items()) for seed in range(16)
     ]  # fmt: skip
     readings = dict(zip(study.READINGS, (0.2, 0.4, 0.1, 1.0), strict=True))
