@@ -170,7 +170,7 @@ def measure(
 
     Columns: name, q (0: the proxy alone), seed; steps to δ, or those that the budget allows where reached is False;
     calls and seconds, what these steps are charged; ended, the error of a run that diverged; device; r, proxy, batch,
-    delta, c1 and c2 in seconds; and for each reading its q, D² and V² in "q: …", "d2: …", "v2: …"; skipped, a reason or nothing.
+    delta, c1 and c2 in seconds; for each reading its q, D² and V² in "q: …", "d2: …", "v2: …"; skipped, a reason.
     """
     base, skipped, pilots = {"study": "regret", "version": VERSION}, [], []
     for setting in config.settings:
