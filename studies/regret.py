@@ -247,7 +247,7 @@ def run(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
     problem = setting.make()
     cost = CostModel(r=problem.r, proxy=Truncated(setting.proxy))
     charged = cost.c_det + np.array([q, 1.0]) * cost.c_rnd
-    most = math.ceil(cell["budget"] * setting.steps * charged[1] / charged[0])
+    most = setting.every * math.ceil(cell["budget"] * setting.steps * charged[1] / charged[0] / setting.every)
     rows = []
     for seed in range(cell["seeds"]):
         ended = ""
@@ -257,8 +257,7 @@ def run(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
             estimator = Estimator(q, Sweep.stored(), Truncated(setting.proxy))
             precision, _, ended = sampled_run(setting, problem, estimator, seed, most, delta)
         steps = steps_to(delta, np.array(precision), setting.every)
-        reached = steps is not None and steps <= most
-        steps = steps if reached else most
+        reached, steps = steps is not None, most if steps is None else steps
         rows.append({"name": setting.name, "seed": seed, "steps": steps, "reached": reached, "ended": ended})
     return rows
 
