@@ -3,13 +3,17 @@
 Regret is the time to a precision at the q that a reading of the theory asks for, over that at the best q of a grid. A
 reading says where D² and V² are taken and with which exponent m; all were fixed before the run. Outer SGD takes
 γ_k = γ·k0/(k + k0), the same for every q. Time is charged with the recomputed sweep, in function calls as the paper
-does and in seconds by the measured C1 and C2; the gradients, the same ones, are computed with the stored sweep.
+does and in seconds by the measured C1 and C2 (their ratio is what matters); the gradients, the same ones, are computed
+with the stored sweep.
 
 A pilot run at q = 1, on a seed of its own, gives the moments at its start, along it and at its end, and the precision
 δ: where it ends (the geometric mean of its last quarter). For quadratics E‖∇M(θ_k)‖² is known exactly, over tasks and
-coins; for hypercleaning ‖∇M(θ_k)‖² is an exact sum, of one run; for few-shot the precision is M(θ_k) on
-fixed tasks. Between two evaluations the time is interpolated in the precision's logarithm. Every q has the same budget
-of function calls; a run that ends it above δ is charged the budget, the least that it takes.
+coins, and a seed is a start; for hypercleaning ‖∇M(θ_k)‖² is an exact sum, of one run; for few-shot the precision is
+M(θ_k) on fixed tasks. Between two evaluations the time is interpolated in the precision's logarithm. Every q has the
+same budget of function calls; a run that ends it above δ is charged the budget, the least that it takes.
+
+The proxy alone (q = 0) is run beside and reported apart. On these quadratics it is not biased where it stops: all tasks
+share H, so its stationary point is M's.
 """
 
 from __future__ import annotations
@@ -109,7 +113,7 @@ class Config:
 
     Attributes:
         settings: the problems.
-        grid: values of q; each reading's own, 0 (the proxy alone) and 1 are added.
+        grid: values of q; each reading's own, half of the smallest of these, 0 (the proxy alone) and 1 are added.
         seeds: independent repetitions; even ones choose the rival, odd ones judge.
         budget: function calls of each run, over the pilot's.
     """
@@ -185,7 +189,7 @@ def measure(
     cells = [
         {**cell, "part": "run", "q": q, "delta": f.delta, "seeds": config.seeds, "budget": config.budget}
         for cell, f in zip(pilots, found, strict=True)
-        for q in sorted({0.0, 1.0, *config.grid, *(f[f"q: {reading}"] for reading in READINGS)})
+        for q in _grid(config.grid, [f[f"q: {reading}"] for reading in READINGS])
     ]
     store.run(cells, run, jobs=jobs, progress=lambda share: progress(0.1 + 0.9 * share))
     columns = ["name", "q", "seed", "steps", "reached", "ended"]
@@ -202,6 +206,11 @@ def measure(
             for steps, batch, q, cost in zip(table.steps, table.batch, table.q, costs, strict=True)
         ]
     return pd.concat([table, pd.DataFrame(skipped)], ignore_index=True)
+
+
+def _grid(grid: tuple[float, ...], predicted: list[float]) -> list[float]:
+    """Every q that is run, ascending: also one below all that are predicted, so that the best is not at the edge."""
+    return sorted({0.0, 1.0, *grid, *predicted, min(predicted) / 2})
 
 
 def _missing(setting: Setting) -> str:

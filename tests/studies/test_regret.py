@@ -104,7 +104,8 @@ def test_same_config_same_table(table, tmp_path):
 
 def test_the_grid_holds_every_readings_q_and_time_is_charged_by_the_recomputed_sweep(table):
     for _, runs in table.groupby("name"):
-        assert {0.0, 0.3, 1.0, *(runs[f"q: {r}"].iloc[0] for r in study.READINGS)} == set(runs.q)
+        predicted = [runs[f"q: {r}"].iloc[0] for r in study.READINGS]
+        assert {0.0, 0.3, 1.0, *predicted, min(predicted) / 2} == set(runs.q)
     row = table[(table.name == CLEANING.name) & (table.q == 0.3)].iloc[0]
     cost = CostModel(r=4, proxy=Truncated(2))
     assert row.calls == pytest.approx(row.steps * (cost.c_det + 0.3 * cost.c_rnd))
