@@ -464,7 +464,7 @@ def _draw_regrets(axes: Axes, found: pd.DataFrame, names: list[str]) -> None:
     axes.axhline(TOLERATED, color=GREY, lw=0.8, ls=":")
     top = min(found.high.max(), 2 * found.regret.max())  # an interval of two seeds would hide all else
     axes.set_yscale("log")
-    axes.set_ylim(max(found.low.min(), 0.7 * min(1, found.regret.min())), 1.1 * top)
+    axes.set_ylim(0.9 * max(min(found.low.min(), 1), 0.7 * min(found.regret.min(), 1)), 1.1 * top)
     axes.set(xticks=range(len(names)), xticklabels=names, xlim=(-0.5, len(names) - 0.5))
     axes.set(ylabel="time at the predicted $q$, over the best", title="Regret (filled: calls, hollow: seconds)")
     _plain(axes.yaxis)
@@ -488,7 +488,7 @@ def _plain(axis: Axis) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high / low > 5 else MaxNLocator(5))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high / low > 5 else MaxNLocator(5, steps=[1, 2, 5, 10]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
