@@ -1,0 +1,535 @@
+"""What does running the predicted q cost, off the toy? Quadratics in 50 dimensions, hypercleaning, few-shot Omniglot.
+
+Regret is the time to a precision at the q that a reading of the theory asks for, over that at the best q of a grid. A
+reading says where D² and V² are taken and with which exponent m; all were fixed before the run. Outer SGD takes
+γ_k = γ·k0/(k + k0), the same for every q. Time is charged with the recomputed sweep, in function calls as the paper
+does and in seconds by the measured C1 and C2 (their ratio is what matters); the gradients, the same ones, are computed
+with the stored sweep.
+
+A pilot run at q = 1, on a seed of its own, gives the moments at its start, along it and at its end, and the precision
+δ: where it ends (the geometric mean of its last quarter). For quadratics E‖∇M(θ_k)‖² is known exactly, over tasks and
+coins, and a seed is a start; for hypercleaning ‖∇M(θ_k)‖² is an exact sum, of one run; for few-shot the precision is
+M(θ_k) on fixed tasks. Between two evaluations the time is interpolated in the precision's logarithm. Every q has the
+same budget of function calls; a run that ends it above δ is charged the budget, the least that it takes.
+
+The proxy alone (q = 0) is run beside and reported apart. On these quadratics it is not biased where it stops: all tasks
+share H, so its stationary point is M's.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from studies.sweep import Store
+from ufom_runtime import EXACT, Estimator, hypergradient, measure_cost, measure_moments, outer_sgd
+from ufom_runtime.algorithms import first_state, inner_gd
+from ufom_runtime.data import mnist, omniglot
+from ufom_runtime.problem import BilevelProblem, Task, count
+from ufom_runtime.problems.few_shot import omniglot_few_shot
+from ufom_runtime.problems.hypercleaning import digits_hypercleaning, mnist_hypercleaning
+from ufom_runtime.problems.quadratic import QuadraticProblem, quadratic
+from ufom_runtime.steps import Steps
+from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, Verdict, optimal_q
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+Array = NDArray[np.float64]
+MAKERS: dict[str, Callable[..., BilevelProblem]] = {
+    "quadratic": quadratic,
+    "digits-hypercleaning": digits_hypercleaning,
+    "mnist-hypercleaning": mnist_hypercleaning,
+    "omniglot": omniglot_few_shot,
+}
+READINGS = {  # name: (exponent m, where the moments are taken, sweep of the cost)
+    "m = 2, start": (2.0, "start", Sweep.recomputed()),
+    "m = 1, end": (1.0, "end", Sweep.recomputed()),
+    "m = 1, path": (1.0, "path", Sweep.recomputed()),
+    "released, m = 1/2": (0.5, "start", Sweep.stored()),
+}
+COLOURS = dict(zip(READINGS, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=True))  # Okabe and Ito's
+GREY = "#777777"
+UNITS = ("calls", "seconds")
+ALWAYS = "q = 1"  # what running the exact gradient would have lost
+TOLERATED = 1.05  # the predicted q may be this much slower than the best of the grid
+VERSION = 1  # of the cells
+LOADERS: dict[str, Callable[[], object]] = {"mnist-hypercleaning": mnist, "omniglot": omniglot}
+PILOT_SEED, EVALUATION_SEED, MOMENT_SEED = 1_000_001, 1_000_002, 1_000_003
+question = "How much time is lost by running the predicted q on problems other than the paper's pair?"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A problem and how it is run.
+
+    Attributes:
+        name: in tables and figures.
+        problem: one of `MAKERS`.
+        arguments: of its maker.
+        gamma: γ of the outer steps γ·k0/(k + k0).
+        delay: k0.
+        steps: of the pilot.
+        every: the precision is evaluated every so many steps.
+        proxy: K of the truncated proxy that is debiased.
+        batch: tasks a step, each with its own coin.
+        tasks: sampled for the evaluation, and four times as many for the moments; none where expectations are exact.
+    """
+
+    name: str
+    problem: str
+    arguments: dict[str, Any]
+    gamma: float
+    delay: int
+    steps: int
+    every: int = 1
+    proxy: int = 0
+    batch: int = 1
+    tasks: int = 0
+
+    def make(self) -> BilevelProblem:
+        """The problem."""
+        return MAKERS[self.problem](**self.arguments)
+
+    def outer_step_size(self, k: int) -> float:
+        """γ_k."""
+        return self.gamma * self.delay / (k + self.delay)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of the study.
+
+    Attributes:
+        settings: the problems.
+        grid: values of q; each reading's own, half of the smallest of these, 0 (the proxy alone) and 1 are added.
+        seeds: independent repetitions; even ones choose the rival, odd ones judge.
+        budget: function calls of each run, over the pilot's.
+    """
+
+    settings: tuple[Setting, ...]
+    grid: tuple[float, ...]
+    seeds: int = 8
+    budget: float = 2.0
+
+
+def _quadratic(alpha: float, steps: int) -> Setting:
+    arguments = {"dim": 50, "alpha": alpha}
+    return Setting(f"quadratic, α = {alpha:g}", "quadratic", arguments, gamma=0.1, delay=100, steps=steps)
+
+
+_CLEANING = Setting(
+    "hypercleaning, digits", "digits-hypercleaning", {"n_train": 200, "n_validation": 200, "hidden": 16, "r": 20},
+    gamma=30.0, delay=100, steps=100, every=5, proxy=5,
+)  # fmt: skip
+_TINY_CLEANING = replace(_CLEANING, arguments={**_CLEANING.arguments, "r": 10}, proxy=3, steps=10, every=2)
+_OMNIGLOT = Setting(
+    "few-shot, Omniglot", "omniglot", {"ways": 5, "filters": 16, "alpha": 0.05},
+    gamma=0.2, delay=100, steps=32, every=4, batch=4, tasks=16,
+)  # fmt: skip
+SIZES = {
+    "quick": Config(
+        settings=(_quadratic(0.02, 200), _TINY_CLEANING),
+        grid=(0.1,),
+        seeds=4,
+        budget=2.0,
+    ),
+    "standard": Config(
+        settings=(_quadratic(0.005, 2000), _quadratic(0.02, 2000), _quadratic(0.05, 2000), _CLEANING, _OMNIGLOT),
+        grid=(0.06, 0.12, 0.24, 0.5),
+    ),
+    "paper": Config(
+        settings=(
+            *(_quadratic(alpha, 20_000) for alpha in (0.005, 0.01, 0.02, 0.03, 0.05)),
+            Setting(
+                "hypercleaning, MNIST", "mnist-hypercleaning", {"device": "cuda"},
+                gamma=300.0, delay=100, steps=1000, every=10, proxy=20,
+            ),
+            Setting(
+                "few-shot, Omniglot", "omniglot", {"ways": 20, "filters": 64, "device": "cuda"},
+                gamma=0.1, delay=1000, steps=2000, every=50, batch=8, tasks=256,
+            ),
+        ),
+        grid=(0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7),
+        seeds=16,
+    ),
+}  # fmt: skip
+
+
+def measure(
+    config: Config, store: Store, progress: Callable[[float], object] = lambda share: None, jobs: int = 2
+) -> pd.DataFrame:
+    """One row for each problem, q and seed; a problem whose data are missing has one row, and a warning, that say so.
+
+    Columns: name, q (0: the proxy alone), seed; steps to δ, or those that the budget allows where reached is False;
+    calls and seconds, what these steps are charged; ended, the error of a run that diverged; device; r, proxy, batch,
+    delta, c1 and c2 in seconds; for each reading its q, D² and V² in "q: …", "d2: …", "v2: …"; skipped, a reason.
+    """
+    base, skipped, pilots = {"study": "regret", "version": VERSION}, [], []
+    for setting in config.settings:
+        if reason := _missing(setting):
+            warnings.warn(f"{setting.name} is left out: {reason}", stacklevel=2)
+            skipped.append({"name": setting.name, "skipped": reason})
+        else:
+            device = setting.arguments.get("device", "cpu")
+            pilots.append({**base, "part": "pilot", "setting": asdict(setting), "device": device})
+    store.run(pilots, pilot, jobs=jobs, progress=lambda share: progress(0.1 * share))
+    found = [store.table([cell]).iloc[0] for cell in pilots]
+    cells = [
+        {**cell, "part": "run", "q": q, "delta": f.delta, "seeds": config.seeds, "budget": config.budget}
+        for cell, f in zip(pilots, found, strict=True)
+        for q in _grid(config.grid, [f[f"q: {reading}"] for reading in READINGS])
+    ]
+    store.run(cells, run, jobs=jobs, progress=lambda share: progress(0.1 + 0.9 * share))
+    columns = ["name", "q", "seed", "steps", "reached", "ended"]
+    if not cells:
+        return pd.DataFrame(skipped, columns=[*columns, "skipped"])
+    runs = store.table(cells)[columns]
+    table = runs.merge(pd.DataFrame(found).drop(columns=[*base, "part", "setting"]), on="name")
+    for unit, c1, c2 in (("calls", 1.0, 1.0), ("seconds", table.c1, table.c2)):
+        costs = [
+            CostModel(r=r, proxy=Truncated(k), c1=x, c2=y) for r, k, x, y in np.broadcast(table.r, table.proxy, c1, c2)
+        ]
+        table[unit] = [
+            steps * batch * (cost.c_det + q * cost.c_rnd)
+            for steps, batch, q, cost in zip(table.steps, table.batch, table.q, costs, strict=True)
+        ]
+    return pd.concat([table, pd.DataFrame(skipped)], ignore_index=True)
+
+
+def _grid(grid: tuple[float, ...], predicted: list[float]) -> list[float]:
+    """Every q that is run, ascending: also one below all that are predicted, so that the best is not at the edge."""
+    return sorted({0.0, 1.0, *grid, *predicted, min(predicted) / 2})
+
+
+def _missing(setting: Setting) -> str:
+    """Why the data of a problem cannot be had; nothing where they can."""
+    try:
+        if setting.problem in LOADERS:
+            LOADERS[setting.problem]()
+    except UfomError as error:
+        return str(error)
+    return ""
+
+
+def pilot(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """δ, the costs C1 and C2 in seconds, and for each reading its moments and q: the cell of one problem."""
+    setting = Setting(**cell["setting"])
+    problem = setting.make()
+    if isinstance(problem, QuadraticProblem):
+        precision, moments = _quadratic_pilot(setting, problem)
+    else:
+        precision, moments = _sampled_pilot(setting, problem)
+    delta = float(np.exp(np.log(precision[-max(1, len(precision) // 4) :]).mean()))
+    if delta >= precision[0]:
+        raise UfomError(
+            f"the pilot of {setting.name} ends at {delta:g}, above its start: take another γ, or more steps"
+        )
+    timed = measure_cost(problem, problem.initial, problem.sample(1, torch.Generator().manual_seed(0)), seconds=0.5)
+    row = {
+        "name": setting.name, "delta": delta, "c1": timed.c1, "c2": timed.c2,
+        "r": problem.r, "proxy": setting.proxy, "batch": setting.batch,
+    }  # fmt: skip
+    places = {"start": moments[:1], "end": moments[-1:], "path": moments}
+    for reading, (m, place, sweep) in READINGS.items():
+        d2, v2, gradient_sq = np.mean([(x.d2, x.v2, x.mean_gradient_sq) for x in places[place]], axis=0)
+        at = Moments(d2, v2, mean_gradient_sq=gradient_sq)
+        q = optimal_q(at, CostModel(r=problem.r, sweep=sweep, proxy=Truncated(setting.proxy)), m, setting.batch).q
+        row |= {f"q: {reading}": q, f"d2: {reading}": d2, f"v2: {reading}": v2}
+    return [row]
+
+
+def run(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The steps to δ at one q, one row a seed."""
+    setting, q, delta = Setting(**cell["setting"]), cell["q"], cell["delta"]
+    problem = setting.make()
+    cost = CostModel(r=problem.r, proxy=Truncated(setting.proxy))
+    charged = cost.c_det + np.array([q, 1.0]) * cost.c_rnd
+    most = setting.every * math.ceil(cell["budget"] * setting.steps * charged[1] / charged[0] / setting.every)
+    rows = []
+    for seed in range(cell["seeds"]):
+        ended = ""
+        if isinstance(problem, QuadraticProblem):
+            precision = [x for x, _ in quadratic_run(setting, problem, q, start(setting, seed) ** 2, most, delta)]
+        else:
+            estimator = Estimator(q, Sweep.stored(), Truncated(setting.proxy))
+            precision, _, ended = sampled_run(setting, problem, estimator, seed, most, delta)
+        steps = steps_to(delta, np.array(precision), setting.every)
+        reached, steps = steps is not None, most if steps is None else steps
+        rows.append({"name": setting.name, "seed": seed, "steps": steps, "reached": reached, "ended": ended})
+    return rows
+
+
+def steps_to(delta: float, precision: Array, every: int) -> float | None:
+    """The step at which the precision, evaluated every so many steps from 0 on, first falls to δ; None if it does not.
+
+    Between two evaluations its logarithm is taken to be linear.
+    """
+    below = np.flatnonzero(precision <= delta)
+    if not len(below):
+        return None
+    if (i := int(below[0])) == 0:
+        return 0.0
+    before, after = np.log(np.maximum(precision[i - 1 : i + 1], np.finfo(np.float64).tiny))
+    return every * float(i - 1 + (before - math.log(delta)) / (before - after))
+
+
+def start(setting: Setting, seed: int) -> Array:
+    """θ_0 ~ N(0, I) of one seed, in the eigenbasis of H."""
+    return np.random.default_rng([PILOT_SEED, seed]).standard_normal(setting.arguments["dim"])
+
+
+def slopes(setting: Setting, problem: QuadraticProblem) -> tuple[Array, Array]:
+    """The eigenvalues of the maps θ − c ↦ G_K and θ − c ↦ G; all of the maps have H's eigenvectors."""
+    eigenvalues = np.linalg.eigvalsh(problem.hessian.numpy())
+    factors = 1 - np.outer(problem.alphas, eigenvalues)
+    after = factors.prod(0)
+    return eigenvalues * after * factors[problem.r - setting.proxy :].prod(0), eigenvalues * after**2
+
+
+def quadratic_run(
+    setting: Setting, problem: QuadraticProblem, q: float, square: Array, steps: int, delta: float = 0.0
+) -> Iterator[tuple[float, Array]]:
+    """E‖∇M(θ_k)‖² and E θ_k² (in H's eigenbasis) for k = 0, 1, …, exactly, until δ or `steps`; one task a step.
+
+    θ_k = (1 − γ_k·a)·θ_{k−1} + γ_k·a·c with a random a, the map's eigenvalue, and c ~ N(0, σ²) independent of θ_{k−1}.
+    """
+    proxy, exact = slopes(setting, problem)
+    mean, mean_square = (proxy, proxy**2) if q == 0 else (exact, exact**2 + (1 / q - 1) * (proxy - exact) ** 2)
+    for k in range(steps + 1):
+        if k:
+            gamma = setting.outer_step_size(k)
+            noise = gamma**2 * mean_square
+            square = (1 - 2 * gamma * mean + noise) * square + noise * problem.noise**2
+        precision = float(exact**2 @ square)
+        yield precision, square
+        if precision <= delta:
+            return
+
+
+def _quadratic_pilot(setting: Setting, problem: QuadraticProblem) -> tuple[list[float], list[Moments]]:
+    """The precision and the moments along the run at q = 1, expectations over starts, tasks and coins."""
+    proxy, exact = slopes(setting, problem)
+    path = list(quadratic_run(setting, problem, 1.0, np.ones(len(exact)), setting.steps))
+    moments = [
+        Moments((proxy - exact) ** 2 @ (square + problem.noise**2), exact**2 @ (square + problem.noise**2),
+                mean_gradient_sq=precision)
+        for precision, square in path
+    ]  # fmt: skip
+    return [precision for precision, _ in path], moments
+
+
+def sampled_run(
+    setting: Setting, problem: BilevelProblem, estimator: Estimator, seed: int, steps: int, delta: float = 0.0
+) -> tuple[list[float], list[Tensor], str]:
+    """Outer SGD until δ or `steps`: the precision and θ every `setting.every` steps from 0 on, and why it diverged."""
+    initial = problem.initial
+    assert initial is not None
+    held = problem.tasks or problem.sample(setting.tasks, torch.Generator().manual_seed(EVALUATION_SEED))
+    precision, path = [evaluate(problem, initial, held)], [initial]
+
+    def record(theta: Tensor) -> dict[str, float]:
+        path.append(theta)
+        precision.append(evaluate(problem, theta, held))
+        if precision[-1] <= delta:
+            raise _Reached
+        return {}
+
+    try:
+        outer_sgd(
+            problem, initial, estimator, setting.outer_step_size, steps,
+            seed=seed, batch=setting.batch, log_every=setting.every, evaluate=record,
+        )  # fmt: skip
+    except _Reached:
+        pass
+    except UfomError as error:  # a q that diverges is a finding
+        return precision, path, str(error)
+    return precision, path, ""
+
+
+class _Reached(Exception):
+    """The precision is reached: no further step is needed."""
+
+
+@torch.no_grad()
+def evaluate(problem: BilevelProblem, theta: Tensor, tasks: Task) -> float:
+    """The precision at θ: ‖∇M‖² where Ω is finite, an exact sum; else M, the outer loss on the given tasks."""
+    if problem.tasks is not None:
+        gradient = hypergradient(problem, theta, tasks, EXACT)
+        return float(gradient @ gradient)
+    rows = theta.expand(count(tasks), -1)
+    with torch.enable_grad():
+        phi, _ = inner_gd(Steps(problem, rows, tasks), first_state(problem, rows, tasks))
+    return float(torch.func.vmap(problem.outer_loss)(rows, phi, tasks).mean())
+
+
+def _sampled_pilot(setting: Setting, problem: BilevelProblem) -> tuple[list[float], list[Moments]]:
+    """The precision along the run at q = 1, and the moments at its start, its quarters and its end."""
+    precision, path, ended = sampled_run(setting, problem, EXACT, PILOT_SEED, setting.steps)
+    if ended:
+        raise UfomError(f"the pilot of {setting.name} diverged: {ended}")
+    tasks = problem.tasks or problem.sample(4 * setting.tasks, torch.Generator().manual_seed(MOMENT_SEED))
+    places = np.linspace(0, len(path) - 1, 5).round().astype(int)
+    return precision, [measure_moments(problem, path[i], tasks, Truncated(setting.proxy)) for i in places]
+
+
+def judge(table: pd.DataFrame) -> list[Verdict]:
+    """For each problem, unit of time and reading: is its q within 5 % of the best of the grid, on held-out seeds?
+
+    The rival is the fastest q on the even seeds. Where it is the smallest of the grid, the true best may be faster
+    still: a "no" stands, a "yes" does not. Where a run at the rival ended above δ, its time is not known.
+    """
+    return [verdict for _, verdict in _judged(table)]
+
+
+def regrets(table: pd.DataFrame) -> pd.DataFrame:
+    """The verdicts as a table of factors: one row a problem, unit and strategy, a reading or q = 1.
+
+    Columns: name, unit, strategy, q, best (the rival q), regret (time over the rival's), low, high (95 %), agrees,
+    least (the run ended above δ at a seed, so the regret is at least this).
+    """
+    rows = []
+    for key, v in _judged(table, (ALWAYS,)):
+        low, high = (math.exp(v.measured + sign * v.tolerance) for sign in (-1, 1))
+        rows.append({**key, "regret": math.exp(v.measured), "low": low, "high": high, "agrees": v.agrees})
+    return pd.DataFrame(rows)
+
+
+def _judged(table: pd.DataFrame, besides: tuple[str, ...] = ()) -> Iterator[tuple[dict[str, Any], Verdict]]:
+    for name, runs in _measured(table).groupby("name", sort=False):
+        ours, strategies = (
+            runs[runs.q > 0],
+            {r: runs[f"q: {r}"].iloc[0] for r in READINGS} | dict.fromkeys(besides, 1.0),
+        )
+        reached = ours[ours.seed % 2 == 1].groupby("q").reached.all()
+        for unit in UNITS:
+            logs = np.log(ours.pivot(index="seed", columns="q", values=unit))
+            chosen, held_out = logs[logs.index % 2 == 0].mean(), logs[logs.index % 2 == 1]
+            best = chosen.idxmin()
+            for strategy, q in strategies.items():
+                subject = f"log-time regret in {unit} of {strategy} (q = {q:.3g}), {name}"
+                verdict = Verdict.from_paired(subject, "<=", math.log(TOLERATED), held_out[q] - held_out[best])
+                if not reached[best] or (verdict.agrees == "yes" and best == chosen.index[0]):
+                    verdict = replace(verdict, agrees="inconclusive")
+                key = {"name": name, "unit": unit, "strategy": strategy, "q": q, "best": best, "least": not reached[q]}
+                yield key, verdict
+
+
+def _measured(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of problems that were run; a stored table has nan where a problem was not left out."""
+    return table[table.q.notna()].astype({"reached": bool, "seed": int})
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Above, the regret of each reading on each problem; below, for each problem the time over q."""
+    from matplotlib.figure import Figure as NewFigure
+
+    names = list(_measured(table).name.unique())
+    figure = NewFigure(figsize=(max(9.0, 2.9 * len(names)), 7), layout="constrained")
+    axes = figure.subplot_mosaic([["regret"] * len(names), names], height_ratios=(1, 1))
+    _draw_regrets(axes["regret"], regrets(table), names)
+    for name in names:
+        _draw_times(axes[name], table[table.name == name])
+        axes[name].set_title(name, fontsize=10)
+    axes[names[0]].set_ylabel("function calls to $\\delta$, over the best")
+    return figure
+
+
+def _draw_regrets(axes: Axes, found: pd.DataFrame, names: list[str]) -> None:
+    strategies = list(found.strategy.unique())
+    for i, strategy in enumerate(strategies):
+        for unit, shift, filled in (("calls", -0.03, True), ("seconds", 0.03, False)):
+            rows = found[(found.strategy == strategy) & (found.unit == unit)]
+            x = rows.name.map(names.index) + 0.17 * (i - (len(strategies) - 1) / 2) + shift
+            colour = COLOURS.get(strategy, GREY)
+            axes.errorbar(
+                x, rows.regret, yerr=(rows.regret - rows.low, rows.high - rows.regret), fmt="none", ecolor=colour, lw=1
+            )
+            for least, marker in ((False, "o"), (True, "^")):
+                some = rows.least == least
+                axes.plot(x[some], rows.regret[some], marker, color=colour, ms=6, mfc=colour if filled else "white",
+                          label=strategy if filled and not least else None)  # fmt: skip
+    axes.axhline(1, color=GREY, lw=0.8)
+    axes.axhline(TOLERATED, color=GREY, lw=0.8, ls=":")
+    top = min(found.high.max(), 2 * found.regret.max())  # an interval of two seeds would hide all else
+    axes.set_yscale("log")
+    axes.set_ylim(0.9 * max(min(found.low.min(), 1), 0.7 * min(found.regret.min(), 1)), 1.1 * top)
+    axes.set(xticks=range(len(names)), xticklabels=names, xlim=(-0.5, len(names) - 0.5))
+    axes.set(ylabel="time at the predicted $q$, over the best", title="Regret (filled: calls, hollow: seconds)")
+    _plain(axes.yaxis)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, title="reading")
+
+
+def _draw_times(axes: Axes, runs: pd.DataFrame) -> None:
+    logs = np.log(_measured(runs).query("q > 0").pivot(index="seed", columns="q", values="calls"))
+    relative = logs.sub(logs[logs.mean().idxmin()], axis=0)
+    mean, sem = np.exp(relative.mean()), relative.sem()
+    axes.errorbar(mean.index, mean, yerr=1.96 * mean * sem, fmt="o-", color="black", ms=3, lw=0.8)
+    for reading, colour in COLOURS.items():
+        axes.axvline(runs[f"q: {reading}"].iloc[0], color=colour, lw=1.2, ls="--")
+    axes.set(xscale="log", yscale="log", xlabel="probability $q$")
+    _plain(axes.xaxis)
+    _plain(axes.yaxis)
+
+
+def _plain(axis: Axis) -> None:
+    """Plain numbers: at 1, 2, 5 on a long axis, evenly on a short one."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high / low > 5 else MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def caption(table: pd.DataFrame) -> str:
+    """What the figure shows, with its sizes; and how the proxy alone fared."""
+    runs, best = _measured(table), regrets(table).query("unit == 'calls'").groupby("name").best.first()
+    alone = []
+    for name, group in runs.groupby("name", sort=False):
+        fom, rival = group[group.q == 0], group[group.q == best[name]]
+        ratio = math.exp(np.log(fom.calls.to_numpy() / rival.calls.to_numpy()).mean())
+        alone.append(f"{name} {fom.reached.sum()} of {len(fom)} ({ratio:.2g}×)")
+    skipped = "".join(f" {row['name']} was left out: {row.skipped}." for _, row in _skipped(table).iterrows())
+    return (
+        "Above: time to the precision δ at the q of each reading (and at q = 1) over that at the best q of the grid, "
+        "which the even seeds chose, on the odd seeds, with 95 % t-intervals of the paired logarithms; dotted: 1.05; "
+        "▲: a run ended above δ, the regret is at least this. Below: function calls over q, all seeds; dashed: the "
+        f"q of each reading. Charged with the recomputed sweep. {runs.seed.nunique()} seeds; "
+        + "; ".join(f"{name}: r = {g.r.iloc[0]:g}, K = {g.proxy.iloc[0]:g}, batch {g.batch.iloc[0]:g}, "
+                    f"δ = {g.delta.iloc[0]:.3g}" for name, g in runs.groupby("name", sort=False))
+        + f". Seeds at which the proxy alone (q = 0) came to δ (its calls over the best q's): {'; '.join(alone)}. "
+        + ", ".join(sorted(runs.device.unique())).upper() + "."
+        + skipped
+    )  # fmt: skip
+
+
+def answer(table: pd.DataFrame) -> str:
+    """The answer in a sentence: the reading whose greatest regret is least, and what the others lose."""
+    found = regrets(table).query("unit == 'calls' and strategy != @ALWAYS")
+    worst = found.loc[found.groupby("strategy").regret.idxmax()].sort_values("regret")
+    counts = pd.crosstab(found.strategy, found.agrees).reindex(columns=["yes", "no", "inconclusive"], fill_value=0)
+    each = [
+        f"{row.strategy}: at most {row.regret:.2f}× the best ({row['name']}); within 5 %: "
+        + ", ".join(f"{word} {n}" for word, n in counts.loc[row.strategy].items())
+        for _, row in worst.iterrows()
+    ]
+    left_out = ", ".join(_skipped(table).name)
+    return f"Greatest regret in function calls, by reading. {'. '.join(each)}." + (
+        f" Left out: {left_out}." if left_out else ""
+    )
+
+
+def _skipped(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table.q.isna()]
