@@ -7,7 +7,7 @@ Charge is not compute: every method computes with the stored sweep and is charge
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,7 +36,7 @@ COLOURS = {  # Okabe and Ito's
 class Charged(AdaptiveUFOM):
     """Adaptive UFOM that computes with the stored sweep and chooses q by the cost of the recomputed one."""
 
-    sweep: Sweep = Sweep.stored()
+    sweep: Sweep = field(default_factory=Sweep.stored)
 
     def cost(self, r: int) -> CostModel:
         """The paper's cost, with C1 = C2 = 1."""
@@ -108,7 +108,7 @@ def draw_curves(axes: Axes, table: pd.DataFrame, x: str, y: str, end: float, ste
             curves.append(np.where(inside, values, np.nan))
         stacked = np.stack(curves)
         shown = np.isfinite(stacked).all(0)
-        mean, sem = stacked.mean(0), stacked.std(0, ddof=1) / len(stacked) ** 0.5
+        mean, sem = stacked.mean(0), stacked.std(0, ddof=min(1, len(stacked) - 1)) / len(stacked) ** 0.5
         style = "--" if method == "FOM" else "-"
         axes.plot(grid[shown], mean[shown], style, color=colour, label=method, lw=1.5)
         axes.fill_between(grid[shown], (mean - sem)[shown], (mean + sem)[shown], color=colour, alpha=0.2, lw=0)
