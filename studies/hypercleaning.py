@@ -28,7 +28,7 @@ from torch.nn.functional import cross_entropy
 
 from studies.sweep import Store
 from studies.training import ADAPTIVE, at, charged, corrected, draw_curves, legend, markdown, mean_sem, rounded
-from ufom_runtime import EXACT, FOM, UFOM, measure_moments, outer_sgd
+from ufom_runtime import EXACT, FOM, UFOM, measure_cost, measure_moments, outer_sgd
 from ufom_runtime.algorithms import first_state, inner_gd
 from ufom_runtime.data import mnist
 from ufom_runtime.problem import single
@@ -85,10 +85,19 @@ class Config:
 
 
 SIZES = {
-    "quick": Config("digits", 120, 120, 8, 1.0, (1000.0,), 3, 10, 4, log_every=8, r=20),
-    "standard": Config("mnist", 300, 300, 10, 0.25, (300.0, 1000.0, 3000.0, 10000.0), 6, 50, 4, log_every=4, jobs=2),
-    "paper": Config("mnist", 5000, 5000, 64, 1.0, (1e3, 3e3, 1e4, 3e4, 1e5), 50, 50, 6, log_every=10, device="cuda"),
-}
+    "quick": Config(
+        data="digits", n_train=120, n_validation=120, hidden=8, alpha=1.0, gammas=(1000.0,), exact_steps=3, proxy=10,
+        seeds=4, log_every=8, r=20,
+    ),
+    "standard": Config(
+        data="mnist", n_train=300, n_validation=300, hidden=10, alpha=0.25, gammas=(300.0, 1000.0, 3000.0, 10000.0),
+        exact_steps=6, proxy=50, seeds=4, log_every=4, jobs=2,
+    ),
+    "paper": Config(
+        data="mnist", n_train=5000, n_validation=5000, hidden=64, alpha=1.0, gammas=(1e3, 3e3, 1e4, 3e4, 1e5),
+        exact_steps=50, proxy=50, seeds=6, log_every=10, device="cuda",
+    ),
+}  # fmt: skip
 
 
 def budget(r: int, exact_steps: int) -> float:
@@ -100,18 +109,21 @@ def budget(r: int, exact_steps: int) -> float:
 def measure(config: Config, store: Store, progress: Callable[[float], object] = lambda share: None) -> pd.DataFrame:
     """The logs of all runs, one row a logged step; at step 0 θ is zero, and every weight ½.
 
-    Columns: the configuration, method, gamma, seed; step, calls (charged, recomputed), seconds (stored, as run),
-    exact_steps_taken; q, d2, v2 (of θ_0 for UFOM, the rule's estimates for the adaptive ones); validation (the outer
+    Columns: the configuration, method, gamma, seed; step, calls (charged, recomputed), seconds (of the calls
+    that the stored sweep makes, by the medians of C1 and C2 on this machine), exact_steps_taken; q, d2, v2 (of θ_0 for UFOM, the rule's estimates for the adaptive ones); validation (the outer
     loss), train (accuracy on the uncorrupted training images), test and test_cce, separation (mean weight of the
     uncorrupted minus that of the corrupted images), moved (‖θ − θ_0‖), printed_sum (FOM's rows: the validation cross
     entropy at θ_0 where the inner loss is the sum that is printed).
     """
     cells = list(_cells(replace(config, data=_present(config.data))))
-    outcome = store.run(cells, run_cell, jobs=config.jobs, progress=progress)
+    clock = {**cells[0], "method": "clock"}
+    outcome = store.run([clock, *cells], run_cell, jobs=config.jobs, progress=progress)
     if outcome.failed:
         cell, error = outcome.failed[0]
         raise UfomError(f"{len(outcome.failed)} cells failed; {cell['method']}, γ = {cell['gamma']:g}: {error}")
-    return store.table(cells)
+    (times,), table = store.load(clock) or [{}], store.table(cells)
+    seconds = times["c1"] * table.pop("gradients") + times["c2"] * table.pop("hessian_vector_products")
+    return table.assign(seconds=seconds)
 
 
 def _present(data: str) -> str:
@@ -163,8 +175,11 @@ def evaluate(problem: HypercleaningProblem, theta: Tensor) -> dict[str, float]:
 
 
 def run_cell(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One run, until the budget is charged."""
+    """One run, until the budget is charged; of the method "clock", C1 and C2 in seconds."""
     problem, r, method = make_problem(cell), cell["r"], cell["method"]
+    if method == "clock":
+        cost = measure_cost(problem, problem.initial, problem.tasks)
+        return [{"c1": cost.c1, "c2": cost.c2}]
     theta, limit = problem.initial, budget(cell["r"], cell["exact_steps"])
     proxy = cell["proxy"] if method == "UFOM" else 0
     constant: dict[str, float] = {}
@@ -190,16 +205,16 @@ def run_cell(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
     log = run.log
     log["calls"] = charged(log, r, proxy=proxy)
     log["exact_steps_taken"] = corrected(log, r, proxy=proxy)
-    start = {"step": 0, "calls": 0.0, "seconds": 0.0, "exact_steps_taken": 0.0, **evaluate(problem, theta)}
-    log = pd.concat([pd.DataFrame([start]), log], ignore_index=True)
+    start = dict.fromkeys(("step", "calls", "exact_steps_taken", "gradients", "hessian_vector_products"), 0)
+    log = pd.concat([pd.DataFrame([{**start, **evaluate(problem, theta)}]), log], ignore_index=True)
     if method == "exact":
         constant = {"q": 1.0}
     if method == "FOM":
         printed = replace(problem, step_sizes=problem.step_sizes * cell["n_train"])
         constant = {"q": 0.0, "printed_sum": evaluate(printed, theta)["validation"]}
-        log = log.iloc[[0, -1]]
-        log.loc[log.index[-1], ["step", "calls", "seconds"]] = limit / least, limit, math.inf
-    return rounded(log.drop(columns=["gamma", "exact", "gradients", "hessian_vector_products"]).assign(**constant))
+        end = {"step": limit // least, "calls": limit, "gradients": limit}
+        log = pd.concat([log.iloc[:1], log.iloc[-1:].assign(**end)])
+    return rounded(log.drop(columns=["gamma", "exact", "seconds"]).assign(**constant))
 
 
 def data_free_q(method: str, updates: int, r: int) -> list[float]:
@@ -395,9 +410,10 @@ def caption(table: pd.DataFrame) -> str:
         f"{c.n_validation} validation images, {c.hidden} hidden units, r = {c.r}, α = {c.alpha:g}; the mean inner loss."
         f"{reduced} {table.seed.nunique()} seeds (images, corruption, φ_0 and coins), {c.device}; bands are one "
         f"standard error. Budget: {c.exact_steps} exact gradients, {_limit(table):.0f} calls; computed with the stored "
-        "sweep, charged the recomputed one; seconds are those of the stored sweep, until the first has spent the calls. Plain "
-        f"outer steps, γ from {', '.join(f'{g:g}' for g in sorted(table.gamma.unique()))}, chosen by validation cross "
-        f"entropy on the even seeds.{at_end} UFOM keeps the last {c.proxy} backward steps, at its own q*. "
+        "sweep, charged the recomputed one; seconds are those of the stored sweep's calls, until the first method has "
+        f"spent the budget. Plain outer steps, γ from {', '.join(f'{g:g}' for g in sorted(table.gamma.unique()))}, "
+        f"chosen by validation cross entropy on the even seeds.{at_end} UFOM keeps the last {c.proxy} backward steps, "
+        "at its own q*. "
         "FOM is zero at every θ: its row is the start's. adaptive: (22)–(24) as printed; released: as the authors' "
         "code has them; ×0.1: with the paper's factor of D². train: accuracy on the uncorrupted training images; CCE: "
         f"cross entropy on the test images.\n\n{markdown(summary(table))}"

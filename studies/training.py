@@ -65,11 +65,8 @@ def charged(log: Any, r: int, batch: int = 1, proxy: int = 0) -> Any:
 
 def rounded(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows with six digits: a table is committed, and no figure shows more."""
-    return [{k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()} for row in _records(rows)]
-
-
-def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(k): v for k, v in row.items()} for row in rows.to_dict("records")]
+    records = rows.to_dict("records")
+    return [{k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in row.items()} for row in records]
 
 
 def at(table: pd.DataFrame, keys: Sequence[str], x: str, budget: float | Mapping[Any, float]) -> pd.DataFrame:
