@@ -84,6 +84,7 @@ def outer_sgd(
     batch: int = 1,
     log_every: int = 1,
     evaluate: Callable[[Tensor], Mapping[str, float]] | None = None,
+    until: Callable[[Mapping[str, float]], bool] | None = None,
     progress: Callable[[float], object] | None = None,
     chunk: int | None = None,
     checkpoint: str | Path | None = None,
@@ -102,6 +103,7 @@ def outer_sgd(
         batch: tasks a step.
         log_every: a row is logged every so many steps, and for the last one.
         evaluate: columns to add to a logged row, from θ; its time is not counted.
+        until: ends the run sooner, after the first logged row of which it is true: a budget of calls or of seconds.
         progress: called with the share of the steps that are done.
         chunk: tasks run together, as in `hypergradient`.
         checkpoint: a folder, made if missing, that keeps the state of this run: called again with the same arguments,
@@ -151,6 +153,10 @@ def outer_sgd(
                     leaf.data.copy_(theta)
         try:
             for k in range(first, steps + 1):
+                if until and rows and until(rows[-1]):
+                    if store and kept:
+                        kept.save(store, rows)
+                    break
                 begin = time.perf_counter()
                 gamma = float(
                     outer.param_groups[0]["lr"] if isinstance(outer, Optimizer) else positive("γ_k", outer(k))

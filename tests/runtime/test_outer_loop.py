@@ -42,6 +42,22 @@ def test_same_seed_same_bits_and_tasks_paired_between_estimators():
     )
 
 
+def test_a_budget_ends_the_run_and_a_run_that_ended_does_not_go_on(tmp_path):
+    problem = quadratic()
+
+    def run(until, **kept):
+        return outer_sgd(problem, problem.initial, UFOM(0.5), gamma, 9, log_every=2, until=until, **kept)
+
+    whole = run(None)
+    for _ in range(2):
+        ended = run(lambda row: row["gradients"] >= 100, checkpoint=tmp_path / "run")
+        assert ended.log.gradients.iloc[-2] < 100 <= ended.log.gradients.iloc[-1]
+        assert ended.log.step.tolist() == whole.log.step[: len(ended.log)].tolist()
+        shorter = outer_sgd(problem, problem.initial, UFOM(0.5), gamma, int(ended.log.step.iloc[-1]), log_every=2)
+        assert torch.equal(ended.theta, shorter.theta)
+    assert 1 < len(ended.log) < len(whole.log)
+
+
 def test_exact_reaches_the_stationary_point_and_fom_its_own():
     problem = synthetic(alpha=0.1)
     start = torch.tensor([0.0], dtype=F64)

@@ -1,0 +1,332 @@
+"""Does Adaptive UFOM learn few-shot classification sooner than exact, FOM and Reptile (Table 2, Fig. 2)?
+
+The reading is fixed before the run: MAML with r = 10, one shot, outer Adam with one learning rate for all, accuracy on
+held-out classes at equal function calls. Besides accuracy, the gradient itself is compared at each method's end point:
+the mean of its estimates, over fixed tasks and many coins, with the mean exact gradient of the same tasks. UFOM(q*)
+has its q from (21) with m = 2, as the adaptive rules, and the moments at θ_0.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from studies.sweep import Store
+from studies.training import ADAPTIVE, at, charged, corrected, draw_curves, legend, markdown, mean_sem, rounded
+from ufom_runtime import EXACT, FOM, REPTILE, UFOM, hypergradient, measure_moments, outer_sgd
+from ufom_runtime.algorithms import inner_gd
+from ufom_runtime.data import cifar100, omniglot
+from ufom_runtime.problem import Task
+from ufom_runtime.problems.few_shot import FewShotProblem, cifar100_few_shot, digits_few_shot, omniglot_few_shot
+from ufom_runtime.steps import Steps
+from ufom_theory import CostModel, Moments, Sweep, UfomError, Verdict, optimal_q
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+question = "At equal calls, does Adaptive UFOM learn few-shot classification better than exact, FOM and Reptile?"
+METHODS = ("exact", "Reptile", "FOM", *ADAPTIVE, "UFOM")
+RUN = ("data", "ways", "method", "seed")
+BLOCKS, DRAWS = 64, 64  # an estimator's mean is taken over DRAWS of all coins; its error over BLOCKS of such means
+PAPER_TABLE = {  # Table 2, test accuracy in %
+    ("cifar100", 20): {"exact": 19.9, "Reptile": 18.5, "FOM": 21.3, "adaptive ×0.1": 22.1},
+    ("cifar100", 30): {"exact": 13.8, "Reptile": 11.0, "FOM": 12.6, "adaptive ×0.1": 14.7},
+    ("omniglot", 30): {"exact": 91.6, "Reptile": 83.1, "FOM": 89.3, "adaptive ×0.1": 92.0},
+    ("omniglot", 40): {"exact": 87.5, "Reptile": 78.2, "FOM": 84.88, "adaptive ×0.1": 89.1},
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of the study.
+
+    Attributes:
+        settings: data set and ways of each; a data set that is absent is skipped, with a warning.
+        filters: of each convolution.
+        alpha: inner step size.
+        rate: Adam's learning rate.
+        batch: tasks an outer step.
+        exact_steps: outer steps of the exact gradient; what they cost, recomputed, is everyone's budget.
+        test_tasks: from the held-out classes, the same for all methods of a seed.
+        fixed_tasks: for the moments at θ_0 and for the gradients at the end point.
+        seeds: independent nets, tasks and coins.
+        points: logged rows of a run, about.
+        r: inner steps.
+        device: where to compute.
+        jobs: processes.
+    """
+
+    settings: tuple[tuple[str, int], ...]
+    filters: int
+    alpha: float
+    rate: float
+    batch: int
+    exact_steps: int
+    test_tasks: int
+    fixed_tasks: int
+    seeds: int
+    points: int
+    r: int = 10
+    device: str = "cpu"
+    jobs: int = 1
+
+
+SIZES = {
+    "quick": Config(
+        settings=(("digits", 5),), filters=4, alpha=0.03, rate=3e-3, batch=2, exact_steps=4, test_tasks=10,
+        fixed_tasks=8, seeds=2, points=2, r=4,
+    ),
+    "standard": Config(
+        settings=(("omniglot", 5),), filters=16, alpha=0.03, rate=3e-3, batch=4, exact_steps=30, test_tasks=60,
+        fixed_tasks=32, seeds=3, points=6, jobs=2,
+    ),
+    "paper": Config(
+        settings=(("omniglot", 30), ("omniglot", 40), ("cifar100", 20), ("cifar100", 30)), filters=64, alpha=0.005,
+        rate=1e-3, batch=4, exact_steps=5000, test_tasks=200, fixed_tasks=64, seeds=3, points=50, device="cuda",
+    ),
+}  # fmt: skip
+
+
+def measure(config: Config, store: Store, progress: Callable[[float], object] = lambda share: None) -> pd.DataFrame:
+    """The logs of all runs, one row a logged step.
+
+    Columns: the configuration, data, ways, method, seed; step, calls (charged, recomputed), exact_tasks (their
+    number so far); q, d2, v2 (of θ_0 for UFOM, the rule's estimates for the adaptive ones); accuracy
+    (in %, on the test tasks) and accuracy_sem (over them). And of the end point, in every row of a run: cosine and
+    error of the mean estimate to the mean exact gradient on the fixed tasks (error relative), expected_error (its
+    Monte-Carlo error, were it unbiased), end_d2, end_v2 and end_q, the q* they give.
+
+    Raises:
+        UfomError: no data set is there, or a cell failed.
+    """
+    cells = list(_cells(config, [setting for setting in config.settings if _is_there(setting[0])]))
+    if not cells:
+        raise UfomError(f"none of the data of {config.settings} is there: call ufom_runtime.downloads.fetch")
+    outcome = store.run(cells, run_cell, jobs=config.jobs, progress=progress)
+    if outcome.failed:
+        cell, error = outcome.failed[0]
+        raise UfomError(f"{len(outcome.failed)} cells failed; {cell['data']}, {cell['method']}: {error}")
+    return store.table(cells)
+
+
+def _is_there(data: str) -> bool:
+    try:
+        {"omniglot": omniglot, "cifar100": cifar100, "digits": lambda: None}[data]()
+    except UfomError as error:
+        warnings.warn(f"{data} is skipped: {error}", stacklevel=3)
+        return False
+    return True
+
+
+def _cells(config: Config, settings: list[tuple[str, int]]) -> Iterator[dict[str, Any]]:
+    shared = {k: v for k, v in asdict(config).items() if k not in ("settings", "seeds", "jobs")}
+    for data, ways in settings:
+        for seed in range(config.seeds):
+            for method in METHODS:
+                yield {"study": "few_shot", **shared, "data": data, "ways": ways, "method": method, "seed": seed}
+
+
+def make_problem(cell: Mapping[str, Any]) -> FewShotProblem:
+    """The problem of one cell; its seed draws the net."""
+    shared = {name: cell[name] for name in ("ways", "r", "alpha", "filters", "seed", "device")}
+    if cell["data"] == "cifar100":  # 30 ways need 30 held-out classes
+        return cifar100_few_shot(**shared, held_out=max(20, cell["ways"]))
+    return {"omniglot": omniglot_few_shot, "digits": digits_few_shot}[cell["data"]](**shared)
+
+
+def accuracy(problem: FewShotProblem, theta: Tensor, tasks: Task) -> dict[str, float]:
+    """Accuracy on the tasks' test shots after the inner loop, in %, and its standard error over the tasks."""
+    shares = []
+    for task in zip(*(t.split(16) for t in tasks), strict=True):
+        rows = theta.expand(len(task[0]), -1)
+        phi, _ = inner_gd(Steps(problem, rows, task), rows)
+        right = torch.func.vmap(problem.net)(phi, task[2]).argmax(-1) == task[3]
+        shares.append(100 * right.double().mean(1))
+    each = torch.cat(shares)
+    return {"accuracy": float(each.mean()), "accuracy_sem": float(each.std() / len(each) ** 0.5)}
+
+
+def agreement(
+    problem: FewShotProblem, theta: Tensor, tasks: Task, method: str, q: float, seed: int
+) -> dict[str, float]:
+    """How near the mean estimate comes to the mean exact gradient of the same tasks, and the moments there.
+
+    UFOM's mean is taken over `DRAWS` draws of all coins: cosine and error are the mean and the root mean square of
+    `BLOCKS` such means, and the expected error is √((1/q − 1)·D²/(n·DRAWS)) over the length of the gradient.
+    """
+    exact, first = (hypergradient(problem, theta, tasks, e, per_task=True) for e in (EXACT, FOM))
+    n, truth, difference = len(exact), exact.mean(0), exact - first
+    d2, v2 = (float(x.square().sum(1).mean()) for x in (difference, exact))
+    expected = 0.0
+    if method == "Reptile":
+        means = REPTILE.direction(problem, theta, tasks)[0][None]
+    else:
+        weights = torch.tensor([[q]])
+        if 0 < q < 1:
+            coin = torch.Generator().manual_seed(1000 * seed + METHODS.index(method))
+            weights = (torch.rand(BLOCKS, DRAWS, n, generator=coin, dtype=torch.float64) < q).double().mean(1) / q
+            expected = math.sqrt((1 / q - 1) * d2 / (n * DRAWS)) / float(truth.norm())
+        means = first.mean(0) + weights.expand(-1, n).to(theta) @ difference / n
+    return {
+        "cosine": float((means @ truth / (means.norm(dim=1) * truth.norm())).mean()),
+        "error": float((means - truth).square().sum(1).mean().sqrt() / truth.norm()),
+        "expected_error": expected,
+        "end_d2": d2,
+        "end_v2": v2,
+        "end_q": float(optimal_q(Moments(d2, v2), CostModel(r=problem.r)).q),
+    }
+
+
+def run_cell(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One run, until the budget is charged."""
+    problem, r, batch, method = make_problem(cell), cell["r"], cell["batch"], cell["method"]
+    theta, cost = problem.initial, CostModel(r=r)
+    fixed, held_out = (torch.Generator().manual_seed(1000 * cell["seed"] + i) for i in (1, 2))
+    tasks, test = problem.sample(cell["fixed_tasks"], fixed), problem.sample_test_tasks(cell["test_tasks"], held_out)
+    constant = {"q": {"exact": 1.0}.get(method, 0.0)}
+    if method == "UFOM":
+        moments = measure_moments(problem, theta, tasks)
+        constant = {"q": float(optimal_q(moments, cost).q), "d2": float(moments.d2), "v2": float(moments.v2)}
+    rules = {"exact": EXACT, "FOM": FOM, "Reptile": REPTILE, **ADAPTIVE}
+    limit = cell["exact_steps"] * batch * (cost.c_det + cost.c_rnd)
+
+    def calls(log: Any) -> Any:
+        return log["step"] * batch * r if method == "Reptile" else charged(log, r, batch)
+
+    guess = 0.3 if method in ADAPTIVE else constant["q"]  # only how often to log hangs on it
+    steps = limit / (batch * (cost.c_det + guess * cost.c_rnd))
+    run = outer_sgd(
+        problem,
+        theta,
+        UFOM(constant["q"], Sweep.stored()) if method == "UFOM" else rules[method],
+        optimiser=lambda p: torch.optim.Adam(p, lr=cell["rate"]),
+        steps=math.ceil(limit / (batch * r)),
+        seed=cell["seed"],
+        batch=batch,
+        log_every=max(1, round(steps / cell["points"])),
+        evaluate=lambda theta: accuracy(problem, theta, test),
+        until=lambda row: calls(row) >= limit,
+    )
+    log = run.log
+    log["calls"], log["exact_tasks"] = calls(log), corrected(log, r, batch)
+    start = {"step": 0, "calls": 0, "exact_tasks": 0, **accuracy(problem, theta, test)}
+    log = pd.concat([pd.DataFrame([start]), log], ignore_index=True)
+    if method not in ADAPTIVE:
+        log = log.assign(**constant)
+    log = log.assign(**agreement(problem, run.theta, tasks, method, float(log.q.iloc[-1]), cell["seed"]))
+    return rounded(log.drop(columns=["gamma", "exact", "gradients", "hessian_vector_products", "seconds"]))
+
+
+def _limit(table: pd.DataFrame) -> float:
+    cost = CostModel(r=int(table.r.iloc[0]))
+    return float(table.exact_steps.iloc[0] * table.batch.iloc[0] * (cost.c_det + cost.c_rnd))
+
+
+def judge(table: pd.DataFrame) -> list[Verdict]:
+    """Does Table 2's order hold at equal calls; are UFOM's means the gradient and FOM's not; is q near the local q*?"""
+    verdicts = []
+    for (data, ways), runs in table.groupby(["data", "ways"], sort=False):
+        paper = PAPER_TABLE.get((data, ways), {})
+        values = at(runs, ("method", "seed"), "calls", _limit(table)).accuracy
+        for other in ("exact", "FOM", "Reptile"):
+            subject = f"test accuracy (points), adaptive ×0.1 − {other}, {data}, {ways} ways"
+            if paper:
+                subject += f" (paper {paper['adaptive ×0.1'] - paper[other]:+.3g})"
+            differences = values["adaptive ×0.1"] - values[other]
+            verdicts.append(Verdict.from_paired(subject, ">=", 0.0, differences, widest=1.0))
+        end = runs.groupby(["method", "seed"]).last()
+        debiased = end[end.expected_error > 0]
+        ratio = (debiased.error / debiased.expected_error) ** 2
+        ratios = ratio if len(ratio) > 1 else [math.nan, math.nan]  # q = 1 everywhere: nothing was debiased
+        subject = f"squared error of UFOM's mean gradient over its variance, {data}, {ways} ways"
+        verdicts.append(Verdict.from_paired(subject, "=", 1.0, ratios, widest=0.5, margin=0.5))
+        subject = f"relative error of FOM's mean gradient, {data}, {ways} ways"
+        verdicts.append(Verdict.from_paired(subject, ">=", 0.1, end.loc["FOM"].error))
+        for method in ("adaptive", "released"):
+            ratio = np.log(end.loc[method].q / end.loc[method].end_q)
+            subject = f"log of q at the end over the local q*, {method}, {data}, {ways} ways"
+            verdicts.append(Verdict.from_paired(subject, "=", 0.0, ratio, margin=0.1))
+    return verdicts
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Table 2's accuracy and the agreement of the gradients, mean ± standard error over the seeds; strings."""
+    rows = {}
+    for (data, ways), runs in table.groupby(["data", "ways"], sort=False):
+        values = at(runs, ("method", "seed"), "calls", _limit(table))
+        for method in METHODS:
+            of = values.loc[method]
+            paper = PAPER_TABLE.get((data, ways), {}).get(method)
+            rows[f"{method}, {data}, {ways} ways"] = {
+                "accuracy (%)": mean_sem(of.accuracy, 1),
+                "± over test tasks": f"{1.96 * of.accuracy_sem.mean():.1f}",
+                **({"paper (%)": f"{paper}" if paper else "–"} if PAPER_TABLE.get((data, ways)) else {}),
+                "cosine": mean_sem(of.cosine, 3),
+                "relative error": mean_sem(of.error, 3),
+                "q at the end": "–" if method == "Reptile" else mean_sem(of.q, 3),
+                "local q*": mean_sem(of.end_q, 3),
+                "exact tasks": f"{(of.exact_tasks / of.step / runs.batch.iloc[0]).mean():.1%}",
+            }
+    return pd.DataFrame.from_dict(rows, orient="index").fillna("–").rename_axis("method")
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """For each setting: accuracy over calls (Fig. 2), q over calls, and the ratio of the estimates it comes from."""
+    from matplotlib.figure import Figure as NewFigure
+    from matplotlib.ticker import FuncFormatter
+
+    settings = list(table.groupby(["data", "ways"], sort=False))
+    figure = NewFigure(figsize=(12, 0.8 + 3.4 * len(settings)), layout="constrained")
+    limit = _limit(table)
+    for axes, ((data, ways), runs) in zip(figure.subplots(len(settings), 3, squeeze=False), settings, strict=True):
+        ratio = runs[runs.method.isin([*ADAPTIVE, "UFOM"])].assign(ratio=lambda t: t.d2 / t.v2)
+        for axis, shown, y, label in (
+            (axes[0], runs, "accuracy", "test accuracy (%)"),
+            (axes[1], runs[runs.method != "Reptile"], "q", "probability q in force"),
+            (axes[2], ratio, "ratio", "estimate of $D^2$ over that of $V^2$"),
+        ):
+            draw_curves(axis, shown, "calls", y, limit, step=y != "accuracy")
+            axis.set(xlabel="function calls (recomputed sweep)", ylabel=label, xlim=(0, limit))
+            axis.set_title(f"{data}, {ways} ways, 1 shot")
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda calls, _: f"{calls / 1000:g}k"))
+        axes[1].set_ylim(-0.03, 1.05)
+        axes[2].set_yscale("log")
+    legend(figure)
+    return figure
+
+
+def caption(table: pd.DataFrame) -> str:
+    """What the figure shows, with its sizes, and Table 2 measured again with the gradients' agreement."""
+    c = table.iloc[0]
+    reduced = "" if c.filters >= 64 else " Fewer ways and filters and a larger α than at the paper's scale."
+    return (
+        f"Few-shot classification by MAML: the four-layer net with {c.filters} filters, r = {c.r}, α = {c.alpha:g}, "
+        f"1 shot.{reduced} Accuracy on {c.test_tasks} tasks of held-out classes (batch-norm on batch statistics, so "
+        f"transductive); {table.seed.nunique()} seeds (net, tasks and coins), {c.device}; bands are one standard "
+        f"error. Outer Adam, rate {c.rate:g}, {c.batch} tasks a step. Budget: {c.exact_steps} exact steps, "
+        f"{_limit(table):.0f} calls; computed with the stored sweep, charged the recomputed one. adaptive: (22)–(24) "
+        "as printed; released: as the authors' code has them; ×0.1: with the paper's factor of D²; UFOM: q* with the "
+        "moments at θ_0. cosine and relative error: of the mean estimate to the mean exact gradient at the end point, "
+        f"on {c.fixed_tasks} fixed tasks, each with {DRAWS} coins: an unbiased estimator's error is its noise.\n\n"
+        f"{markdown(summary(table))}"
+    )
+
+
+def answer(table: pd.DataFrame) -> str:
+    """The answer in a sentence, for the first setting."""
+    (data, ways), runs = next(iter(table.groupby(["data", "ways"], sort=False)))
+    values = at(runs, ("method", "seed"), "calls", _limit(table))
+    points = {m: mean_sem(values.loc[m].accuracy, 1) for m in ("adaptive ×0.1", "exact", "FOM", "Reptile")}
+    return (
+        f"On {data}, {ways} ways, at equal calls: "
+        + ", ".join(f"{m} {value} %" for m, value in points.items())
+        + f"; FOM's mean gradient is off by {mean_sem(values.loc['FOM'].error, 2)} of its length."
+    )

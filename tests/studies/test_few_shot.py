@@ -1,0 +1,119 @@
+"""The study at a tiny size: its gradients against the oracle, and a judge that can say no."""
+
+import math
+import warnings
+
+import pandas as pd
+import pytest
+import torch
+
+from studies import few_shot as study
+from studies.sweep import Store
+from tests.oracles import unrolled_gradient
+from ufom_runtime import EXACT, FOM, hypergradient
+from ufom_theory import UfomError
+
+TINY = study.Config((("digits", 3),), 2, 0.05, 1e-3, 2, 2, 4, 4, 3, 2, r=3)
+CELL = next(study._cells(TINY, [("digits", 3)]))
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    return study.measure(TINY, Store(tmp_path_factory.mktemp("cells")))
+
+
+def verdict(table, *words):
+    return next(v for v in study.judge(table) if all(word in v.subject for word in words))
+
+
+def planted(table, method, **columns):
+    return table.assign(**{c: table[c].mask(table.method == method, value) for c, value in columns.items()})
+
+
+@pytest.fixture(scope="module")
+def gradients():
+    """The problem, θ, tasks, and by the oracle the mean exact and first-order gradients and the tasks' differences."""
+    problem = study.make_problem(CELL)
+    tasks = problem.sample(4, torch.Generator().manual_seed(0))
+    exact, first = (unrolled_gradient(problem, problem.initial, tasks, kept) for kept in (None, 0))
+    return problem, problem.initial, tasks, exact, first
+
+
+def test_hypergradients_are_the_oracles(gradients):
+    problem, theta, tasks, exact, first = gradients
+    for estimator, expected in ((EXACT, exact), (FOM, first)):
+        found = hypergradient(problem, theta, tasks, estimator, per_task=True)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_agreement_is_the_oracles(gradients):
+    problem, theta, tasks, exact, first = gradients
+    truth = exact.mean(0)
+    found = study.agreement(problem, theta, tasks, "FOM", 0.0, 0)
+    assert found["error"] == pytest.approx(float((first.mean(0) - truth).norm() / truth.norm()), rel=1e-3)
+    assert found["cosine"] == pytest.approx(float(torch.cosine_similarity(first.mean(0), truth, dim=0)), rel=1e-3)
+    assert found["end_d2"] == pytest.approx(float((exact - first).square().sum(1).mean()), rel=1e-3)
+    for method in ("exact", "adaptive"):
+        assert study.agreement(problem, theta, tasks, method, 1.0, 0)["error"] < 1e-5
+    ufom = study.agreement(problem, theta, tasks, "UFOM", 0.2, 0)
+    assert 0 < ufom["expected_error"] == pytest.approx(ufom["error"], rel=0.3)
+
+
+def test_same_config_same_table(table, tmp_path):
+    pd.testing.assert_frame_equal(table, study.measure(TINY, Store(tmp_path)))
+
+
+def test_every_run_spends_the_budget(table):
+    assert study._limit(table) == 2 * 2 * 10  # r = 3: 4 gradients, 3 again, 3 products
+    spent = table.groupby(["method", "seed"]).calls.last()
+    assert (spent >= study._limit(table)).all()
+    assert (spent.loc["exact"] == study._limit(table)).all()
+
+
+def test_the_judge_follows_the_table(table):
+    words = "adaptive ×0.1 − exact"
+    for accuracy, agrees in ((101.0, "yes"), (-1.0, "no")):
+        assert verdict(planted(table, "adaptive ×0.1", accuracy=accuracy), words).agrees == agrees
+    either = planted(planted(table, "exact", accuracy=50.0), "adaptive ×0.1", accuracy=50.0 * table.seed)
+    assert verdict(either, words).agrees == "inconclusive"
+    for error, agrees in ((1.0, "yes"), (2.0, "no")):
+        assert verdict(table.assign(error=error, expected_error=1.0), "variance").agrees == agrees
+    assert verdict(table.assign(expected_error=0.0), "variance").agrees == "inconclusive"
+    for error, agrees in ((0.5, "yes"), (0.01, "no")):
+        assert verdict(table.assign(error=error), "FOM's mean gradient").agrees == agrees
+    for q, agrees in ((0.5, "yes"), (0.9, "no"), (0.25 + 0.25 * table.seed, "inconclusive")):
+        assert verdict(planted(table.assign(end_q=0.5), "released", q=q), "local q*, released").agrees == agrees
+
+
+def test_absent_data_are_skipped_loudly(monkeypatch, tmp_path):
+    def absent():
+        raise UfomError("cifar-100-python.tar.gz is missing")
+
+    monkeypatch.setattr(study, "cifar100", absent)
+    with pytest.warns(UserWarning, match="cifar100 is skipped: cifar-100-python.tar.gz is missing"):
+        assert not study._is_there("cifar100")
+    with pytest.warns(UserWarning), pytest.raises(UfomError, match="none of the data"):
+        study.measure(study.Config((("cifar100", 20),), 2, 0.05, 1e-3, 2, 2, 4, 4, 3, 2, r=3), Store(tmp_path))
+
+
+def test_figure_caption_and_answer(table, tmp_path):
+    table.to_csv(tmp_path / "table.csv", index=False)
+    read = pd.read_csv(tmp_path / "table.csv")
+    assert [v.agrees for v in study.judge(read)] == [v.agrees for v in study.judge(table)]
+    two = pd.concat([read, read.assign(ways=4)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = study.draw(two)
+    assert len(figure.axes) == 6
+    assert all(a.get_xlabel() and a.get_ylabel() and a.get_title() for a in figure.axes)
+    assert "3 seeds" in study.caption(read)
+    assert "| FOM, digits, 3 ways |" in study.caption(read)
+    assert "at equal calls" in study.answer(read)
+    assert math.isfinite(read.cosine.min())
+
+
+def test_papers_size_is_the_papers():
+    paper = study.SIZES["paper"]
+    assert set(paper.settings) == set(study.PAPER_TABLE)
+    assert (paper.r, paper.filters) == (10, 64)
+    assert len(list(study._cells(paper, [*paper.settings]))) == 4 * paper.seeds * len(study.METHODS)

@@ -1,0 +1,165 @@
+"""The study at a tiny size: its gradients against the oracle, what it charges, and a judge that can say no."""
+
+import math
+import warnings
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+
+from studies import hypercleaning as study
+from studies.sweep import Store
+from studies.training import ADAPTIVE, charged
+from tests.oracles import unrolled_gradient
+from ufom_runtime import EXACT, FOM, UFOM, hypergradient, outer_sgd
+from ufom_runtime.estimators import draw_coins
+from ufom_runtime.outer_loop import generator
+from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, optimal_q
+
+TINY = study.Config("digits", 20, 20, 4, 0.5, (10.0, 100.0), 2, 2, 4, log_every=2, r=5)
+CELL = next(iter(study._cells(TINY)))
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    return study.measure(TINY, Store(tmp_path_factory.mktemp("cells")))
+
+
+def verdict(table, *words):
+    return next(v for v in study.judge(table) if all(word in v.subject for word in words))
+
+
+def planted(table, method, **columns):
+    return table.assign(**{c: table[c].mask(table.method == method, value) for c, value in columns.items()})
+
+
+def test_same_config_same_table(table, tmp_path):
+    again = study.measure(TINY, Store(tmp_path))
+    pd.testing.assert_frame_equal(table.drop(columns="seconds"), again.drop(columns="seconds"))
+
+
+def test_hypergradients_are_the_oracles_and_fom_is_zero():
+    problem = study.make_problem(CELL)
+    theta = torch.linspace(-1, 1, 20)
+    for estimator, kept in ((EXACT, None), (study.UFOM(1.0, Sweep.stored(), Truncated(2)), None)):
+        expected = unrolled_gradient(problem, theta, problem.tasks, kept)[0]
+        torch.testing.assert_close(hypergradient(problem, theta, problem.tasks, estimator), expected)
+    coins = torch.tensor([False])
+    truncated = hypergradient(problem, theta, problem.tasks, UFOM(0.5, proxy=Truncated(2)), coins=coins)
+    torch.testing.assert_close(truncated, unrolled_gradient(problem, theta, problem.tasks, 2)[0])
+    assert not hypergradient(problem, theta, problem.tasks, FOM).any()
+
+
+def test_ufom_on_fom_is_the_exact_gradient_with_longer_steps_now_and_then():
+    problem, q, gamma = study.make_problem(CELL), 0.25, 8.0
+    run = outer_sgd(problem, problem.initial, UFOM(q, Sweep.stored()), lambda k: gamma, 20, seed=3)
+    theta = problem.initial
+    for k in range(1, 21):
+        if draw_coins(1, q, generator(3, k, "coins")).item():
+            theta = theta - gamma / q * hypergradient(problem, theta, problem.tasks, EXACT)
+    torch.testing.assert_close(run.theta, theta)
+    assert (theta != problem.initial).any()
+
+
+@pytest.mark.parametrize("proxy", [0, 2])
+def test_what_is_charged_is_what_the_recomputed_sweep_costs(proxy):
+    problem = study.make_problem(CELL)
+    stored, recomputed = (
+        outer_sgd(problem, problem.initial, UFOM(0.5, sweep, Truncated(proxy)), lambda k: 1.0, 6).log
+        for sweep in (Sweep.stored(), Sweep.recomputed())
+    )
+    expected = recomputed.gradients + recomputed.hessian_vector_products
+    assert charged(stored, 5, proxy=proxy).tolist() == expected.tolist()
+    assert 0 < stored.exact.sum() < 6
+
+
+def test_the_rules_choose_q_without_data():
+    for method in ("adaptive", "adaptive ×0.1"):
+        assert study.data_free_q(method, 3, 100) == [0.05, *[pytest.approx(study.settled_q(method, 100))] * 3]
+    assert study.settled_q("adaptive", 100) == 1.0
+    for method in ("released", "released ×0.1"):  # the last q gives itself: D²/V² = scale·(1/q − 1)²
+        *_, q = study.data_free_q(method, 3000, 100)
+        moments = Moments(ADAPTIVE[method].scale * (1 / q - 1) ** 2, 1.0)
+        assert optimal_q(moments, CostModel(r=100)).q == pytest.approx(q, abs=1e-3)
+        assert q < 1
+
+
+def test_fom_is_the_start(table):
+    fom, exact = (table[table.method == m].groupby("seed") for m in ("FOM", "exact"))
+    assert fom.test_cce.nunique().eq(1).all()
+    assert (fom.test_cce.first() == exact.test_cce.first()).all()
+    assert verdict(table, "FOM", "no cleaning").agrees == "yes"
+    assert verdict(table.assign(moved=1.0), "FOM", "no cleaning").agrees == "no"
+
+
+def test_the_judge_follows_the_table(table):
+    words = "adaptive ×0.1 − exact", "its own γ"
+    for points, agrees in ((95.0, "yes"), (-5.0, "no")):
+        assert verdict(planted(table, "adaptive ×0.1", test=points), *words).agrees == agrees
+    either = planted(table, "adaptive ×0.1", test=table.seed * 40.0 - 40.0)  # 0 and 80 on the odd seeds
+    assert verdict(either, *words).agrees == "inconclusive"
+    assert verdict(table.assign(printed_sum=1.0), "printed sum").agrees == "no"
+    assert verdict(table.assign(printed_sum=20.0), "printed sum").agrees == "yes"
+    for q, agrees in ((study.settled_q("adaptive ×0.1", 5), "yes"), (0.7, "no"), (math.nan, "inconclusive")):
+        known = planted(table, "adaptive ×0.1", q=q, d2=1.0)
+        assert verdict(known, "q of adaptive ×0.1").agrees == agrees
+
+
+def times(table, stretch):
+    """The table with three γ, and logs where UFOM comes to each validation CE `stretch` times as late as predicted."""
+    limit = study.budget(5, 2)
+    falling = table.assign(validation=1 - table.calls / (3 * limit), d2=0.1, v2=1.0)
+    predicted = math.exp(study.log_time_over_exact(falling, "UFOM")[1])
+    ours = falling.method == "UFOM"
+    falling["calls"] = falling.calls.where(~ours, falling.calls * stretch * predicted)
+    ladder = {9.0: 1.0, 10.0: 0.0, 100.0: 1.0}  # the best γ, 10, is no end
+    return pd.concat(
+        falling[falling.gamma == 10.0].assign(gamma=gamma, validation=lambda t, up=up: t.validation + up)
+        for gamma, up in ladder.items()
+    )
+
+
+def test_the_judge_compares_times(table):
+    words = "log time of UFOM"
+    assert verdict(times(table, 1.0), words).agrees == "yes"
+    assert verdict(times(table, 1.5), words).agrees == "no"
+    assert verdict(table, words).agrees == "inconclusive"  # γ is at an end of a grid of two
+    late = times(table, 1.0)
+    late.loc[late.method == "UFOM", "validation"] = 9.0
+    assert verdict(late, words).agrees == "inconclusive"
+
+
+def test_without_mnist_the_digits_are_taken_and_it_is_said(monkeypatch):
+    def absent():
+        raise UfomError("train-images is missing")
+
+    monkeypatch.setattr(study, "mnist", absent)
+    with pytest.warns(UserWarning, match="train-images is missing; the embedded digits"):
+        assert study._present("mnist") == "digits"
+
+
+def test_a_failed_cell_is_an_error(tmp_path):
+    with pytest.raises(UfomError, match=r"cells failed; .*, γ = 1: UfomError: .*inner loop"):
+        study.measure(replace(TINY, alpha=1e30, gammas=(1.0,), seeds=2), Store(tmp_path))
+
+
+def test_figure_caption_and_answer(table, tmp_path):
+    table.to_csv(tmp_path / "table.csv", index=False)
+    read = pd.read_csv(tmp_path / "table.csv")
+    assert [v.agrees for v in study.judge(read)] == [v.agrees for v in study.judge(table)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = study.draw(read)
+    assert len(figure.axes) == 6
+    assert all(a.get_xlabel() and a.get_ylabel() and a.get_title() for a in figure.axes)
+    assert figure.legends
+    assert "20 training images" in study.caption(read)
+    assert "| FOM |" in study.caption(read)
+    assert "points of test accuracy at one γ" in study.answer(read)
+
+
+def test_papers_size_is_the_papers():
+    paper = study.SIZES["paper"]
+    assert (paper.n_train, paper.r, paper.alpha) == (5000, 100, 1.0)
+    assert len(list(study._cells(paper))) == paper.seeds * (1 + len(study.METHODS) * len(paper.gammas))
