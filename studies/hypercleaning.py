@@ -109,11 +109,12 @@ def budget(r: int, exact_steps: int) -> float:
 def measure(config: Config, store: Store, progress: Callable[[float], object] = lambda share: None) -> pd.DataFrame:
     """The logs of all runs, one row a logged step; at step 0 θ is zero, and every weight ½.
 
-    Columns: the configuration, method, gamma, seed; step, calls (charged, recomputed), seconds (of the calls
-    that the stored sweep makes, by the medians of C1 and C2 on this machine), exact_steps_taken; q, d2, v2 (of θ_0 for UFOM, the rule's estimates for the adaptive ones); validation (the outer
-    loss), train (accuracy on the uncorrupted training images), test and test_cce, separation (mean weight of the
-    uncorrupted minus that of the corrupted images), moved (‖θ − θ_0‖), printed_sum (FOM's rows: the validation cross
-    entropy at θ_0 where the inner loss is the sum that is printed).
+    Columns: the configuration, method, gamma, seed; step, calls (charged, recomputed), seconds (of the calls that the
+    stored sweep makes, by the medians of C1 and C2 on this machine), exact_steps_taken; q, d2, v2 (of θ_0 for UFOM,
+    the rule's estimates for the adaptive ones); validation (the outer loss), train (accuracy on the uncorrupted
+    training images), test and test_cce, separation (mean weight of the uncorrupted minus that of the corrupted
+    images), moved (‖θ − θ_0‖), printed_sum (FOM's rows: the validation cross entropy at θ_0 where the inner loss is
+    the sum that is printed).
     """
     cells = list(_cells(replace(config, data=_present(config.data))))
     clock = {**cells[0], "method": "clock"}

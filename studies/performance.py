@@ -316,7 +316,7 @@ def theory_calls(rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-question = "How close to the floor of r + 1 bare gradients is a hypergradient, ours and the libraries', in time and memory?"
+question = "How close to r + 1 bare gradients is a hypergradient, ours and the libraries', in time and memory?"
 
 
 def answer(table: pd.DataFrame) -> str:

@@ -92,7 +92,7 @@ def test_absent_data_are_skipped_loudly(monkeypatch, tmp_path):
     monkeypatch.setattr(study, "cifar100", absent)
     with pytest.warns(UserWarning, match="cifar100 is skipped: cifar-100-python.tar.gz is missing"):
         assert not study._is_there("cifar100")
-    with pytest.warns(UserWarning), pytest.raises(UfomError, match="none of the data"):
+    with pytest.warns(UserWarning, match="is skipped"), pytest.raises(UfomError, match="none of the data"):
         study.measure(study.Config((("cifar100", 20),), 2, 0.05, 1e-3, 2, 2, 4, 4, 3, 2, r=3), Store(tmp_path))
 
 
