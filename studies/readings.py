@@ -150,14 +150,14 @@ def measure(
 def run_cell(cell: Mapping[str, Any]) -> pd.DataFrame:
     """One α: exactly, with decaying or with constant steps, or by simulation of one rule."""
     pair, row = describe(cell["alpha"])
-    delta = row["delta"] = min(pair.gradient**2 / 2, cell["largest_delta"])
+    delta = min(pair.gradient**2 / 2, cell["largest_delta"])
     if cell["part"] == "simulated":
         table = _simulated(pair, _grid(row, 5), delta, cell)
     elif cell["kind"] == "decaying":
         table = _decaying(pair, _grid(row, cell["points"]), delta)
     else:
         table = _constant(pair, _grid(row, cell["points"]), delta)
-    return table.assign(**row)
+    return table.assign(**row, delta=delta)
 
 
 @cache
@@ -233,10 +233,8 @@ def _passages(
 
 
 def _simulated(pair: TwoTaskProblem, grid: Array, delta: float, cell: Mapping[str, Any]) -> pd.DataFrame:
-    rule, config = (
-        step_size(cell["rule"], pair, delta),
-        fast_enough.Config((pair.alpha,), delta, cell["seeds"], cell["chains"]),
-    )
+    rule = step_size(cell["rule"], pair, delta)
+    config = fast_enough.Config((pair.alpha,), delta, cell["seeds"], cell["chains"])
     length, exact = exact_run(pair, grid, delta, rule)
     steps, final = fast_enough.simulate(pair, grid, config, length, list(DECAYING).index(cell["rule"]), rule)
     index = pd.MultiIndex.from_product([grid, range(cell["seeds"])], names=["q", "seed"])
