@@ -14,7 +14,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 def test_block_runs_and_prints(block, tmp_path, capsys):
     (tmp_path / "block.py").write_text(block)
     runpy.run_path(str(tmp_path / "block.py"))
-    assert re.search(r"q = 0\.\d+, 95 %|gradient_norm|first-order: ", capsys.readouterr().out)
+    assert re.search(r"q = 0\.\d+, 95 %|gradient_norm|first-order: |a call takes", capsys.readouterr().out)
 
 
 def test_nothing_is_left_to_fill_in_and_every_link_exists():

@@ -71,10 +71,10 @@ def test_every_run_spends_the_budget(table):
 
 
 def test_the_judge_follows_the_table(table):
-    words = "adaptive ×0.1 − exact"
-    for accuracy, agrees in ((101.0, "yes"), (-1.0, "no")):
-        assert verdict(planted(table, "adaptive ×0.1", accuracy=accuracy), words).agrees == agrees
-    either = planted(planted(table, "exact", accuracy=50.0), "adaptive ×0.1", accuracy=50.0 * table.seed)
+    words, halves = "adaptive ×0.1 − exact", planted(table, "exact", accuracy=50.0)
+    for accuracy, agrees in ((52.0, "yes"), (48.0, "no")):
+        assert verdict(planted(halves, "adaptive ×0.1", accuracy=accuracy), words).agrees == agrees
+    either = planted(halves, "adaptive ×0.1", accuracy=50.0 * table.seed)
     assert verdict(either, words).agrees == "inconclusive"
     for error, agrees in ((1.0, "yes"), (2.0, "no")):
         assert verdict(table.assign(error=error, expected_error=1.0), "variance").agrees == agrees

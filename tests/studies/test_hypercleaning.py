@@ -42,12 +42,12 @@ def test_same_config_same_table(table, tmp_path):
 def test_hypergradients_are_the_oracles_and_fom_is_zero():
     problem = study.make_problem(CELL)
     theta = torch.linspace(-1, 1, 20)
-    for estimator, kept in ((EXACT, None), (study.UFOM(1.0, Sweep.stored(), Truncated(2)), None)):
+    coin, truncated = torch.tensor([False]), UFOM(0.5, Sweep.stored(), Truncated(2))
+    exact = hypergradient(problem, theta, problem.tasks, EXACT)
+    proxy = hypergradient(problem, theta, problem.tasks, truncated, coins=coin)
+    for found, kept in ((exact, None), (proxy, 2)):
         expected = unrolled_gradient(problem, theta, problem.tasks, kept)[0]
-        torch.testing.assert_close(hypergradient(problem, theta, problem.tasks, estimator), expected)
-    coins = torch.tensor([False])
-    truncated = hypergradient(problem, theta, problem.tasks, UFOM(0.5, proxy=Truncated(2)), coins=coins)
-    torch.testing.assert_close(truncated, unrolled_gradient(problem, theta, problem.tasks, 2)[0])
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
     assert not hypergradient(problem, theta, problem.tasks, FOM).any()
 
 
@@ -58,7 +58,7 @@ def test_ufom_on_fom_is_the_exact_gradient_with_longer_steps_now_and_then():
     for k in range(1, 21):
         if draw_coins(1, q, generator(3, k, "coins")).item():
             theta = theta - gamma / q * hypergradient(problem, theta, problem.tasks, EXACT)
-    torch.testing.assert_close(run.theta, theta)
+    torch.testing.assert_close(run.theta, theta, rtol=1e-4, atol=1e-6)
     assert (theta != problem.initial).any()
 
 
@@ -94,10 +94,10 @@ def test_fom_is_the_start(table):
 
 
 def test_the_judge_follows_the_table(table):
-    words = "adaptive ×0.1 − exact", "its own γ"
-    for points, agrees in ((95.0, "yes"), (-5.0, "no")):
-        assert verdict(planted(table, "adaptive ×0.1", test=points), *words).agrees == agrees
-    either = planted(table, "adaptive ×0.1", test=table.seed * 40.0 - 40.0)  # 0 and 80 on the odd seeds
+    words, halves = ("adaptive ×0.1 − exact", "its own γ"), planted(table, "exact", test=50.0)
+    for points, agrees in ((52.0, "yes"), (48.0, "no")):
+        assert verdict(planted(halves, "adaptive ×0.1", test=points), *words).agrees == agrees
+    either = planted(halves, "adaptive ×0.1", test=20.0 * table.seed + 10.0)  # 30 and 70 on the odd seeds
     assert verdict(either, *words).agrees == "inconclusive"
     assert verdict(table.assign(printed_sum=1.0), "printed sum").agrees == "no"
     assert verdict(table.assign(printed_sum=20.0), "printed sum").agrees == "yes"
@@ -111,8 +111,7 @@ def times(table, stretch):
     limit = study.budget(5, 2)
     falling = table.assign(validation=1 - table.calls / (3 * limit), d2=0.1, v2=1.0)
     predicted = math.exp(study.log_time_over_exact(falling, "UFOM")[1])
-    ours = falling.method == "UFOM"
-    falling["calls"] = falling.calls.where(~ours, falling.calls * stretch * predicted)
+    falling = planted(falling, "UFOM", validation=1 - table.calls / (3 * limit * stretch * predicted))
     ladder = {9.0: 1.0, 10.0: 0.0, 100.0: 1.0}  # the best γ, 10, is no end
     return pd.concat(
         falling[falling.gamma == 10.0].assign(gamma=gamma, validation=lambda t, up=up: t.validation + up)
