@@ -80,7 +80,7 @@ def test_the_judge_follows_the_table(table):
         assert verdict(table.assign(error=error, expected_error=1.0), "variance").agrees == agrees
     assert verdict(table.assign(expected_error=0.0), "variance").agrees == "inconclusive"
     for error, agrees in ((0.5, "yes"), (0.01, "no")):
-        assert verdict(table.assign(error=error), "FOM's mean gradient").agrees == agrees
+        assert verdict(table.assign(error=error), "relative error of FOM's mean gradient").agrees == agrees
     for q, agrees in ((0.5, "yes"), (0.9, "no"), (0.25 + 0.25 * table.seed, "inconclusive")):
         assert verdict(planted(table.assign(end_q=0.5), "released", q=q), "local q*, released").agrees == agrees
 
