@@ -338,6 +338,13 @@ def judge(table: pd.DataFrame) -> list[Verdict]:
         worst = rows.difference.max()
         subject = f"largest difference of {len(rows)} gradients, {workload}, r = {r:g}"
         verdicts.append(Verdict(subject, "<=", SAME, worst, 0.0, "yes" if worst <= SAME else "no"))
+    exact = table[(table.group == "hypergradients") & table.method.str.startswith("exact") & table.ratio.notna()]
+    for (workload, r), rows in exact.groupby(["workload", "r"]):
+        ours, others = rows[rows.method == "exact, stored, compiled"], rows[rows.library != "ufom"]
+        if len(ours) and len(others):
+            over = ours.ratio.iloc[0] / others.ratio.min()
+            subject = f"time of stored states, compiled, over the quickest of the others, {workload}, r = {r:g}"
+            verdicts.append(Verdict(subject, "<=", 1.0, over, 0.0, "yes" if over <= 1 else "no"))
     for row in table[table.group == "promises"].itertuples():
         subject = f"{row.method}, {row.workload}"
         if row.method.startswith("growth"):
