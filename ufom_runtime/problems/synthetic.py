@@ -63,7 +63,8 @@ def synthetic(
         curvature, centre = task.unbind()
         u = phi[0] - centre
         core = u.clamp(-A, A)
-        beyond = u.abs() - core.abs()  # not a second clamp: at |u| = A both would pass the derivative on
+        # not a second clamp: at |u| = A both would pass the derivative on
+        beyond = torch.where(u.abs() > A, u.abs() - A, 0.0)
         t = beyond.clamp(max=1.0)
         height: Tensor = core**2 / 2 + A * beyond + t**2 / 2 - t**3 / 6 + (beyond - t) / 2
         return curvature * height
