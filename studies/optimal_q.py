@@ -9,16 +9,16 @@ expectation over the chains of one seed; all q see the same starts, tasks and co
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from studies.sweep import Store
 from ufom_theory import CostModel, Moments, UfomError, Verdict, optimal_q
 from ufom_theory.divergence import TwoTaskProblem, squared_gradient_norms
 
@@ -56,6 +56,9 @@ class Config:
 SIZES = {
     "quick": Config(alphas=(0.01, 0.022, 0.05), delta=1e-3, seeds=8, chains=256),
     "standard": Config(alphas=(0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05), delta=1.2e-4, seeds=16, chains=400),
+    "paper": Config(
+        alphas=tuple(float(f"{x:.3g}") for x in np.geomspace(1e-3, 5e-2, 35)), delta=1.2e-4, seeds=16, chains=25_000
+    ),
 }
 
 
@@ -81,32 +84,35 @@ def predict(alpha: float, r: int) -> tuple[TwoTaskProblem, dict[str, float]]:
     }
 
 
-def measure(config: Config, progress: Callable[[float], object] = lambda share: None) -> pd.DataFrame:
+def measure(
+    config: Config, store: Store, progress: Callable[[float], object] = lambda share: None, jobs: int = 2
+) -> pd.DataFrame:
     """One row for each α, q and seed; q = 0 is FOM, run beside the others for as many steps.
 
     Columns: alpha, q, seed; steps to δ, nan where it was not reached; log_time, what these steps are charged; final and
     exact_final, E‖∇M‖² after the last step, simulated and by the exact moment recursion; and the predictions at that α.
     """
-    tables = []
-    with ProcessPoolExecutor() as pool:
-        for table in pool.map(_measure_alpha, [config] * len(config.alphas), range(len(config.alphas))):
-            tables.append(table)
-            progress(len(tables) / len(config.alphas))
-    return pd.concat(tables, ignore_index=True).assign(delta=config.delta, chains=config.chains, r=config.r)
+    sizes = asdict(config)
+    alphas = sizes.pop("alphas")
+    cells = [{"study": "optimal_q", "version": 2, **sizes, "alpha": alpha, "number": i} for i, alpha in enumerate(alphas)]
+    store.run(cells, run_cell, jobs=jobs, progress=progress)
+    return store.table(cells).drop(columns=["study", "version", "number", "seeds"])
 
 
-def _measure_alpha(config: Config, i: int) -> pd.DataFrame:
-    alpha = config.alphas[i]
-    pair, prediction = predict(alpha, config.r)
-    if config.delta >= prediction["fom_floor"]:
-        raise UfomError(f"δ = {config.delta:g} is above FOM's floor {prediction['fom_floor']:g} at α = {alpha:g}")
+def run_cell(cell: Mapping[str, Any]) -> pd.DataFrame:
+    """One α; its number keeps its random numbers apart from the others'."""
+    alpha, r, delta, seeds = cell["alpha"], cell["r"], cell["delta"], cell["seeds"]
+    pair, prediction = predict(alpha, r)
+    if delta >= prediction["fom_floor"]:
+        raise UfomError(f"δ = {delta:g} is above FOM's floor {prediction['fom_floor']:g} at α = {alpha:g}")
     grid = np.array([0.0, *sorted({min(1.0, f * prediction["q_star"]) for f in FACTORS} | {1.0})])
-    length, exact = exact_run(pair, grid, config.delta)
-    steps, final = simulate(pair, grid, config, length, seed=i)
-    index = pd.MultiIndex.from_product([grid, range(config.seeds)], names=["q", "seed"])
+    length, exact = exact_run(pair, grid, delta)
+    first = cell["number"] * seeds
+    steps, final = simulate(pair, grid, delta, length, range(first, first + seeds), cell["chains"])
+    index = pd.MultiIndex.from_product([grid, range(seeds)], names=["q", "seed"])
     table = pd.DataFrame({"steps": steps.ravel(), "final": final.ravel()}, index).reset_index()
-    table["exact_final"] = np.repeat(exact, config.seeds)
-    cost = CostModel(r=config.r)
+    table["exact_final"] = np.repeat(exact, seeds)
+    cost = CostModel(r=r)
     table["log_time"] = np.log(table.steps * (cost.c_det + cost.c_rnd * table.q))
     return table.assign(**prediction)
 
@@ -140,52 +146,33 @@ def exact_run(
 def simulate(
     pair: TwoTaskProblem,
     grid: Array,
-    config: Config,
+    delta: float,
     length: int,
-    seed: int,
+    seeds: range,
+    chains: int,
     step_size: Callable[[int], float] = outer_step_size,
 ) -> tuple[Array, Array]:
-    """Outer SGD for all q at once, with common random numbers.
+    """Outer SGD for all q at once, with common random numbers, from θ_0 uniform on `RANGE`.
 
     Args:
         pair: the two tasks.
         grid: values of q, shape (n,), 0 for FOM.
-        config: δ, seeds and chains.
+        delta: δ.
         length: outer steps.
-        seed: of all that is random.
+        seeds: of the repetitions.
+        chains: of each seed, over which E‖∇M‖² is taken.
         step_size: γ_k.
 
     Returns:
         The first step with E‖∇M‖² ≤ δ (nan where there is none) and E‖∇M‖² after the last, both of shape (n, seeds).
-        E is the mean over a seed's chains. Such a mean is early to pass δ by about its fluctuation, alike for every q:
-        times are to be compared, not taken by themselves.
+        Such a mean is early to pass δ by about its fluctuation, alike for every q: times are to be compared, not taken
+        by themselves.
     """
-    rng = np.random.default_rng([20260101, seed])
-    shape = (config.seeds, config.chains)
-    a, p = np.asarray(pair.a), pair.contractions
-    centres = np.asarray(pair.b) / a
-    # while the quadratic pieces are not left, both gradients are linear in θ − b/a
-    first_order, correction = a * p, a * p**2 - a * p
-    q = grid[:, None, None]
-    weight = np.divide(1.0, q, out=np.zeros_like(q), where=q > 0)
-    theta = np.repeat(rng.uniform(*RANGE, shape)[None], len(grid), axis=0)
-    steps = np.full((len(grid), config.seeds), np.nan)
-    u, slope = np.empty_like(theta), np.empty_like(theta)  # fresh arrays of this size would cost more than the sums
-    for k in range(1, length + 1):
-        task, coin = rng.integers(0, 2, shape), rng.random(shape)
-        np.subtract(theta, centres[task], out=u)
-        if max(u.max(), -u.min()) > pair.A:
-            raise UfomError(f"a chain left the quadratic pieces at α = {pair.alpha:g}, step {k}: take larger q")
-        np.multiply(coin < q, weight, out=slope)
-        slope *= correction[task]
-        slope += first_order[task]
-        u *= step_size(k)
-        u *= slope
-        theta -= u
-        np.subtract(theta, pair.theta_star, out=u)
-        gradient_sq = pair.curvature**2 * np.einsum("qsr,qsr->qs", u, u) / config.chains
-        steps[np.isnan(steps) & (gradient_sq <= config.delta)] = k
-    return steps, gradient_sq
+    from ufom_runtime import chains as compiled  # torch, which no table needs
+
+    norms = compiled.simulate(pair, grid, RANGE, step_size, length, seeds=seeds, chains=chains).gradient_sq[0]
+    reached = norms <= delta
+    return np.where(reached.any(-1), 1.0 + reached.argmax(-1), np.nan), norms[..., -1]
 
 
 question = "Is the predicted q as fast as the best q of a grid, on the paper's synthetic pair?"

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from studies import readings as study
-from studies.optimal_q import Config as Simulation
 from studies.optimal_q import simulate
 from studies.sweep import Store
 from tests.oracles import unrolled_gradient
@@ -58,10 +57,9 @@ def test_first_passages_are_those_of_simulated_runs():
     grid = study._grid(row, 5)
     steps = study._decaying(pair, grid, 0.02)
     for i, rule in enumerate(study.DECAYING):
-        config = Simulation((0.03,), 0.02, seeds=1, chains=20_000)
         exact = steps[(steps.rule == rule) & (steps.part == "exact")].steps.to_numpy()
         length = int(1.3 * exact[-1])
-        found, _ = simulate(pair, grid[-1:], config, length, i, study.step_size(rule, pair, 0.02))
+        found, _ = simulate(pair, grid[-1:], 0.02, length, range(i, i + 1), 20_000, study.step_size(rule, pair, 0.02))
         assert found[0, 0] == pytest.approx(exact[-1], rel=0.1)
 
 
