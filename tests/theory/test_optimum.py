@@ -14,7 +14,7 @@ from scipy.optimize import minimize_scalar
 
 from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, Verdict, exponent, optimal_q
 
-DRAWS = int(os.environ.get("UFOM_DRAWS", "1000"))
+DRAWS = int(os.environ.get("UFOM_DRAWS", "400"))
 
 
 def reference(d2: float, v2: float, cost: CostModel, m: float) -> mpmath.mpf:
