@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from ufom_runtime.algorithms import sweep_gradients
 from ufom_runtime.derivatives import count_calls, count_rows
 from ufom_runtime.memory import budget, peak_bytes
-from ufom_runtime.problem import BilevelProblem, Task, check, count, cpu_generator, parts, repeat, take
+from ufom_runtime.problem import BilevelProblem, Task, all_finite, check, count, cpu_generator, parts, repeat, take
 from ufom_theory import Sweep, Truncated, UfomError
 from ufom_theory.quantities import integer
 
@@ -151,13 +151,13 @@ def hypergradient(
         if per_task:
             result[index.to(theta.device)] = estimate
         else:
-            result += estimate.sum(0) / n
+            result.add_(estimate.sum(0), alpha=1 / n)
     return refuse_divergence(result)
 
 
 def refuse_divergence(gradient: Tensor) -> Tensor:
     """The gradient itself, if finite; else a `UfomError`."""
-    if not torch.isfinite(gradient).all():
+    if not all_finite(gradient):
         raise UfomError("the hypergradient is not finite: the inner loop diverged; take smaller step_sizes or fewer")
     return gradient
 

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from ufom_runtime.derivatives import count_calls
 from ufom_runtime.estimators import Estimator, draw_coins, hypergradient
-from ufom_runtime.problem import BilevelProblem, Task, finite_theta
+from ufom_runtime.problem import BilevelProblem, Task, all_finite, finite_theta
 from ufom_runtime.resume import Checkpoint, describe, pack, unpack
 from ufom_theory import UfomError
 from ufom_theory.quantities import integer, plain, positive
@@ -176,7 +176,7 @@ def outer_sgd(
                     theta = leaf.detach().clone()
                 else:
                     theta = theta - gamma * gradient
-                if not torch.isfinite(theta).all():
+                if not all_finite(theta):
                     raise UfomError(
                         f"θ is not finite after step {k}: γ_k = {gamma:g} is too large; take smaller outer steps"
                     )

@@ -133,6 +133,11 @@ def single(tasks: Task) -> Task:
     return tasks.squeeze(0) if isinstance(tasks, Tensor) else tuple(t.squeeze(0) for t in tasks)
 
 
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no entry is NaN or ±inf; by its extremes, in one pass, which `isfinite` needs several for."""
+    return all(torch.isfinite(extreme) for extreme in torch.aminmax(tensor))
+
+
 def finite_theta(name: str, theta: Tensor, dimensions: tuple[int, ...]) -> None:
     """Refuse what is not a finite, floating-point, non-empty tensor of one of the given numbers of dimensions."""
     shapes = " or ".join({1: "(s,)", 2: "(k, s)"}[d] for d in dimensions)
@@ -140,7 +145,7 @@ def finite_theta(name: str, theta: Tensor, dimensions: tuple[int, ...]) -> None:
         raise UfomError(f"{name} must be a tensor of floating-point numbers, shape {shapes}")
     if theta.ndim not in dimensions or not theta.numel():
         raise UfomError(f"{name} has shape {tuple(theta.shape)}: give {shapes}, not empty")
-    if not torch.isfinite(theta).all():
+    if not all_finite(theta):
         raise UfomError(f"{name} holds NaN or ±inf: give finite outer parameters")
 
 
