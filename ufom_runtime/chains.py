@@ -174,7 +174,8 @@ def _moments(
     theta0 = torch.from_numpy(np.stack([g.uniform(*start, width) for g in generators]))
     theta = theta0.flatten().to(gammas.device).repeat(len(cells), 1)
     draws = np.empty((len(generators), _HELD, width))
-    sums, kept = [], set(recorded.tolist())
+    found = np.empty((len(recorded), 2, len(cells), len(generators)))
+    i, kept = 0, set(recorded.tolist())
     for begin in range(0, len(gammas), _HELD):
         last, end = begin, min(begin + _HELD, len(gammas))
         for generator, out in zip(generators, draws[:, : end - begin], strict=True):
@@ -186,8 +187,9 @@ def _moments(
                 last = k
             if k in kept:
                 norms = gradient_sq(theta, cells, r).view(len(cells), -1, width)
-                sums.append(torch.stack((norms.sum(2), norms.square().sum(2))))
-    return torch.stack(sums).permute(3, 1, 2, 0).cpu().numpy()
+                found[i] = torch.stack((norms.sum(2), norms.square().sum(2))).cpu()
+                i += 1
+    return found.transpose(3, 1, 2, 0)
 
 
 def _derivatives(u: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:

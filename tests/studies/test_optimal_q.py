@@ -10,9 +10,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from studies import optimal_q as study
 from studies.sweep import Store
+from ufom_runtime import FOM, UFOM, hypergradient
+from ufom_runtime.problem import take
+from ufom_runtime.problems.synthetic import synthetic
 from ufom_theory import UfomError
 
 TINY = study.Config(alphas=(0.02, 0.05), delta=4e-3, seeds=6, chains=100)
@@ -24,23 +28,23 @@ def table(tmp_path_factory):
     return study.measure(TINY, Store(tmp_path_factory.mktemp("cells")), jobs=1)
 
 
-def test_first_passages_and_ends_are_those_of_a_plain_loop():
-    pair, grid, delta, n = study.predict(0.02, 10)[0], np.array([0.0, 0.3, 1.0]), 60.0, 3
-    steps, final = study.simulate(pair, grid, delta, 40, range(5, 7), n)
-    for s, seed in enumerate((5, 6)):
-        rng = np.random.default_rng([seed, 0])
-        start, draws = rng.uniform(*study.RANGE, n), rng.random((64, n))[:40]
-        for i, q in enumerate(grid):
-            theta, norms = start.copy(), []
-            for k, draw in enumerate(draws, 1):
-                task, coin = np.divmod(2 * draw, 1)
-                proxy, exact = (g[task.astype(int), range(n)] for g in pair.gradients(theta))
-                theta -= study.outer_step_size(k) * (proxy + (coin < q) / max(q, 1e-9) * (exact - proxy))
-                norms.append((pair.gradients(theta)[1].mean(0) ** 2).mean())
-            below = np.flatnonzero(np.array(norms) <= delta)
-            np.testing.assert_equal(steps[i, s], 1 + below[0] if len(below) else math.nan)
-            assert final[i, s] == pytest.approx(norms[-1], rel=1e-9)
-    assert 1 < np.nanmin(steps) < np.nanmax(steps)
+def test_simulation_is_outer_sgd_with_the_runtimes_hypergradients():
+    problem, grid = synthetic(alpha=0.02), np.array([0.0, 0.3, 1.0])
+    _, found = study.simulate(problem.pair, grid, 1e-9, length=5, seed=7, seeds=2, chains=3)
+    rng = np.random.default_rng([20260101, 7])
+    start = rng.uniform(*study.RANGE, (2, 3))
+    theta = {q: torch.tensor(start) for q in grid}
+    for k in range(1, 6):
+        task, coin = rng.integers(0, 2, (2, 3)), rng.random((2, 3))
+        for q in grid:
+            for i in np.ndindex(2, 3):
+                one = take(problem.tasks, torch.tensor([task[i]]))
+                estimator, coins = (UFOM(q), torch.tensor([coin[i] < q])) if q else (FOM, None)
+                g = hypergradient(problem, theta[q][i][None], one, estimator, coins=coins)
+                theta[q][i] -= study.outer_step_size(k) * g[0]
+    for row, q in enumerate(grid):
+        mean = problem.pair.gradients(theta[q].numpy())[1].mean(0)
+        np.testing.assert_allclose(found[row], (mean**2).mean(1), rtol=1e-10)
 
 
 def test_same_config_same_table(table, tmp_path):

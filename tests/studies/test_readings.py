@@ -59,7 +59,7 @@ def test_first_passages_are_those_of_simulated_runs():
     for i, rule in enumerate(study.DECAYING):
         exact = steps[(steps.rule == rule) & (steps.part == "exact")].steps.to_numpy()
         length = int(1.3 * exact[-1])
-        found, _ = simulate(pair, grid[-1:], 0.02, length, range(i, i + 1), 20_000, study.step_size(rule, pair, 0.02))
+        found, _ = simulate(pair, grid[-1:], 0.02, length, i, 1, 20_000, study.step_size(rule, pair, 0.02))
         assert found[0, 0] == pytest.approx(exact[-1], rel=0.1)
 
 
