@@ -77,7 +77,7 @@ class Steps:
         return h1, b2 if h2 is None else b2.sub(h2, alpha=self.problem.alphas[j])
 
     def _run(self, step: Callable[..., Found], *state: Tensor) -> Found:
-        arguments = (*self._inputs, *state)
+        arguments = (*self._inputs, *(t.contiguous() for t in state))
         graph = self._graphs.get(step)
         if graph is None:
             key = (step, *((t.shape, t.dtype, t.device) for t in arguments))
@@ -107,16 +107,19 @@ def _compile(problem: BilevelProblem, step: Callable[..., Found], tupled: bool, 
         # clones, since one tensor given twice would become one input of the graph
         traced = make_fx(lambda *a: [t for t in plain(*a) if t is not None])(*(t.clone() for t in arguments))
         on_cuda = arguments[0].device.type == "cuda"
-        compiled = torch.compile(traced, dynamic=False, fullgraph=True, mode="reduce-overhead" if on_cuda else None)
-
-        def graph(*a: Tensor) -> Found:
-            found: list[Tensor | None] = [None] * len(expected)
-            for i, tensor in zip(present, compiled(*a), strict=True):
-                found[i] = tensor.clone() if on_cuda else tensor  # a CUDA graph writes its next result there
-            return tuple(found)
-
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what the compiler says of its own parts
+            if on_cuda:  # small steps are bound by their launches: CUDA graphs
+                compiled = torch.compile(traced, dynamic=False, fullgraph=True, mode="reduce-overhead")
+            else:  # straight to inductor: dynamo's guards, checked at every call, take a tenth of a small step
+                compiled = torch._inductor.compile(traced, list(arguments))
+
+            def graph(*a: Tensor) -> Found:
+                found: list[Tensor | None] = [None] * len(expected)
+                for i, tensor in zip(present, compiled(*a), strict=True):
+                    found[i] = tensor.clone() if on_cuda else tensor  # a CUDA graph writes its next result there
+                return tuple(found)
+
             found = graph(*arguments)
     except torch.OutOfMemoryError:
         raise

@@ -116,7 +116,7 @@ def failing(*_, **__):
 
 def test_without_a_compiler_the_plain_path_is_used_and_said_so(monkeypatch):
     problem, theta, tasks = sines()
-    monkeypatch.setattr(torch, "compile", failing)
+    monkeypatch.setattr(torch._inductor, "compile", failing)
     compiled = replace(problem, compile=True)
     with pytest.warns(UserWarning, match=r"plain path is used, since the \w+_step cannot .*no compiler") as said:
         found = hypergradient(compiled, theta, tasks, EXACT)
@@ -141,7 +141,7 @@ def test_a_branch_on_data_is_not_baked_in():
 
 def test_a_wrong_compiler_is_caught(monkeypatch):
     problem, theta, tasks = sines()
-    monkeypatch.setattr(torch, "compile", lambda graph, **_: lambda *a: [1.01 * t for t in graph(*a)])
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, _: lambda *a: [1.01 * t for t in graph(*a)])
     with pytest.raises(UfomError, match=r"compiled inner_step differs from the plain one by 0.01"):
         hypergradient(replace(problem, compile=True), theta, tasks, EXACT)
 
