@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ufom_runtime.parameters import FlatModule as FlatModule
     from ufom_runtime.problem import BilevelProblem as BilevelProblem
     from ufom_runtime.reptile import REPTILE as REPTILE
+    from ufom_runtime.rivals import METHODS as METHODS
 
 _ROOMS = {
     "adaptive": ["AdaptiveUFOM"],
@@ -46,6 +47,7 @@ _ROOMS = {
     "parameters": ["FlatModule"],
     "problem": ["BilevelProblem"],
     "reptile": ["REPTILE"],
+    "rivals": ["METHODS"],
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 __all__ = sorted(_ROOM_OF)
