@@ -71,17 +71,23 @@ def leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().requires_grad_()
 
 
-def total_loss(name: str, loss: Loss, theta: Tensor, phi: Tensor, tasks: Task) -> Tensor:
-    """Sum of the rows' losses, refused where a loss is no scalar or does not depend on φ."""
+def row_losses(name: str, loss: Loss, theta: Tensor, phi: Tensor, tasks: Task) -> Tensor:
+    """The rows' losses, shape (n,), or () for one row; refused where a loss is no real scalar."""
     losses: Tensor = by_row(name, loss, theta, phi, tasks)
     batched = len(phi) > 1
     if losses.ndim != batched:
         raise UfomError(f"{name} returned shape {tuple(losses.shape[batched:])}: it must return a scalar")
     if not losses.is_floating_point():
         raise UfomError(f"{name} returned {losses.dtype}: it must return a real floating-point number")
+    return losses
+
+
+def total_loss(name: str, loss: Loss, theta: Tensor, phi: Tensor, tasks: Task) -> Tensor:
+    """Sum of the rows' losses, refused where a loss is no scalar or does not depend on φ."""
+    losses = row_losses(name, loss, theta, phi, tasks)
     if not losses.requires_grad:
         raise UfomError(IGNORES_PHI.format(name))
-    return losses.sum() if batched else losses
+    return losses.sum() if len(phi) > 1 else losses
 
 
 def derivative(name: str, of: Tensor, inputs: tuple[Tensor, ...], **options: Any) -> tuple[Tensor | None, ...]:

@@ -10,8 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from ufom_runtime.adaptive import AdaptiveUFOM
 from ufom_runtime.estimators import EXACT, FOM, RECOMPUTED, UFOM, Estimator
 from ufom_runtime.outer_loop import Rule
+from ufom_runtime.reptile import REPTILE
+from ufom_runtime.rivals.evolution import ES as ES
+from ufom_runtime.rivals.evolution import GuidedES as GuidedES
 from ufom_runtime.rivals.forward import Forward as Forward
 from ufom_runtime.rivals.implicit import Implicit as Implicit
 from ufom_runtime.rivals.implicit import proximal as proximal
@@ -19,6 +23,9 @@ from ufom_runtime.rivals.method import Method as Method
 from ufom_runtime.rivals.reused import Checkpointing as Checkpointing
 from ufom_runtime.rivals.reused import RootCheckpointing as RootCheckpointing
 from ufom_runtime.rivals.reused import TruncatedBackprop as TruncatedBackprop
+from ufom_runtime.rivals.reversible import Reversible as Reversible
+from ufom_runtime.rivals.telescoping import Telescoping as Telescoping
+from ufom_runtime.rivals.telescoping import powers_of_two
 from ufom_theory import Sweep, Truncated
 
 Kind = Literal["exact", "biased", "unbiased", "other objective", "no gradient"]
@@ -59,5 +66,16 @@ METHODS: dict[str, Entry] = {
     "implicit-neumann": Entry(
         lambda r: Implicit("neumann"), "biased", "φ_r near a stationary point, θ in the inner loss, 0 < η(H + λI) < 2"
     ),
+    "reversible": Entry(
+        lambda r: Reversible(), "other objective", "momentum gradient descent; an inner gradient that is deterministic"
+    ),
+    "roulette": Entry(lambda r: Telescoping(powers_of_two(r)), "unbiased", "horizons that end at r; up to r states"),
+    "single-sample": Entry(
+        lambda r: Telescoping(powers_of_two(r), kind="single"), "unbiased", "horizons that end at r; up to r states"
+    ),
+    "es": Entry(lambda r: ES(), "other objective", "everywhere; the smoothed objective's gradient, O(σ²) from ∇M"),
+    "guided-es": Entry(lambda r: GuidedES(), "biased", "where FOM is not zero; biased even as σ → 0"),
+    "adaptive-ufom": Entry(lambda r: AdaptiveUFOM(), "unbiased", "a run of outer_sgd, which keeps its state"),
+    "reptile": Entry(lambda r: REPTILE, "no gradient", "V(θ, T) = θ: compare training only"),
 }
 """Every method by name. A method of your own joins by METHODS["its-name"] = Entry(...)."""

@@ -31,8 +31,8 @@ class Reversible(Method):
         v_j = γ·v_{j−1} − (1 − γ)·∂L_in/∂φ(φ_{j−1}),  φ_j = φ_{j−1} + α_j·v_j,
 
     with φ and v rounded to `bits` binary places. It is no estimate of ∇M^(r), which is of plain gradient descent. For
-    each task `bits_stored` reports the bits of all words kept, v's and the lost bits', and `bits_naive` those of r stored
-    states in θ's dtype.
+    each task `bits_stored` reports the bits of all words kept, v's and the lost bits', and `bits_naive` those of r
+    stored states in φ's dtype.
 
     Attributes:
         momentum: γ, a fraction n/d in (0, 1) with d ≤ 2^16, or its text; the lost bits are log₂(d/n) a step and number.
@@ -50,7 +50,9 @@ class Reversible(Method):
         try:
             gamma = Fraction(self.momentum)
         except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
-            raise UfomError(f"momentum = {self.momentum!r} is no fraction: give one, Fraction(9, 10) or '9/10'") from error
+            raise UfomError(
+                f"momentum = {self.momentum!r} is no fraction: give one, Fraction(9, 10) or '9/10'"
+            ) from error
         if not 0 < gamma < 1 or gamma.denominator > 2**16:
             raise UfomError(f"momentum = {gamma} must be a fraction n/d in (0, 1) with d ≤ 2^16, as '9/10'")
         object.__setattr__(self, "momentum", gamma)

@@ -1,13 +1,14 @@
 """Unbiased stochastic truncation (Beatson & Adams 2019): the inner loop is cut at random, and the cut weighted away.
 
-With horizons h_1 < … < h_m = r, G_i the gradient of the outer loss after h_i steps and Δ_i = G_i − G_{i−1}, G_0 = 0, the
-exact gradient is the sum of the Δ_i. Russian roulette draws N and returns Σ_{i≤N} Δ_i/P(N ≥ i), the single sample
-Δ_N/P(N = N).
+With horizons h_1 < … < h_m = r, G_i the gradient of the outer loss after h_i steps and Δ_i = G_i − G_{i−1}, G_0 = 0,
+the exact gradient is the sum of the Δ_i. With N drawn, Russian roulette returns Σ_{i≤N} Δ_i/P(N ≥ i), and the single
+sample Δ_N/p_N, p_i = P(N = i).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -78,11 +79,10 @@ class Telescoping(Method):
         horizons: tuple[int, ...] | None = None,
         chunk: int | None = None,
     ) -> Telescoping:
-        """The probabilities that minimise E‖G‖²·E[calls], Beatson & Adams's criterion, from measured differences.
+        """The probabilities that minimise E‖G‖²·E[h_N], Beatson & Adams's criterion, from measured differences.
 
-        Single sample: P(N = i) ∝ √(E‖Δ_i‖²/C_i), C_i the calls of Δ_i. Roulette: E‖G‖² = Σ_i a_i/P(N ≥ i) with
-        a_i = E‖G_r − G_{i−1}‖² − E‖G_r − G_i‖², so P(N ≥ i) ∝ √(a_i/c_i), c_i the calls that Δ_i adds; where that would
-        increase, neighbours share one value.
+        Single sample: p_i ∝ √(E‖Δ_i‖²/h_i). Roulette: E‖G‖² = Σ_i a_i/P(N ≥ i) with a_i = E‖G_r − G_{i−1}‖² −
+        E‖G_r − G_i‖², so P(N ≥ i) ∝ √(a_i/(h_i − h_{i−1})); where that would increase, neighbours share one value.
 
         Args:
             problem: the problem.
@@ -99,16 +99,16 @@ class Telescoping(Method):
         equal = cls(h, kind=kind)
         equal._refuse(problem.r)
         g = [
-            hypergradient(replace(problem, step_sizes=problem.alphas[:steps]), theta, tasks, EXACT, per_task=True, chunk=chunk)
+            hypergradient(
+                replace(problem, step_sizes=problem.alphas[:steps]), theta, tasks, EXACT, per_task=True, chunk=chunk
+            )
             for steps in h
         ]
-        costs = [equal._cost(i) for i in range(len(h))]
         if kind == "single":
-            ratios = [_square(x - y) / c for x, y, c in zip(g, [torch.zeros_like(g[0]), *g], costs, strict=False)]
+            ratios = [_square(x - y) / steps for x, y, steps in zip(g, [torch.zeros_like(g[0]), *g], h, strict=False)]
         else:
             left = [_square(g[-1]), *(_square(g[-1] - x) for x in g)]
-            added = [c - before for c, before in zip(costs, [0.0, *costs], strict=False)]
-            ratios = _decreasing([x - y for x, y in zip(left, left[1:], strict=False)], added)
+            ratios = _decreasing([x - y for x, y in pairwise(left)], [y - x for x, y in pairwise((0, *h))])
         if min(ratios) <= 0:
             raise UfomError(f"between two of the horizons {h} no gradient changes: leave one of them out")
         weights = [ratio**0.5 for ratio in ratios]
@@ -159,9 +159,11 @@ class Telescoping(Method):
         cpu_generator(generator)
         reached = torch.tensor(self.probabilities, dtype=torch.float64).cumsum(0)
         reached[-1] = 1.0
-        drawn = torch.searchsorted(reached, torch.rand(len(theta), generator=generator, dtype=torch.float64), right=True)
+        drawn = torch.searchsorted(
+            reached, torch.rand(len(theta), generator=generator, dtype=torch.float64), right=True
+        )
         found = torch.zeros_like(theta)
-        for i in drawn.unique().tolist():
+        for i in sorted(set(drawn.tolist())):
             index = torch.nonzero(drawn == i)[:, 0]
             found[index.to(theta.device)] = self.at(problem, theta[: len(index)], take(tasks, index), i)
         return found, {"horizon": torch.tensor(self.horizons, device=theta.device)[drawn.to(theta.device)]}
@@ -170,16 +172,13 @@ class Telescoping(Method):
         if self.horizons[-1] != r:
             raise UfomError(f"horizons = {self.horizons} must end at r = {r}, or the sum is another gradient")
 
-    def _cost(self, drawn: int) -> float:
-        return 2.0 * self.horizons[drawn] + (drawn + 1 if self.kind == "roulette" else min(drawn + 1, 2))
-
 
 def _square(x: Tensor) -> float:
     return float(x.double().square().sum(1).mean())
 
 
-def _decreasing(gains: list[float], costs: list[float]) -> list[float]:
-    """gain/cost, neighbours pooled until it decreases: the optimum of Σ gain/Q·Σ cost·Q over decreasing Q is its root."""
+def _decreasing(gains: list[float], costs: list[int]) -> list[float]:
+    """gain/cost, neighbours pooled until it decreases: Q², where the decreasing Q minimises Σ gain/Q·Σ cost·Q."""
     pools: list[tuple[float, float, int]] = []
     for gain, cost in zip(gains, costs, strict=True):
         pools.append((gain, cost, 1))
