@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +54,9 @@ class Forward(Method):
         inner_gradient = grad(problem.inner_loss, argnums=1)
         pieces: list[Tensor] = []
         b1: Tensor | None = None
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # torch loads its forward-mode rules, once, by a part of its own that it has deprecated
+            warnings.filterwarnings("ignore", "`torch.jit.script", DeprecationWarning)
             for part in torch.split(torch.arange(s, device=theta.device), self.chunk or s):
                 basis = one_hot(part, s).to(theta.dtype)
                 phi, tangents = _push("start", problem.start, basis, theta, tasks)

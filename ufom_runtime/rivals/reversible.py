@@ -61,9 +61,13 @@ class Reversible(Method):
 
     @property
     def steps_a_word(self) -> int:
-        """Steps whose lost bits fit into one word: buffer + 1 grows by d/n at most, and by d once more on the way."""
+        """Steps whose lost bits fit into one word.
+
+        A step takes x, the number in the word plus one, to ⌈x·d/n⌉ at most, and on the way to x·d: from x = 1 it is
+        below (d/n)ᵏ·d/(d − n) after k steps.
+        """
         n, d = self.momentum.as_integer_ratio()
-        return int((_WORD - math.log2(d) - 1e-9) / math.log2(d / n))
+        return 1 + int((_WORD - math.log2(d * d / (d - n)) - 1e-9) / math.log2(d / n))
 
     def words(self, r: int) -> int:
         """64-bit words kept a number of φ: v, and those of the lost bits."""
