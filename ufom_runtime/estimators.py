@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -123,10 +123,11 @@ def gradients(
             yield piece[1], found[0], found[-1] if coin else None
 
 
+@runtime_checkable
 class PerTask(Protocol):
     """What has estimates of its own, one a task: the methods of `ufom_runtime.rivals`."""
 
-    def estimates(
+    def per_task(
         self, problem: BilevelProblem, theta: Tensor, tasks: Task, generator: Generator | None, chunk: int | None
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The estimates, shape (n, s), and columns for a log, each of shape (n,)."""
@@ -163,9 +164,11 @@ def hypergradient(
         UfomError: wrong shapes or devices, NaN, a loss that ignores φ, missing coins, or an inner loop that diverged.
     """
     if not isinstance(estimator, Estimator):
+        if not isinstance(estimator, PerTask):
+            raise UfomError(f"{estimator!r} keeps a state, or is no estimate of ∇M: it is for outer_sgd")
         if coins is not None:
             raise UfomError(f"{estimator!r} tosses no coins: give a generator, if it draws at all")
-        found, _ = estimator.estimates(problem, theta, tasks, generator, chunk)
+        found, _ = estimator.per_task(problem, theta, tasks, generator, chunk)
         return found if per_task else found.mean(0)
     check(problem, theta, tasks)
     n = count(tasks)

@@ -39,7 +39,7 @@ def hyper(r, alpha=0.3, hessian=H):
 def quietly(problem, method, theta=THETA, tasks=TASKS):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        return method.estimates(problem, theta, tasks)
+        return method.per_task(problem, theta, tasks)
 
 
 def test_approaches_the_exact_gradient_at_the_predicted_rate():

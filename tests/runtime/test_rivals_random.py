@@ -58,7 +58,9 @@ def test_a_telescope_is_the_sum_of_weighted_differences(kind):
     tasks = problem.sample(2, torch.Generator().manual_seed(0))
     method = Telescoping((1, 2, 4, 6), (0.4, 0.3, 0.1, 0.2), kind)
     g = [torch.zeros(2, 3, dtype=F64)]
-    g += [unrolled_gradient(replace(problem, step_sizes=problem.alphas[:h]), problem.initial, tasks) for h in (1, 2, 4, 6)]
+    g += [
+        unrolled_gradient(replace(problem, step_sizes=problem.alphas[:h]), problem.initial, tasks) for h in (1, 2, 4, 6)
+    ]
     for drawn in range(4):
         found = method.at(problem, problem.initial.expand(2, -1), tasks, drawn)
         if kind == "single":
@@ -79,7 +81,9 @@ def product(method, problem, theta, tasks):
 
 
 @pytest.mark.parametrize("kind", ["roulette", "single"])
-@pytest.mark.parametrize("make", [lambda: coupled(r=9), lambda: quadratic(dim=3, r=16, alpha=0.4)], ids=["coupled", "quadratic"])
+@pytest.mark.parametrize(
+    "make", [lambda: coupled(r=9), lambda: quadratic(dim=3, r=16, alpha=0.4)], ids=["coupled", "quadratic"]
+)
 def test_the_measured_weights_are_the_best(make, kind):
     """Against a numerical minimiser of E‖G‖²·E[h_N] over all probabilities, and against random ones."""
     problem = make()
@@ -100,7 +104,9 @@ def test_the_measured_weights_are_the_best(make, kind):
 
     assert found == pytest.approx(objective(np.log(np.maximum(tuned.probabilities, 1e-12))), rel=1e-6)
     rng = np.random.default_rng(0)
-    best = min(minimize(objective, rng.normal(size=m), method="Nelder-Mead", options={"maxiter": 4000}).fun for _ in range(3))
+    best = min(
+        minimize(objective, rng.normal(size=m), method="Nelder-Mead", options={"maxiter": 4000}).fun for _ in range(3)
+    )
     assert found <= best * (1 + 1e-6)
     assert found < 0.999 * min(objective(rng.normal(size=m)) for _ in range(20))
 

@@ -44,7 +44,7 @@ class Method(ABC):
     def states(self, r: int, s: int = 1) -> int:
         """The most vectors of length p held for one task, besides those that a single step works with."""
 
-    def estimates(
+    def per_task(
         self,
         problem: BilevelProblem,
         theta: Tensor,
@@ -91,5 +91,5 @@ class Method(ABC):
         chunk: int | None = None,
     ) -> tuple[Tensor, int, tuple[float, ...], dict[str, float]]:
         """For `outer_sgd`: the mean estimate, shape (s,); no coins; the empty state; the columns' means."""
-        gradients, columns = self.estimates(problem, theta, tasks, generator, chunk)
+        gradients, columns = self.per_task(problem, theta, tasks, generator, chunk)
         return gradients.mean(0), 0, (), {name: float(column.double().mean()) for name, column in columns.items()}
