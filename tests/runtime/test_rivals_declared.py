@@ -93,25 +93,25 @@ def peak(method, r):
 
 @pytest.mark.parametrize("name", CALLED)
 def test_states_grow_as_declared(name):
-    """In live bytes, between 8 and 60 inner steps: with φ of 5000 numbers, all else is small."""
-    few, many = (quiet(METHODS[name].make(r)) for r in (8, 60))
+    """In live bytes, between 8 and 41 inner steps: with φ of 5000 numbers, all else is small."""
+    few, many = (quiet(METHODS[name].make(r)) for r in (8, 41))
     if name == "reversible":
-        few = many = Reversible("1/4")  # 32 steps fill a word
-    declared = many.states(60, 3) - few.states(8, 3)
-    grown = peak(many, 60) - peak(few, 8)
+        few = many = Reversible("1/4")  # 31 steps fill a word
+    declared = many.states(41, 3) - few.states(8, 3)
+    grown = peak(many, 41) - peak(few, 8)
     if name == "unrolled":  # and the graph
         assert grown > declared
     elif (
         name == "ufom-truncated-checkpointed"
     ):  # the ring is given back before the sweep: the larger of the two is held
-        assert grown == pytest.approx(max(6, 4) - max(1, 4), abs=0.05)
-        assert many.states(60) == 6 + 4
+        assert grown == pytest.approx(max(5, 4) - max(1, 4), abs=0.05)
+        assert many.states(41) == 5 + 4
     else:
         assert grown == pytest.approx(declared, abs=0.05)
 
 
 def test_forward_holds_its_tangents_and_nothing_that_grows_with_r():
-    assert peak(Forward(3), 60) == pytest.approx(peak(Forward(3), 8), abs=0.05)
+    assert peak(Forward(3), 30) == pytest.approx(peak(Forward(3), 8), abs=0.05)
     one, two, three = (peak(Forward(c), 8) for c in (1, 2, 3))
     assert min(three - two, two - one) > 1  # a tangent, and what a step works with for it
 
@@ -141,15 +141,19 @@ def test_every_method_trains(name):
     assert run.log.gradients.gt(0).all()
 
 
-@pytest.mark.parametrize("kept", [1, 2])
-def test_a_run_that_was_stopped_goes_on(tmp_path, kept):
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path):
     problem = quadratic(dim=3, r=4)
 
-    def run(steps, **options):
-        return outer_sgd(problem, problem.initial, Telescoping((1, 4)), lambda k: 0.1, steps, **options)
+    def run(**options):
+        return outer_sgd(problem, problem.initial, Telescoping((1, 4)), [0.1] * 4, 4, **options).theta
 
-    run(kept, checkpoint=tmp_path / "a")
-    assert run(3).theta.isfinite().all()
+    def stop(share):
+        if share >= 0.5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint=tmp_path / "run", progress=stop)
+    assert torch.equal(run(checkpoint=tmp_path / "run"), run())
 
 
 def test_the_mean_is_the_mean_of_the_tasks_estimates():

@@ -122,7 +122,7 @@ def unbiased_cases():
     for name, problem, theta in (("quadratic", four, four.initial), ("toy", toy, at)):
         yield f"roulette-{name}", problem, theta, Telescoping(powers_of_two(problem.r), None, "roulette")
         yield f"single-{name}", problem, theta, Telescoping(powers_of_two(problem.r), None, "single")
-        yield f"ufom-{name}", problem, theta, UFOM(0.3, Sweep.stored())
+    yield "ufom-quadratic", four, four.initial, UFOM(0.3, Sweep.stored())
     yield "es-quadratic", four, four.initial, ES(0.5)  # M is quadratic: smoothing adds a constant
     yield "es-pairs-quadratic", four, four.initial, ES(0.5, pairs=2)
     yield "guided-quadratic", four, four.initial, GuidedES(0.5)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -170,7 +170,8 @@ def proximal(problem: BilevelProblem, strength: float) -> BilevelProblem:
         value: Tensor = inner(theta, phi, task) + half * (phi - theta).square().sum()
         return value
 
-    return replace(problem, inner_loss=inner_loss)
+    kept = {field.name: getattr(problem, field.name) for field in fields(BilevelProblem)}
+    return BilevelProblem(**{**kept, "inner_loss": inner_loss})  # bare: what a subclass knows is of the other problem
 
 
 def _ratio(part: Tensor, whole: Tensor) -> Tensor:
