@@ -191,6 +191,14 @@ def noisy():
     )
 
 
+def drifting():
+    """φ passes 2^22 in steps that are small themselves."""
+    return BilevelProblem(
+        lambda t, p, x: -1e5 * p.sum(), lambda t, p, x: p.sum(), lambda t, x: t, [1.0] * 5,
+        tasks=torch.ones(1, 2, dtype=F64),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -207,6 +215,10 @@ def noisy():
         (lambda: hypergradient(noisy(), torch.ones(2, dtype=F64), noisy().tasks, Reversible()), "φ_0 was not met"),
         (
             lambda: hypergradient(quadratic(), 1e7 * quadratic().initial, torch.zeros(1, 5, dtype=F64), Reversible()),
+            r"beyond 2\^22",
+        ),
+        (
+            lambda: hypergradient(drifting(), 4.1e6 * torch.ones(2, dtype=F64), drifting().tasks, Reversible()),
             r"beyond 2\^22",
         ),
         (lambda: hypergradient(*drawn("coupled"), Forward(), coins=torch.ones(3).bool()), "tosses no coins"),

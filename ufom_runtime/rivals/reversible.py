@@ -135,6 +135,8 @@ class Loop:
             self.lost.append(torch.zeros_like(self.v))
         self.v = self._times(n, d) - self._push()
         self.phi = self.phi + self._move(j)
+        for x in (self.v, self.phi):
+            self._refuse_beyond(x)
 
     def backwards(self, j: int) -> None:
         """From the next ones back to (φ_j, v_j)."""
@@ -162,12 +164,17 @@ class Loop:
 
     def _fixed(self, x: Tensor) -> Tensor:
         scaled = (x.double() * 2.0**self.method.bits).round()
-        if not (scaled.abs() < 2.0**62).all():
-            raise UfomError(
-                f"the momentum loop has a number of size {x.abs().max().item():.3g}, beyond 2^{62 - self.method.bits}: "
-                "it diverged, or takes fewer bits"
-            )
+        self._refuse_beyond(scaled)
         return scaled.long()
+
+    def _refuse_beyond(self, scaled: Tensor) -> None:
+        """Numbers so large that the sum of two of them might not fit, and NaN."""
+        if not (scaled.abs() < 2**62).all():
+            size = self._real(scaled).abs().max().item()
+            raise UfomError(
+                f"the momentum loop has a number of size {size:.3g}, beyond 2^{62 - self.method.bits}: it diverged, or "
+                "needs fewer bits"
+            )
 
     def _real(self, x: Tensor) -> Tensor:
         return x.double() * 2.0**-self.method.bits
