@@ -31,6 +31,13 @@ if TYPE_CHECKING:
     from ufom_runtime.parameters import FlatModule as FlatModule
     from ufom_runtime.problem import BilevelProblem as BilevelProblem
     from ufom_runtime.reptile import REPTILE as REPTILE
+    from ufom_runtime.rivals import ES as ES
+    from ufom_runtime.rivals import METHODS as METHODS
+    from ufom_runtime.rivals import Forward as Forward
+    from ufom_runtime.rivals import GuidedES as GuidedES
+    from ufom_runtime.rivals import Implicit as Implicit
+    from ufom_runtime.rivals import Reversible as Reversible
+    from ufom_runtime.rivals import Telescoping as Telescoping
 
 _ROOMS = {
     "adaptive": ["AdaptiveUFOM"],
@@ -46,6 +53,7 @@ _ROOMS = {
     "parameters": ["FlatModule"],
     "problem": ["BilevelProblem"],
     "reptile": ["REPTILE"],
+    "rivals": ["ES", "METHODS", "Forward", "GuidedES", "Implicit", "Reversible", "Telescoping"],
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 __all__ = sorted(_ROOM_OF)

@@ -86,11 +86,12 @@ def sweep_gradients(
         if k < last:
             j = problem.r - 1 - k
             h1, b2 = steps.back(next(states), j, b2)
-            b1 = _minus(b1, problem.alphas[j], h1)
+            b1 = minus(b1, problem.alphas[j], h1)
     return gradients
 
 
-def _minus(b1: Tensor | None, alpha: float, h1: Tensor | None) -> Tensor | None:
+def minus(b1: Tensor | None, alpha: float, h1: Tensor | None) -> Tensor | None:
+    """b1 − α·h1, where None stands for an identical zero."""
     if h1 is None:
         return b1
     return -alpha * h1 if b1 is None else b1.sub(h1, alpha=alpha)

@@ -22,10 +22,13 @@ from ufom_theory import UfomError
 
 @dataclass
 class Calls:
-    """Calls counted the paper's way: gradients (inner and outer) and Hessian-vector products (both blocks at once)."""
+    """Calls counted the paper's way: gradients (inner and outer) and Hessian-vector products (both blocks at once).
 
-    gradients: int = 0
-    hessian_vector_products: int = 0
+    What is counted is an integer; what is expected need not be.
+    """
+
+    gradients: float = 0
+    hessian_vector_products: float = 0
 
 
 _tally: ContextVar[Calls | None] = ContextVar("tally", default=None)
@@ -47,7 +50,7 @@ def count_rows(kind: str, rows: int) -> None:
         setattr(calls, kind, getattr(calls, kind) + rows)
 
 
-def _rows(name: str, function: Callable[..., Tensor], *stacks: Task) -> Tensor:
+def by_row(name: str, function: Callable[..., Any], *stacks: Task) -> Any:
     """`function` of each row; a single row goes without vmap, which is quicker and asks less of the function."""
     n = len(parts(stacks[0])[0])
     try:
@@ -68,17 +71,23 @@ def leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().requires_grad_()
 
 
-def total_loss(name: str, loss: Loss, theta: Tensor, phi: Tensor, tasks: Task) -> Tensor:
-    """Sum of the rows' losses, refused where a loss is no scalar or does not depend on φ."""
-    losses = _rows(name, loss, theta, phi, tasks)
+def row_losses(name: str, loss: Loss, theta: Tensor, phi: Tensor, tasks: Task) -> Tensor:
+    """The rows' losses, shape (n,), or () for one row; refused where a loss is no real scalar."""
+    losses: Tensor = by_row(name, loss, theta, phi, tasks)
     batched = len(phi) > 1
     if losses.ndim != batched:
         raise UfomError(f"{name} returned shape {tuple(losses.shape[batched:])}: it must return a scalar")
     if not losses.is_floating_point():
         raise UfomError(f"{name} returned {losses.dtype}: it must return a real floating-point number")
+    return losses
+
+
+def total_loss(name: str, loss: Loss, theta: Tensor, phi: Tensor, tasks: Task) -> Tensor:
+    """Sum of the rows' losses, refused where a loss is no scalar or does not depend on φ."""
+    losses = row_losses(name, loss, theta, phi, tasks)
     if not losses.requires_grad:
         raise UfomError(IGNORES_PHI.format(name))
-    return losses.sum() if batched else losses
+    return losses.sum() if len(phi) > 1 else losses
 
 
 def derivative(name: str, of: Tensor, inputs: tuple[Tensor, ...], **options: Any) -> tuple[Tensor | None, ...]:
@@ -148,7 +157,7 @@ def _refuse_hidden_curvature(problem: BilevelProblem, theta: Tensor, phi: Tensor
 
 def start(problem: BilevelProblem, theta: Tensor, tasks: Task) -> Tensor:
     """φ_0 = V(θ, T), shape (n, p), with its graph if θ asks for one."""
-    phi = _rows("start", problem.start, theta, tasks)
+    phi: Tensor = by_row("start", problem.start, theta, tasks)
     phi = phi[None] if len(theta) == 1 else phi
     if not phi.is_floating_point():
         raise UfomError(f"start returned {phi.dtype}: φ_0 must be a vector of floating-point numbers")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Generator, Tensor
 
 from ufom_runtime.algorithms import sweep_gradients
-from ufom_runtime.derivatives import count_calls, count_rows
+from ufom_runtime.derivatives import Calls, count_calls, count_rows
 from ufom_runtime.memory import budget, peak_bytes
 from ufom_runtime.problem import BilevelProblem, Task, all_finite, check, count, cpu_generator, parts, repeat, take
-from ufom_theory import Sweep, Truncated, UfomError
+from ufom_theory import CostModel, Sweep, Truncated, UfomError
+from ufom_theory.planner import states_held
 from ufom_theory.quantities import integer
 
 Coin = Literal["task", "batch"]
@@ -47,6 +48,15 @@ class Estimator:
             raise UfomError(f"sweep = {self.sweep!r}, proxy = {self.proxy!r}: give a Sweep and a Truncated")
         if self.coin not in ("task", "batch"):
             raise UfomError(f"coin = {self.coin!r} must be 'task', one a task, or 'batch', one for all of them")
+
+    def calls(self, r: int, s: int = 1) -> Calls:
+        """Expected calls for one task and r inner steps, by Proposition 1; s does not matter."""
+        cost, k = CostModel(r=r, sweep=self.sweep, proxy=self.proxy), self.proxy.steps
+        return Calls(r + 1 + self.q * cost.extra_steps, k + self.q * (r - k))
+
+    def states(self, r: int, s: int = 1) -> int:
+        """The most inner states held for one task; s does not matter."""
+        return states_held(r, self.proxy, self.sweep) if self.q else self.proxy.steps
 
 
 FOM = Estimator(0.0)
@@ -113,11 +123,21 @@ def gradients(
             yield piece[1], found[0], found[-1] if coin else None
 
 
+@runtime_checkable
+class PerTask(Protocol):
+    """What has estimates of its own, one a task: the methods of `ufom_runtime.rivals`."""
+
+    def per_task(
+        self, problem: BilevelProblem, theta: Tensor, tasks: Task, generator: Generator | None, chunk: int | None
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The estimates, shape (n, s), and columns for a log, each of shape (n,)."""
+
+
 def hypergradient(
     problem: BilevelProblem,
     theta: Tensor,
     tasks: Task,
-    estimator: Estimator,
+    estimator: Estimator | PerTask,
     *,
     coins: Tensor | None = None,
     generator: Generator | None = None,
@@ -130,11 +150,12 @@ def hypergradient(
         problem: the problem.
         theta: outer parameters, shape (s,); computed on its device and in its dtype.
         tasks: n tasks, stacked in the leading dimension.
-        estimator: FOM, EXACT, RECOMPUTED or UFOM(q, sweep, proxy).
+        estimator: FOM, EXACT, RECOMPUTED, UFOM(q, sweep, proxy), or a method of `ufom_runtime.rivals`.
         coins: ξ of each task, boolean, shape (n,); for 0 < q < 1 give these or a generator.
-        generator: a CPU generator that draws the coins; not the one that draws the tasks (Theorem 1).
+        generator: a CPU generator that draws the coins, or what else a method draws; not the one that draws the tasks
+            (Theorem 1).
         per_task: return every task's estimate instead of their mean.
-        chunk: tasks run together by vmap; None: as many as the memory budget holds; 1: a plain loop.
+        chunk: tasks run together by vmap; None: as many as the memory budget holds (a rival: all); 1: a plain loop.
 
     Returns:
         The mean over the batch, shape (s,), or with `per_task` shape (n, s).
@@ -142,6 +163,13 @@ def hypergradient(
     Raises:
         UfomError: wrong shapes or devices, NaN, a loss that ignores φ, missing coins, or an inner loop that diverged.
     """
+    if not isinstance(estimator, Estimator):
+        if not isinstance(estimator, PerTask):
+            raise UfomError(f"{estimator!r} keeps a state, or is no estimate of ∇M: it is for outer_sgd")
+        if coins is not None:
+            raise UfomError(f"{estimator!r} tosses no coins: give a generator, if it draws at all")
+        found, _ = estimator.per_task(problem, theta, tasks, generator, chunk)
+        return found if per_task else found.mean(0)
     check(problem, theta, tasks)
     n = count(tasks)
     coins = _coins(n, estimator, coins, generator)

@@ -40,7 +40,7 @@ def generator(seed: int, step: int, stream: str) -> Generator:
 
 
 class Rule(Protocol):
-    """An update direction that is more than one `Estimator`: AdaptiveUFOM, or Reptile."""
+    """An update direction that is no `Estimator`: AdaptiveUFOM, Reptile, and the methods of `ufom_runtime.rivals`."""
 
     def begin(self) -> tuple[float, ...]:
         """The state before the first step: plain numbers, so that a checkpoint can hold them."""
@@ -65,7 +65,8 @@ class Run:
         theta: θ after the last step, shape (s,).
         log: one row a logged step: step, gamma (an optimiser's lr), exact (tasks whose coin was 1), gradients and
             hessian_vector_products (calls so far), seconds (so far), gradient_norm, with AdaptiveUFOM the q of this
-            step and the estimates d2 and v2 it came from, and what `evaluate` returned.
+            step and the estimates d2 and v2 it came from, what a method reports (its mean over the tasks), and what
+            `evaluate` returned.
     """
 
     theta: Tensor
@@ -95,7 +96,8 @@ def outer_sgd(
     Args:
         problem: the problem.
         theta: θ_0, shape (s,).
-        estimator: FOM, EXACT, RECOMPUTED, UFOM(q, ...), AdaptiveUFOM(...), or REPTILE, which is no estimate of ∇M.
+        estimator: FOM, EXACT, RECOMPUTED, UFOM(q, ...), AdaptiveUFOM(...), a method of `ufom_runtime.rivals`, or
+            REPTILE, which is no estimate of ∇M.
         step_sizes: γ_k as a function of k = 1, 2, …, or a sequence of at least `steps` of them.
         steps: outer steps, ≥ 1.
         optimiser: instead of step_sizes: makes a torch optimiser of parameters, `lambda p: torch.optim.Adam(p, 1e-3)`.

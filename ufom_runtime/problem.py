@@ -162,7 +162,7 @@ def check(problem: BilevelProblem, theta: Tensor, tasks: Task, dimensions: tuple
             raise UfomError(f"theta is on {theta.device} but a task on {tensor.device}: move both to one device")
 
 
-def cpu_generator(generator: Generator) -> None:
+def cpu_generator(generator: Generator | None) -> None:
     """Refuse what is not a CPU generator: tasks and coins are drawn there, and moved."""
     if not isinstance(generator, Generator) or generator.device.type != "cpu":
         raise UfomError("the generator must be a CPU one, torch.Generator(): what is drawn is moved to θ's device")

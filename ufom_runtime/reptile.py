@@ -24,9 +24,13 @@ class Reptile:
     sees the outer loss: it is not an estimate of ∇M, biased or not, and its length grows with r and α.
     """
 
-    def calls(self, r: int) -> Calls:
+    def calls(self, r: int, s: int = 1) -> Calls:
         """Calls for one task: r gradients, one fewer than FOM, and no Hessian-vector product."""
         return Calls(gradients=r)
+
+    def states(self, r: int, s: int = 1) -> int:
+        """None is held."""
+        return 0
 
     def begin(self) -> tuple[float, ...]:
         """It remembers nothing."""
