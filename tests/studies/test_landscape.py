@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from studies import landscape as study
+from studies import landscape_cell as cell
 from studies import landscape_problems as problems
 from studies.landscape_problems import PLANNED, Setting
 from studies.sweep import Store
@@ -78,7 +79,7 @@ def test_statistics_of_a_coin_are_those_of_many_tosses():
     problem, theta = MAML.make()
     exact = unrolled_gradient(problem, theta, problem.tasks)
     draws = problems.outcomes(UFOM(0.3), problem, theta)
-    found = study.statistics([(d.probability, d.quick(problem.tasks)) for d in draws], exact, sampled=False)
+    found = cell.statistics([(d.probability, d.quick(problem.tasks)) for d in draws], exact, sampled=False)
     many, n = 20_000, len(exact)
     chosen = torch.arange(n).repeat(many)
     tossed = hypergradient(
@@ -94,7 +95,7 @@ def test_statistics_of_a_coin_are_those_of_many_tosses():
     assert found["variance"] == pytest.approx(float((tossed - exact.mean(0)).square().sum(1).mean() / unit), rel=0.05)
     d2 = (exact - unrolled_gradient(problem, theta, problem.tasks, 0)).square().sum(1).mean()
     assert found["own"] == pytest.approx(float((1 / 0.3 - 1) * d2 / unit))
-    sampled = study.statistics([(1 / many, x) for x in tossed.view(many, n, -1)], exact, sampled=True)
+    sampled = cell.statistics([(1 / many, x) for x in tossed.view(many, n, -1)], exact, sampled=True)
     for name in ("bias_sq", "second", "variance", "own"):
         assert abs(sampled[name] - found[name]) < 4 * sampled[f"{name}_sem"]
         assert 0 < sampled[f"{name}_sem"] < 0.1
@@ -161,7 +162,7 @@ def test_the_exact_law_is_outer_sgd_on_the_quadratic():
     spread = (problem.tasks @ basis).var(0, correction=0).numpy()
     second = ((1 - q) * proxy**2 + q * (proxy + (exact - proxy) / q) ** 2).numpy()
     for gamma in gammas:
-        square = study.moved(square, gamma, exact.numpy(), second, spread)
+        square = cell.moved(square, gamma, exact.numpy(), second, spread)
     assert float(exact.numpy() ** 2 @ square) == pytest.approx(wanted)
 
 
