@@ -76,19 +76,21 @@ SIZES = {
         patience=0.01,
     ),
     "standard": Config(
+        # where the start is θ, α·r is kept: the same flow in finer steps; else the loop goes on to its stationary point
         settings=(
             _SYNTHETIC,
-            replace(_SYNTHETIC, r=100),
-            replace(_SYNTHETIC, r=1000, arguments={"alpha": 0.001}, limit=6000),
+            replace(_SYNTHETIC, r=100, arguments={"alpha": 0.001}),
             _MAML,
-            replace(_MAML, r=100, arguments={"dim": 20, "alpha": 0.01}, law=False),
+            replace(_MAML, r=100, arguments={"dim": 20, "alpha": 0.005}, law=False),
             _TUNED,
             replace(_TUNED, r=100),
-            replace(_TUNED, r=1000, draws=100, limit=6000),
+            replace(_TUNED, r=1000, draws=100, limit=2500),
             _CLEANING,
             replace(_CLEANING, r=100, limit=6000),
             _OMNIGLOT,
-            replace(_OMNIGLOT, r=100, tasks=4, limit=2000),
+            replace(
+                _OMNIGLOT, r=100, arguments={"ways": 5, "filters": 4, "alpha": 0.005}, tasks=4, draws=4, limit=2000
+            ),
         ),
     ),
     "paper": Config(

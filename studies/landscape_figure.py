@@ -25,6 +25,7 @@ NAMES = {PLANNED: "planned UFOM"}
 def draw(table: pd.DataFrame) -> Figure:
     """A panel a problem: the error that equal calls leave, over the calls of one estimate; the area says the memory."""
     from matplotlib.figure import Figure as NewFigure
+    from matplotlib.patheffects import withStroke
 
     panels = list(_panels(table))
     columns = min(3, len(panels) + 1)
@@ -39,12 +40,15 @@ def draw(table: pd.DataFrame) -> Figure:
     _legend(several[len(panels)])
     figure.draw_without_rendering()  # the labels are placed in the final layout
     for axes, (_, _, rows) in zip(several, panels, strict=False):
-        points, texts, colours = [], [], []
+        points, texts, colours, radii = [], [], [], []
         for (calls, error), same in rows.groupby(["at", "error"], sort=True):
             points.append((calls, error))
             texts.append(", ".join(NAMES.get(m, m) for m in same.method))
             colours.append(COLOURS[same.kind.iloc[0]])
-        place_labels(axes, np.array(points), texts, colours)
+            radii.append(_area(same.states.max()) ** 0.5 / 2)
+        place_labels(axes, np.array(points), texts, colours, np.array(radii))
+        for text in axes.texts:
+            text.set_path_effects([withStroke(linewidth=2, foreground="white")])
     return figure
 
 
