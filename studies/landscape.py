@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from studies.landscape_cell import run
+from studies.landscape_cell import SAMPLED, run
 from studies.landscape_figure import answer as answer
 from studies.landscape_figure import caption as caption
 from studies.landscape_figure import draw as draw
@@ -34,7 +34,6 @@ from studies.landscape_figure import page as page
 from studies.landscape_problems import Setting, memory, missing
 from studies.sweep import Store
 from ufom_theory import UfomError, Verdict
-from ufom_theory.quantities import Z95
 
 VERSION = 1  # of the cells
 SAME = 1e-8  # of ‖∇M‖: a gradient that is exact in float64 is nearer than this
@@ -67,11 +66,10 @@ _OMNIGLOT = Setting(
 SIZES = {
     "quick": Config(
         settings=(
-            _SYNTHETIC,
-            replace(_MAML, arguments={"dim": 5}, tasks=16),
-            replace(_TUNED, arguments={"dim": 5}, tasks=16),
-            replace(_TUNED, arguments={"dim": 5}, tasks=16, r=20),
-            replace(_CLEANING, arguments={"n_train": 20, "n_validation": 20, "hidden": 4}, r=6),
+            replace(_SYNTHETIC, r=5),
+            replace(_MAML, r=5, arguments={"dim": 5}, tasks=16),
+            replace(_TUNED, r=5, arguments={"dim": 5}, tasks=16),
+            replace(_CLEANING, r=5, arguments={"n_train": 20, "n_validation": 20, "hidden": 4}),
         ),
         patience=0.01,
     ),
@@ -113,10 +111,11 @@ def measure(
     """One row for each problem, r and method, and for each memory of the debiased family; missing data have one, too.
 
     Columns: part ("method" or "family"), name, r, s, tasks, method, kind; for methods: bias_sq, second, variance, own
-    (relative, see above; *_sem their standard errors), calls, gradients, products (counted), declared (calls), states,
-    bytes (peak), seconds and seconds_sem (one thread), difference (of the method's own sweep from stored states on the
-    first task, relative), time, error, law (measured time); refused, why there are none; note, what it warned of. For
-    the family: memory, proxy, sweep, q, gain_paper and gain_exact; skipped, why a problem was left out.
+    (relative, see above; *_sem their standard errors, over so many draws), calls, gradients, products (counted),
+    declared (calls), states, bytes (peak), seconds and seconds_sem (one thread), difference (of the method's own sweep
+    from stored states on the first task, relative), time, error, law (measured time); refused, why there are none;
+    note, what it warned of. For the family: memory, proxy, sweep, q, gain_paper and gain_exact; skipped, why a problem
+    was left out.
 
     Raises:
         UfomError: a cell failed.
@@ -133,15 +132,18 @@ def measure(
     if outcome.failed:
         cell, error = outcome.failed[0]
         raise UfomError(f"{len(outcome.failed)} cells failed; {cell['setting']['name']}: {error}")
-    rows = [row for cell in cells for row in store.load(cell) or ()]
+    rows = []
+    for cell in cells:
+        for row in store.load(cell) or ():
+            rows.append({**row, "draws": cell["setting"]["draws"] if row.get("method") in SAMPLED else None})
     return pd.DataFrame([*rows, *skipped]).reindex(columns=COLUMNS)
 
 
 COLUMNS = (
-    "part", "name", "r", "s", "tasks", "method", "kind", "bias_sq", "bias_sq_sem", "second", "second_sem", "variance",
-    "variance_sem", "own", "own_sem", "calls", "gradients", "products", "declared", "states", "bytes", "seconds",
-    "seconds_sem", "difference", "time", "time_sem", "error", "law", "refused", "note", "memory", "proxy", "sweep", "q",
-    "gain_paper", "gain_exact", "skipped",
+    "part", "name", "r", "s", "tasks", "method", "kind", "draws", "bias_sq", "bias_sq_sem", "second", "second_sem",
+    "variance", "variance_sem", "own", "own_sem", "calls", "gradients", "products", "declared", "states", "bytes",
+    "seconds", "seconds_sem", "difference", "time", "time_sem", "error", "law", "refused", "note", "memory", "proxy",
+    "sweep", "q", "gain_paper", "gain_exact", "skipped",
 )  # fmt: skip
 
 
@@ -151,6 +153,8 @@ def judge(table: pd.DataFrame) -> list[Verdict]:
     For every problem and r. A gain is one from a factor of 1.1 on. Expectations are exact sums, so nothing but
     evolution strategies has an interval.
     """
+    from scipy.stats import t  # a study's cost, not the import's
+
     methods, verdicts = table[table.part == "method"], []
     for (name, r), rows in methods.groupby(["name", "r"], sort=False):
         where, ran = f"{name}, r = {r}", rows[rows.refused.isna()]
@@ -160,7 +164,7 @@ def judge(table: pd.DataFrame) -> list[Verdict]:
         off = float((ran.calls / ran.declared - 1).abs().max())
         verdicts.append(_exact(f"counted calls of {len(ran)} methods, over the declared, −1, {where}", "<=", 1e-9, off))
         for row in ran[ran.method == "es"].itertuples():
-            half = Z95 * row.bias_sq_sem
+            half = float(t.ppf(0.975, row.draws - 1)) * row.bias_sq_sem
             verdicts.append(_within(f"squared bias of es, {where}", "<=", 0.01, row.bias_sq, half))
         for row in ran[ran.law.notna()].itertuples():
             subject = f"log-time of {row.method} by the exact law, over the theory's, {where}"

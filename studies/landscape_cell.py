@@ -212,7 +212,7 @@ def law(problem: BilevelProblem, method: Any, calls: float, steps: int = 2000) -
         return k, precision
 
     _, delta = path((true, true**2), steps)
-    taken, reached = path(slopes(method), 100 * steps, delta)
+    taken, reached = path(slopes(method), 20 * steps, delta)
     return taken * calls / (steps * (2 * problem.r + 1)) if reached <= delta else float("inf")
 
 

@@ -231,7 +231,7 @@ def test_the_guide_follows_the_table(table):
     assert "checkpointed" not in cells(sooner)[2]  # it holds three states
     assert cells(planted(table, "recomputed", time=0.01))[2] == "recomputed, 0.01×"
     cheap = planted(table, "implicit-neumann", bias_sq=0.0025, calls=2.0)
-    assert cells(cheap)[3] == "implicit-neumann: 2 calls, not 9; bias 5.0%"
+    assert cells(cheap)[3] == "implicit-neumann: 2 calls, not 9; bias 5 %"
     assert study.guide(cheap) in study.page(cheap)
     assert study.guide(cheap) in study.caption(cheap)
 
@@ -249,6 +249,7 @@ def test_figure_caption_and_answer(table, tmp_path):
     assert all(axes.get_xlabel() and axes.get_ylabel() and axes.texts for axes in shown)
     assert f"{TUNED.name}, r = 12, 5 states" in study.caption(read)
     assert "as quick as the paper's UFOM" in study.answer(read)
+    assert "of 5 cases" in study.answer(read)
 
 
 def test_a_failed_cell_is_an_error(tmp_path):
