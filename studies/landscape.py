@@ -93,7 +93,7 @@ SIZES = {
     ),
     "paper": Config(
         settings=tuple(
-            replace(setting, r=r, tasks=4 * setting.tasks, draws=1000, law=setting.law and r == 10)
+            replace(setting, r=r, tasks=4 * setting.tasks, draws=4 * setting.draws, law=setting.law and r == 10)
             for r in (10, 100, 1000)
             for setting in (
                 _SYNTHETIC, _MAML, _TUNED, replace(_CLEANING, arguments={"n_train": 500, "n_validation": 500}),
