@@ -39,6 +39,7 @@ STUDIES = {  # a line for --help, which spares importing them all
     "regret": "What running the predicted q loses on quadratics, hypercleaning and Omniglot.",
     "hypercleaning": "Data hypercleaning (Table 1, Fig. 3).",
     "few_shot": "Few-shot classification (Table 2, Fig. 2).",
+    "landscape": "Bias, variance, time and memory of every method; which one for which problem?",
     "performance": "Time and memory of a hypergradient, ours and other libraries'; standard wants a quiet machine.",
 }
 app = typer.Typer(help="Compare what was predicted with what is measured.", no_args_is_help=True, add_completion=False)
@@ -98,8 +99,15 @@ def draw() -> None:
 
 @app.command("index")
 def index() -> None:
-    """Write README.md here: each study's question, answer, figure, verdicts, size, device, date and command."""
+    """Write README.md here: each study's question, answer, figure, verdicts, size, device, date and command.
+
+    And docs/which-method.md, the landscape's guide.
+    """
     (HERE / "README.md").write_text(_index())
+    for name, path in _stored():
+        if name == "landscape":
+            page = import_module(f"studies.{name}").page(_table(path))
+            (HERE.parent / "docs" / "which-method.md").write_text(page)
 
 
 def _index() -> str:

@@ -75,16 +75,25 @@ def _legend(figure: Figure) -> None:
 
 
 def _labels(axes: Axes, rows: pd.DataFrame) -> None:
-    """Each name beside its point, at the first place that covers no point and no name before it."""
     rows = rows[rows.method != "floor"].sort_values(["ratio", "memory"])
+    texts = [row.method if row.library == "ufom" else f"{row.library}: {row.method}" for row in rows.itertuples()]
+    place_labels(axes, rows[["memory", "ratio"]].to_numpy(), texts, [COLOURS[whose] for whose in rows.whose])
+
+
+def place_labels(axes: Axes, points: Any, texts: list[str], colours: list[str], radii: Any = 3.0) -> None:
+    """Each text beside its point, shape (n, 2), at the first place that covers no point and no text before it.
+
+    Radii of the points in typographic points, one or n of them.
+    """
+    radii = np.broadcast_to(radii, len(texts))
     scale = 72 / axes.figure.dpi
-    centres = axes.transData.transform(rows[["memory", "ratio"]]) * scale
+    centres = axes.transData.transform(points) * scale
     (left, bottom), (right, top) = axes.bbox.get_points() * scale
-    taken = np.hstack([centres - 3, centres + 3])
-    for row, (x, y) in zip(rows.itertuples(), centres, strict=True):
-        text = row.method if row.library == "ufom" else f"{row.library}: {row.method}"
+    taken = np.hstack([centres - radii[:, None], centres + radii[:, None]])
+    for point, text, colour, radius, (x, y) in zip(points, texts, colours, radii, centres, strict=True):
         width, places = PER_CHARACTER * len(text), []
-        for far, side, up in product((6, 14, 24, 40), (1, -1), (0, 1, -1, 2, -2)):
+        for gap, side, up in product((3, 11, 21, 37), (1, -1), (0, 1, -1, 2, -2)):
+            far = gap + radius
             x0 = x + far if side > 0 else x - far - width
             y0 = y + up * far / 1.5 - LINE / 2
             box = np.array([x0, y0, x0 + width, y0 + LINE])
@@ -94,8 +103,8 @@ def _labels(axes: Axes, rows: pd.DataFrame) -> None:
         _, far, side, box = min(places, key=lambda place: place[:2])
         taken = np.vstack([taken, box])
         axes.annotate(
-            text, (row.memory, row.ratio), ((box[0] if side > 0 else box[2]) - x, box[1] + LINE / 2 - y),
-            textcoords="offset points", fontsize=7, color=COLOURS[row.whose], va="center",
+            text, point, ((box[0] if side > 0 else box[2]) - x, box[1] + LINE / 2 - y),
+            textcoords="offset points", fontsize=7, color=colour, va="center",
             ha="left" if side > 0 else "right", arrowprops={"arrowstyle": "-", "lw": 0.4, "color": GREY},
         ).set_in_layout(False)  # fmt: skip
 

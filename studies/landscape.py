@@ -1,0 +1,201 @@
+"""Which way to differentiate through an inner loop is best on which problem: bias, variance, time and memory of each.
+
+Ω is finite in every problem, where need be a few tasks drawn once, so that ∇M and all expectations over tasks are exact
+sums. So are those over a method's own randomness, by enumeration of its coin or of its random horizon; for evolution
+strategies they are over draws, with standard errors. All is measured at one θ, in float64, for a task at a time.
+
+bias ‖E Ĝ − ∇M‖ and variance E‖Ĝ − E Ĝ‖², over tasks and the method's own randomness, are relative to ‖∇M‖ and ‖∇M‖²;
+own is the part of the variance that is the method's, E‖Ĝ − E(Ĝ|T)‖². Calls are counted while the method runs. What a
+method may choose (q, K, slots, the horizons' probabilities) is chosen by measured moments, whose cost is not charged.
+
+The time to a precision is A·calls with the second moment A = E‖Ĝ‖²: (19) with m = 1, over that of the exact gradient
+with stored states. It is a statement about unbiased methods. On one quadratic the same time is computed without the
+theory, from the exact law of E‖∇M(θ_k)‖² under outer SGD, and the two are compared. With equal calls, a biased method
+comes no closer than its bias: `error` is √(bias² + A·calls/budget), the budget such that the exact gradient with stored
+states comes to 0.1.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from studies.landscape_cell import SAMPLED, run
+from studies.landscape_figure import answer as answer
+from studies.landscape_figure import caption as caption
+from studies.landscape_figure import draw as draw
+from studies.landscape_figure import guide as guide
+from studies.landscape_figure import page as page
+from studies.landscape_problems import Setting, memory, missing
+from studies.sweep import Store
+from ufom_theory import UfomError, Verdict
+
+VERSION = 1  # of the cells
+SAME = 1e-8  # of ‖∇M‖: a gradient that is exact in float64 is nearer than this
+WINS = 1.1  # a gain smaller than this factor is none
+question = "Which way to differentiate through the inner loop is best on which problem, and what does it cost?"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of the study.
+
+    Attributes:
+        settings: the problems, each with its r.
+        patience: a method is timed at least twice, and again while so many seconds are not spent.
+    """
+
+    settings: tuple[Setting, ...]
+    patience: float = 0.3
+
+
+_SYNTHETIC = Setting("synthetic pair", "synthetic", 10, {"alpha": 0.01})
+_MAML = Setting("quadratic, MAML", "quadratic", 10, {"dim": 20, "alpha": 0.05}, tasks=64, law=True)
+_TUNED = Setting("quadratic, hyperparameters", "tuned-quadratic", 10, tasks=64)
+_CLEANING = Setting(
+    "hypercleaning, digits", "hypercleaning", 10, {"n_train": 200, "n_validation": 200, "hidden": 16}, draws=100
+)
+_OMNIGLOT = Setting(
+    "few-shot, Omniglot", "omniglot", 10, {"ways": 5, "filters": 4, "alpha": 0.05}, tasks=8, draws=8, sigma=0.01
+)
+SIZES = {
+    "quick": Config(
+        settings=(
+            replace(_SYNTHETIC, r=5),
+            replace(_MAML, r=5, arguments={"dim": 5}, tasks=16),
+            replace(_TUNED, r=5, arguments={"dim": 5}, tasks=16),
+            replace(_CLEANING, r=5, arguments={"n_train": 20, "n_validation": 20, "hidden": 4}),
+        ),
+        patience=0.01,
+    ),
+    "standard": Config(
+        # where the start is θ, α·r is kept: the same flow in finer steps; else the loop goes on to its stationary point
+        settings=(
+            _SYNTHETIC,
+            replace(_SYNTHETIC, r=100, arguments={"alpha": 0.001}),
+            _MAML,
+            replace(_MAML, r=100, arguments={"dim": 20, "alpha": 0.005}, law=False),
+            _TUNED,
+            replace(_TUNED, r=100),
+            replace(_TUNED, r=1000, draws=100, limit=2500),
+            _CLEANING,
+            replace(_CLEANING, r=100, limit=6000),
+            _OMNIGLOT,
+            replace(
+                _OMNIGLOT, r=100, arguments={"ways": 5, "filters": 4, "alpha": 0.005}, tasks=4, draws=4, limit=2000
+            ),
+        ),
+    ),
+    "paper": Config(
+        settings=tuple(
+            replace(setting, r=r, tasks=4 * setting.tasks, draws=4 * setting.draws, law=setting.law and r == 10)
+            for r in (10, 100, 1000)
+            for setting in (
+                _SYNTHETIC, _MAML, _TUNED, replace(_CLEANING, arguments={"n_train": 500, "n_validation": 500}),
+                replace(_OMNIGLOT, arguments={"ways": 20, "filters": 64, "alpha": 0.005}, limit=6000),
+            )
+        ),
+        patience=5.0,
+    ),
+}  # fmt: skip
+
+
+def measure(
+    config: Config, store: Store, progress: Callable[[float], object] = lambda share: None, jobs: int = 1
+) -> pd.DataFrame:
+    """One row for each problem, r and method, and for each memory of the debiased family; missing data have one, too.
+
+    Columns: part ("method" or "family"), name, r, s, tasks, method, kind; for methods: bias_sq, second, variance, own
+    (relative, see above; *_sem their standard errors, over so many draws), calls, gradients, products (counted),
+    declared (calls), states, bytes (peak), seconds and seconds_sem (one thread), difference (of the method's own sweep
+    from stored states on the first task, relative), time, error, law (measured time); refused, why there are none;
+    note, what it warned of. For the family: memory, proxy, sweep, q, gain_paper and gain_exact; skipped, why a problem
+    was left out.
+
+    Raises:
+        UfomError: a cell failed.
+    """
+    cells, skipped = [], []
+    for setting in config.settings:
+        if reason := missing(setting):
+            warnings.warn(f"{setting.name}, r = {setting.r} is left out: {reason}", stacklevel=2)
+            skipped.append({"part": "skipped", "name": setting.name, "r": setting.r, "skipped": reason})
+        else:
+            cell = {"study": "landscape", "version": VERSION, "patience": config.patience}
+            cells.append({**cell, "setting": asdict(setting)})
+    outcome = store.run(cells, run, jobs=jobs, progress=progress)
+    if outcome.failed:
+        cell, error = outcome.failed[0]
+        raise UfomError(f"{len(outcome.failed)} cells failed; {cell['setting']['name']}: {error}")
+    rows = []
+    for cell in cells:
+        for row in store.load(cell) or ():
+            rows.append({**row, "draws": cell["setting"]["draws"] if row.get("method") in SAMPLED else None})
+    return pd.DataFrame([*rows, *skipped]).reindex(columns=COLUMNS)
+
+
+COLUMNS = (
+    "part", "name", "r", "s", "tasks", "method", "kind", "draws", "bias_sq", "bias_sq_sem", "second", "second_sem",
+    "variance", "variance_sem", "own", "own_sem", "calls", "gradients", "products", "declared", "states", "bytes",
+    "seconds", "seconds_sem", "difference", "time", "time_sem", "error", "law", "refused", "note", "memory", "proxy",
+    "sweep", "q", "gain_paper", "gain_exact", "skipped",
+)  # fmt: skip
+
+
+def judge(table: pd.DataFrame) -> list[Verdict]:
+    """Is what is said to be unbiased so; are the calls as declared; does the theory's time hold; does the family win?
+
+    For every problem and r. A gain is one from a factor of 1.1 on. Expectations are exact sums, so nothing but
+    evolution strategies has an interval.
+    """
+    from scipy.stats import t  # a study's cost, not the import's
+
+    methods, verdicts = table[table.part == "method"], []
+    for (name, r), rows in methods.groupby(["name", "r"], sort=False):
+        where, ran = f"{name}, r = {r}", rows[rows.refused.isna()]
+        true = ran[ran.kind.isin(("exact", "unbiased")) & ran.bias_sq.notna()]
+        bias = float(max(np.sqrt(true.bias_sq.clip(lower=0)).max(), true.difference.max()))
+        verdicts.append(_exact(f"largest bias of {len(true)} exact and unbiased methods, {where}", "<=", SAME, bias))
+        off = float((ran.calls / ran.declared - 1).abs().max())
+        verdicts.append(_exact(f"counted calls of {len(ran)} methods, over the declared, −1, {where}", "<=", 1e-9, off))
+        for row in ran[ran.method == "es"].itertuples():
+            half = float(t.ppf(0.975, row.draws - 1)) * row.bias_sq_sem
+            verdicts.append(_within(f"squared bias of es, {where}", "<=", 0.01, row.bias_sq, half))
+        for row in ran[ran.law.notna()].itertuples():
+            subject = f"log-time of {row.method} by the exact law, over the theory's, {where}"
+            verdicts.append(_within(subject, "=", 0.0, float(np.log(row.law / row.time)), 0.0, float(np.log(WINS))))
+    for (name, method), rows in methods[methods.bias_sq.notna() & methods.method.str.startswith("implicit")].groupby(
+        ["name", "method"], sort=False
+    ):
+        ordered = np.sqrt(rows.sort_values("r").bias_sq.to_numpy())
+        if len(ordered) > 1:
+            worst = float((ordered[1:] / ordered[:-1]).max())
+            verdicts.append(_exact(f"bias of {method} over that at the r before, {name}", "<=", 1.0, worst))
+    for row in _planned(table).itertuples():
+        for rival, gain in (("the paper's UFOM", row.gain_paper), ("exact with checkpoints", row.gain_exact)):
+            subject = f"gain of the planned (K, s, q) over {rival}, {row.memory:.0f} states, {row.name}, r = {row.r}"
+            verdicts.append(_exact(subject, ">=", WINS, gain))
+    return verdicts
+
+
+def _planned(table: pd.DataFrame) -> pd.DataFrame:
+    rows = table[table.part == "family"]
+    return rows[[slots == memory(r) for slots, r in zip(rows.memory, rows.r.astype(int), strict=True)]]
+
+
+def _exact(subject: str, relation: Any, predicted: float, measured: float) -> Verdict:
+    return _within(subject, relation, predicted, measured, 0.0)
+
+
+def _within(
+    subject: str, relation: Any, predicted: float, measured: float, half: float, margin: float = 0.0
+) -> Verdict:
+    """A verdict by the 95 % interval measured ± half; "=" holds within the margin."""
+    off = {"<=": measured - predicted, ">=": predicted - measured, "=": abs(measured - predicted) - margin}[relation]
+    agrees: Any = "yes" if off + half <= 0 else "no" if off - half > 0 else "inconclusive"
+    return Verdict(subject, relation, predicted, measured, half, agrees)
