@@ -103,7 +103,9 @@ def join() -> Iterator[Processes]:
         store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
-        raise UfomError(f"the {os.environ['WORLD_SIZE']} processes form no group: {_first_line(error)}") from error
+        raise UfomError(
+            f"the {os.environ['WORLD_SIZE']} processes form no group: {str(error).splitlines()[0]}"
+        ) from error
     yield Processes(rank, size)
     dist.destroy_process_group()  # not after an error: it could wait for a process that is gone
 
@@ -114,10 +116,5 @@ def _all_there() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise UfomError(
-            f"another process died, or was silent for {_PATIENCE} ({_first_line(error)}): run again, with torchrun "
-            "--max-restarts=3 to have it start anew by itself"
+            f"another process died, or was silent for {_PATIENCE}: run again, or torchrun --max-restarts=3"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
