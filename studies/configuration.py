@@ -12,7 +12,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from ufom_theory import UfomError
 
 Config = TypeVar("Config")
-_MOST_BYTES = 2**16  # tomllib takes a second for a megabyte
+_MOST_BYTES, _MOST_DOTS = 2**16, 1000  # tomllib's time and memory grow with the square of a dotted key
 _LARGEST = 10**12
 _CALLED = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
 
@@ -24,15 +24,18 @@ def read_config(path: str | Path, base: Config) -> Config:
     names; in an array each table is a whole one.
 
     Raises:
-        UfomError: a file that is missing, larger than 64 KiB or no TOML; an unknown key; a value that is not of the
-            field's type; an integer that is negative or above 10¹², since all are sizes and counts; a float that is not
-            finite; or what the dataclass itself refuses.
+        UfomError: a file that is missing, larger than 64 KiB, with more than 1000 dots, or no TOML; an unknown key; a
+            value that is not of the field's type; an integer that is negative or above 10¹², since all are sizes and
+            counts; a float that is not finite; or what the dataclass itself refuses.
     """
     path = Path(path)
     try:
         if (size := path.stat().st_size) > _MOST_BYTES:
             raise UfomError(f"it has {size} bytes: a configuration has no more than {_MOST_BYTES}")
-        return replace(base, **_values(type(base), tomllib.loads(path.read_bytes().decode()), "", base))  # type: ignore[type-var]
+        text = path.read_bytes().decode()
+        if (dots := text.count(".")) > _MOST_DOTS:
+            raise UfomError(f"it has {dots} dots, of numbers and keys: give no more than {_MOST_DOTS}")
+        return replace(base, **_values(type(base), tomllib.loads(text), "", base))  # type: ignore[type-var]
     except UfomError as error:
         raise UfomError(f"{path}: {error}") from error
     except (OSError, ValueError, RecursionError) as error:

@@ -29,7 +29,8 @@ from ufom_theory import UfomError
 
 MOST_BYTES = 2**28  # no file read here decodes to more
 _MOST_IDX_BYTES = 2**26  # MNIST's largest has 47 million
-_MOST_ZIP_BYTES = 2**23  # Omniglot's have 1.6 million
+_MOST_ZIP_BYTES = 2**22  # Omniglot's have 3 million
+_MOST_MEMBERS = 100  # CIFAR-100's archive has six
 _MOST_DRAWING_BYTES = 2**16
 _PIECE = 2**20
 OMNIGLOT_CHARACTERS, OMNIGLOT_DRAWERS, OMNIGLOT_TRAIN = 242, 20, 182
@@ -79,8 +80,8 @@ def read_idx(path: Path) -> np.ndarray:
             if len(sizes) < 4 * head[3]:
                 raise UfomError(f"{path} is truncated within its header: fetch it again")
             shape = struct.unpack(f">{head[3]}I", sizes)
-            if prod(shape) > _MOST_IDX_BYTES:
-                raise UfomError(f"{path} claims shape {shape}, more than {_MOST_IDX_BYTES} bytes: it is damaged")
+            if not 0 < prod(shape) <= _MOST_IDX_BYTES:
+                raise UfomError(f"{path} claims shape {shape}, not 1 to {_MOST_IDX_BYTES} bytes: it is damaged")
             body = stream.read(prod(shape) + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UfomError(f"{path} cannot be read: {error}; fetch it again") from error
@@ -209,8 +210,8 @@ def read_cifar100(path: Path) -> list[tuple[np.ndarray, np.ndarray]]:
         with _gunzip(path) as stream:
             bounded: Any = _Bounded(path, stream)
             with tarfile.open(fileobj=bounded, mode="r|", tarinfo=_Plain) as archive:
-                for member in archive:
-                    if not _CIFAR_NAME.fullmatch(member.name):
+                for number, member in enumerate(archive):
+                    if not _CIFAR_NAME.fullmatch(member.name) or number == _MOST_MEMBERS:
                         raise UfomError(f"{path} holds {member.name!r}, which is not of CIFAR-100: fetch it again")
                     name = member.name.rpartition("/")[2]
                     if name in found:

@@ -107,6 +107,7 @@ def test_the_studies_own(tmp_path):
         ("n = ", r"cannot be read as TOML: Invalid value"),
         (b"n = 4 # \xff", r"cannot be read as TOML: .*utf-8"),
         ("n = " + "[" * 20_000, r"cannot be read as TOML: .*recursion"),
+        ("a" + ".a" * 2000 + " = 1", r"it has 2000 dots, of numbers and keys: give no more than 1000"),
         ("#" * 70_000, r"it has 70000 bytes: a configuration has no more than 65536"),
     ],
     ids=lambda text: repr(text)[:24],
