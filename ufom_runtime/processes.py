@@ -104,7 +104,7 @@ def join() -> Iterator[Processes]:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise UfomError(
-            f"the {os.environ['WORLD_SIZE']} processes form no group: {str(error).splitlines()[0]}"
+            f"the {os.environ['WORLD_SIZE']} processes form no group: {str(error).partition(chr(10))[0]}"
         ) from error
     yield Processes(rank, size)
     dist.destroy_process_group()  # not after an error: it could wait for a process that is gone
