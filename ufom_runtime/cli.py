@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -29,6 +30,12 @@ from ufom_theory import (
     smoothness_bound,
 )
 from ufom_theory.quantities import finite
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from ufom_runtime.processes import Processes
 
 app = typer.Typer(
     help="How much second-order work is worth paying for in bilevel optimisation.",
@@ -144,6 +151,7 @@ def _bounds(text: str, alpha: float | None, r: int, proxy: int, theta_in_losses:
 
 @app.command()
 def measure(
+    context: typer.Context,
     problem: Annotated[str, typer.Argument(help="A built-in problem (see below), or module:object of your own.")],
     tasks: Annotated[int, typer.Option(help="Tasks to draw, where the problem has no finite set of them.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of the tasks.")] = 0,
@@ -164,14 +172,20 @@ def measure(
     from ufom_runtime.problems import load_problem
     from ufom_runtime.report import measure as measure_problem
 
-    loaded = load_problem(problem, device)
-    if compiled:
-        loaded = replace(loaded, compile=True)
     columns = (TextColumn("measuring"), BarColumn(), TimeRemainingColumn())
     shown = console(stderr=True)
-    with Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal) as bar:
-        task = bar.add_task("", total=1.0)
-        report = measure_problem(loaded, tasks, seed, m, bounds, chunk, lambda x: bar.update(task, completed=x))
+    with context.obj() if context.obj else nullcontext() as processes:
+        loaded = load_problem(problem, device)
+        if compiled:
+            loaded = replace(loaded, compile=True)
+        hidden = not shown.is_terminal or (processes is not None and processes.rank > 0)
+        with Progress(*columns, console=shown, transient=True, disable=hidden) as bar:
+            task = bar.add_task("", total=1.0)
+            report = measure_problem(
+                loaded, tasks, seed, m, bounds, chunk, lambda x: bar.update(task, completed=x), processes
+            )
+    if not report:  # another process prints it
+        return
     if as_json:
         print(_json({"problem": problem, **report}))
     else:
@@ -266,10 +280,20 @@ def _json(value: Any) -> str:
 _EXTRAS = {"torch": "runtime", "pandas": "runtime", "sklearn": "runtime", "PIL": "runtime", "matplotlib": "studies"}
 
 
-def main() -> None:
-    """Entry point: bad input, or an extra that is not installed, becomes one line on stderr and exit status 2."""
+def main(
+    arguments: list[str] | None = None,
+    join: Callable[[], AbstractContextManager[Processes]] | None = None,
+    prints: bool = True,
+) -> None:
+    """Entry point: bad input, or an extra that is not installed, becomes one line on stderr and exit status 2.
+
+    Args:
+        arguments: those of the command line if not given.
+        join: the processes that share the work of `measure`; this one alone if not given.
+        prints: whether this process prints the line.
+    """
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        sys.exit(app(arguments, standalone_mode=False, obj=join) or 0)
     except UfomError as error:
         message = str(error)
     except typer.Abort:
@@ -284,5 +308,6 @@ def main() -> None:
         ):  # the command line's own errors: an unknown option, a word for a number
             raise
         message = error.format_message()
-    print(f"ufom: {message}", file=sys.stderr)
+    if prints:
+        print(f"ufom: {message}", file=sys.stderr)
     sys.exit(2)

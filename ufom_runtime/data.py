@@ -14,10 +14,12 @@ import struct
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -26,6 +28,11 @@ from torch import Tensor
 from ufom_theory import UfomError
 
 MOST_BYTES = 2**28  # no file read here decodes to more
+_MOST_IDX_BYTES = 2**26  # MNIST's largest has 47 million
+_MOST_ZIP_BYTES = 2**22  # Omniglot's have 3 million
+_MOST_MEMBERS = 100  # CIFAR-100's archive has six
+_MOST_DRAWING_BYTES = 2**16
+_PIECE = 2**20
 OMNIGLOT_CHARACTERS, OMNIGLOT_DRAWERS, OMNIGLOT_TRAIN = 242, 20, 182
 
 
@@ -50,10 +57,22 @@ def _file(*names: str) -> Path:
     return path
 
 
+@contextmanager
+def _gunzip(path: Path) -> Iterator[gzip.GzipFile]:
+    with open(path, "rb") as raw:
+        head = raw.read(2**16)
+        flags = head[3] if len(head) > 3 else 0
+        if flags & 16 or (flags & 8 and b"\0" not in head[10:]):  # the ends of texts, sought byte by byte
+            raise UfomError(f"{path} cannot be read: its header has a comment, or no end; fetch it again")
+        raw.seek(0)
+        with gzip.open(raw, "rb") as stream:
+            yield stream
+
+
 def read_idx(path: Path) -> np.ndarray:
     """A gzipped IDX file of unsigned bytes (LeCun et al.) as an array; its length must be what its header says."""
     try:
-        with gzip.open(path, "rb") as stream:
+        with _gunzip(path) as stream:
             head = stream.read(4)
             if len(head) < 4 or head[:2] != b"\0\0" or head[2] != 8 or not 1 <= head[3] <= 3:
                 raise UfomError(f"{path} is no IDX file of unsigned bytes: its header reads {head.hex() or 'nothing'}")
@@ -61,8 +80,8 @@ def read_idx(path: Path) -> np.ndarray:
             if len(sizes) < 4 * head[3]:
                 raise UfomError(f"{path} is truncated within its header: fetch it again")
             shape = struct.unpack(f">{head[3]}I", sizes)
-            if prod(shape) > MOST_BYTES:
-                raise UfomError(f"{path} claims shape {shape}, more than {MOST_BYTES} bytes: it is damaged")
+            if not 0 < prod(shape) <= _MOST_IDX_BYTES:
+                raise UfomError(f"{path} claims shape {shape}, not 1 to {_MOST_IDX_BYTES} bytes: it is damaged")
             body = stream.read(prod(shape) + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UfomError(f"{path} cannot be read: {error}; fetch it again") from error
@@ -106,14 +125,20 @@ def omniglot() -> Tensor:
     characters: dict[str, dict[int, np.ndarray]] = {}
     for number in (1, 2):
         path = _file("omniglot", f"images_background_small{number}.zip")
+        if path.stat().st_size > _MOST_ZIP_BYTES:  # its directory is read at once
+            raise UfomError(f"{path} has {path.stat().st_size} bytes, more than {_MOST_ZIP_BYTES}: fetch it again")
         try:
             with zipfile.ZipFile(path) as archive:
                 for info in archive.infolist():
                     if match := _OMNIGLOT_NAME.fullmatch(info.filename):
                         drawers = characters.setdefault(match[1], {})
+                        if len(characters) > OMNIGLOT_CHARACTERS or int(match[2]) > OMNIGLOT_DRAWERS:
+                            raise UfomError(f"{path}: {info.filename} is one more than Omniglot has; fetch it again")
                         if int(match[2]) not in drawers:
                             drawers[int(match[2])] = _read_png(path, archive, info)
-        except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError) as error:
+        except UfomError:
+            raise
+        except Exception as error:  # of a damaged archive, zipfile's are of every kind
             raise UfomError(f"{path} cannot be read: {error}; fetch it again") from error
     drawn = {len(drawers) for drawers in characters.values()}
     if len(characters) != OMNIGLOT_CHARACTERS or drawn != {OMNIGLOT_DRAWERS}:
@@ -128,18 +153,21 @@ def omniglot() -> Tensor:
 
 def _read_png(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     """One 105×105 drawing, as 28×28 float32 in [0, 1] with ink = 1."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
-    if info.file_size > 2**16:
-        raise UfomError(f"{path}: {info.filename} claims {info.file_size} bytes, too many for a drawing")
+    if info.file_size > _MOST_DRAWING_BYTES or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise UfomError(
+            f"{path}: {info.filename} claims {info.file_size} bytes, too many for a drawing, or is not zipped"
+        )
+    with archive.open(info) as stream:
+        content = stream.read(_MOST_DRAWING_BYTES + 1)  # read() without a number decodes all, whatever is claimed
+    size = struct.unpack(">II", content[16:24]) if len(content) >= 24 else (0, 0)
+    if content.startswith(b"\x89PNG") and size != (105, 105):
+        raise UfomError(f"{path}: {info.filename} is {size}, not (105, 105)")
     try:
-        with Image.open(io.BytesIO(archive.read(info)), formats=["PNG"]) as image:
-            if image.size != (105, 105):
-                raise UfomError(f"{path}: {info.filename} is {image.size}, not (105, 105)")
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             small = image.convert("L").resize((28, 28), Image.Resampling.BOX)
-    except (UnidentifiedImageError, SyntaxError, ValueError) as error:
-        if isinstance(error, UfomError):
-            raise
+    except Exception as error:  # of a damaged image, Pillow's are of every kind
         raise UfomError(f"{path}: {info.filename} is no readable PNG: {error}") from error
     return 1 - np.asarray(small, dtype=np.float32) / 255
 
@@ -179,16 +207,20 @@ def read_cifar100(path: Path) -> list[tuple[np.ndarray, np.ndarray]]:
     sizes = {"train.bin": CIFAR100_TRAIN, "test.bin": CIFAR100_TEST}
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     try:
-        with gzip.open(path, "rb") as stream:
+        with _gunzip(path) as stream:
             bounded: Any = _Bounded(path, stream)
-            with tarfile.open(fileobj=bounded, mode="r|") as archive:
-                for member in archive:
-                    if not (_CIFAR_NAME.fullmatch(member.name) and (member.isfile() or member.isdir())):
+            with tarfile.open(fileobj=bounded, mode="r|", tarinfo=_Plain) as archive:
+                for number, member in enumerate(archive):
+                    if not _CIFAR_NAME.fullmatch(member.name) or number == _MOST_MEMBERS:
                         raise UfomError(f"{path} holds {member.name!r}, which is not of CIFAR-100: fetch it again")
                     name = member.name.rpartition("/")[2]
+                    if name in found:
+                        raise UfomError(f"{path} holds {name} twice: fetch it again")
                     if name in sizes:
                         found[name] = _read_cifar_part(path, archive, member, CIFAR100_CLASSES * sizes[name])
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+    except UfomError:
+        raise
+    except Exception as error:  # of a damaged archive, tarfile's are of every kind
         raise UfomError(f"{path} cannot be read: {error}; fetch it again") from error
     if missing := sorted(sizes.keys() - found.keys()):
         raise UfomError(f"{path} lacks {missing[0]}: fetch the binary version of CIFAR-100 again")
@@ -200,16 +232,29 @@ def _read_cifar_part(
 ) -> tuple[np.ndarray, np.ndarray]:
     if member.size != n * _CIFAR_RECORD:
         raise UfomError(f"{path}: {member.name} claims {member.size} bytes, not {n} records of {_CIFAR_RECORD}")
-    stream = archive.extractfile(member)
-    assert stream is not None  # it is a file
-    records = np.frombuffer(stream.read(), np.uint8)
-    if len(records) != member.size:
-        raise UfomError(f"{path} is cut short within {member.name}: fetch it again")
-    records = records.reshape(n, _CIFAR_RECORD)
+    stream: Any = archive.extractfile(member)
+    records = np.empty((n, _CIFAR_RECORD), np.uint8)
+    rest = memoryview(records.data).cast("B")
+    while rest:  # in pieces: tarfile holds what it reads at once twice
+        got = stream.readinto(rest[:_PIECE])
+        if not got:
+            raise UfomError(f"{path} is cut short within {member.name}: fetch it again")
+        rest = rest[got:]
     labels = records[:, 1]
     if (np.bincount(labels, minlength=CIFAR100_CLASSES) != n // CIFAR100_CLASSES).any():
         raise UfomError(f"{path}: the labels of {member.name} are not {n // CIFAR100_CLASSES} of each class")
     return records[:, 2:].reshape(n, *_CIFAR_PIXELS), labels
+
+
+class _Plain(tarfile.TarInfo):
+    """A header of a plain file or a folder: of an extended one tarfile would read all at once, whatever it claims."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        found = super().frombuf(buf, encoding, errors)
+        if found.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE):
+            raise ValueError(f"it holds {found.name!r}, which is not of CIFAR-100: no plain file")
+        return found
 
 
 class _Bounded:

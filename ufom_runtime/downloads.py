@@ -96,7 +96,9 @@ def content_digest(path: Path) -> str:
                 for info in sorted((i for i in archive.infolist() if not i.is_dir()), key=lambda i: i.filename):
                     left = _within(path, left - info.file_size)
                     found.update(f"{info.filename}\0{info.file_size}\0".encode())
-                    found.update(archive.read(info))
+                    with archive.open(info) as stream:  # piece by piece: read() decodes all, whatever is claimed
+                        while piece := stream.read(2**20):
+                            found.update(piece)
         else:
             with gzip.open(path, "rb") as stream:
                 while piece := stream.read(2**20):

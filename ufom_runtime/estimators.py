@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
@@ -19,6 +19,8 @@ from ufom_theory.planner import states_held
 from ufom_theory.quantities import integer
 
 Coin = Literal["task", "batch"]
+Each = Callable[[Callable[[Tensor], list[Tensor]], Sequence[Tensor]], Iterable[list[Tensor]]]
+"""Runs a function of every chunk, and gives what comes of it in their order: `map`, or several processes together."""
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,7 @@ def in_chunks(
     sweep: Sweep,
     chunk: int | None = None,
     ring: int = 0,
+    each: Each = map,
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
     """`sweep_gradients` of (θ, task) pairs, in chunks that fit the memory budget.
 
@@ -237,6 +240,7 @@ def in_chunks(
         chunk: rows run together; None: as many as the budget holds, by the measured bytes of one row, or, where the
             problem is compiled, one on the CPU and `tasks` at most elsewhere.
         ring: last states kept from the forward loop, the proxy's length.
+        each: runs the chunks.
 
     Yields:
         (the pairs of this chunk, one tensor (rows, s) a length).
@@ -283,6 +287,7 @@ def in_chunks(
         chunk = max(1, budget(thetas.device) // max(1, known[key]))
         if problem.compile:
             chunk = min(chunk, n)
-    chunk = chunk or 1
-    for piece in torch.split(pairs, chunk, dim=1):
-        yield piece, run_filled(piece, chunk) if problem.compile else run(piece, problem)
+    size = chunk or 1
+    pieces = torch.split(pairs, size, dim=1)
+    found = each(lambda piece: run_filled(piece, size) if problem.compile else run(piece, problem), pieces)
+    yield from zip(pieces, found, strict=True)

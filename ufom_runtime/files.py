@@ -11,6 +11,8 @@ from typing import Any
 
 from ufom_theory import UfomError
 
+_MOST_BYTES, _MOST_VALUES = 2**24, 2**20  # of a sealed file: what it takes in memory is then below 256 MiB
+
 
 def canonical(value: Any, finite: bool = False) -> str:
     """JSON of `value` in the one form that is hashed: sorted keys, no spaces, floats to the last bit.
@@ -50,15 +52,27 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_sealed(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` as JSON, with the digest by which `read_sealed` knows it whole; errors as `canonical`."""
+    """Write `content` as JSON, with the digest by which `read_sealed` knows it whole.
+
+    Raises:
+        UfomError: as `canonical`; or more than `read_sealed` would read.
+    """
     sealed = {"sha256": digest(canonical(content)), **content}
-    write_whole(path, (json.dumps(sealed, ensure_ascii=False, indent=1) + "\n").encode())
+    text = (json.dumps(sealed, ensure_ascii=False, indent=1) + "\n").encode()
+    if excess := _excess(text):
+        raise UfomError(f"{path} would hold {excess}: keep fewer rows in it")
+    write_whole(path, text)
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
     """What `write_sealed` wrote; a file that is cut short or altered is a `UfomError` that names it."""
     try:
-        content = json.loads(path.read_bytes())
+        if (size := path.stat().st_size) > _MOST_BYTES:
+            raise ValueError(f"{size} bytes, more than {_MOST_BYTES}")
+        text = path.read_bytes()
+        if excess := _excess(text):
+            raise ValueError(excess)
+        content = json.loads(text)
         seal = content.pop("sha256")
         whole = isinstance(content, dict) and digest(canonical(content)) == seal
     except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
@@ -66,3 +80,11 @@ def read_sealed(path: Path) -> dict[str, Any]:
     if not whole:
         raise UfomError(f"{path} is damaged: its content is not what its digest says; remove it")
     return content  # type: ignore[no-any-return]
+
+
+def _excess(text: bytes) -> str:
+    """What there is too much of in a JSON text; nothing if all is well."""
+    if len(text) > _MOST_BYTES:
+        return f"{len(text)} bytes, more than {_MOST_BYTES}"
+    values = text.count(b",") + text.count(b"[") + text.count(b"{")
+    return f"about {values} values, more than {_MOST_VALUES}" if values > _MOST_VALUES else ""

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ufom_runtime.algorithms import first_order_vanishes
-from ufom_runtime.estimators import EXACT, in_chunks, refuse_divergence
-from ufom_runtime.memory import budget
+from ufom_runtime.estimators import EXACT, Each, in_chunks, refuse_divergence
 from ufom_runtime.problem import BilevelProblem, Task, check, count, take
 from ufom_theory import Moments, Truncated, UfomError
 
 Array = NDArray[np.float64]
+_HELD = 512 * 2**20  # bytes of gradients at several θ; not by the memory that is free, which must not decide the chunks
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -85,10 +85,12 @@ def moments_by_proxy(
     *,
     chunk: int | None = None,
     progress: Callable[[float], object] | None = None,
+    each: Each = map,
 ) -> dict[Truncated, MeasuredMoments]:
     """`measure_moments` for several truncation lengths at the price of one: every proxy falls out of one sweep.
 
-    Args, errors: as `measure_moments`; `proxies` must not be empty.
+    Args, errors: as `measure_moments`; `proxies` must not be empty. `each` runs the chunks, as `map` does: several
+        processes share them by `partial(processes.map, thetas)` and a `chunk`.
 
     Returns:
         The moments of each proxy, all with the same V².
@@ -110,7 +112,7 @@ def moments_by_proxy(
     judged = slice(n // 2 if split else 0, n)
     lengths = sorted({p.steps for p in proxies} | {problem.r})
     rows: dict[Truncated, list[_AtTheta]] = {p: [] for p in proxies}
-    for found in _by_theta(problem, thetas, tasks, tuple(lengths), chunk, progress):
+    for found in _by_theta(problem, thetas, tasks, tuple(lengths), chunk, progress, each):
         exact = refuse_divergence(found[-1])
         for p in proxies:
             rows[p].append(_AtTheta.of(found[lengths.index(p.steps)], exact, judged, exact_sums))
@@ -129,14 +131,15 @@ def _by_theta(
     lengths: tuple[int, ...],
     chunk: int | None,
     progress: Callable[[float], object] | None,
+    each: Each,
 ) -> Iterator[list[Tensor]]:
     """For each θ the gradients of all tasks, one tensor (n, s) a length; many θ run together where they are small."""
     n, (k, s) = count(tasks), thetas.shape
-    together = max(1, budget(thetas.device) // (n * s * thetas.element_size() * len(lengths)))
+    together = max(1, _HELD // (n * s * thetas.element_size() * len(lengths)))
     for group in torch.split(torch.arange(k), together):
         pairs = torch.stack([group.repeat_interleave(n), torch.arange(n).repeat(len(group))])
         pieces = []
-        for _, found in in_chunks(problem, thetas, tasks, pairs, lengths, EXACT.sweep, chunk):
+        for _, found in in_chunks(problem, thetas, tasks, pairs, lengths, EXACT.sweep, chunk, each=each):
             pieces.append(found)
             if progress:
                 progress((int(group[0]) * n + sum(len(f[0]) for f in pieces)) / (k * n))

@@ -144,15 +144,17 @@ def outer_sgd(
         if checkpoint is not None:
             asked = {"seed": seed, "batch": batch, "log_every": log_every, "estimator": repr(estimator)}
             drawn = problem.sample(batch, generator(seed, 1, "tasks"))
-            store = Checkpoint(Path(checkpoint), {**asked, **describe(problem, theta, drawn, outer, steps)})
+            config = {**asked, **describe(problem, theta, drawn, outer, steps)}
+            store = Checkpoint(Path(checkpoint), config, most_bytes=2**20 + 64 * theta.nbytes)
             if found := store.load():
-                tensors, values = found
-                theta, rows, seconds = tensors["theta"].to(theta.device), values["rows"], values["seconds"]
-                state, first = tuple(values["state"]), values["step"] + 1
-                vars(calls).update(values["calls"])
-                if isinstance(outer, Optimizer):
-                    outer.load_state_dict(unpack(values["optimiser"], tensors))
-                    leaf.data.copy_(theta)
+                try:
+                    theta, values = _restore(*found, theta, state, vars(calls), outer)
+                except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                    said = f"{type(error).__name__}: {error}"
+                    raise UfomError(f"{checkpoint} is damaged: it holds no such state ({said}); remove it") from error
+                rows, seconds, state = values["rows"], values["seconds"], tuple(values["state"])
+                first = values["step"] + 1
+                leaf.data.copy_(theta)
         try:
             for k in range(first, steps + 1):
                 if until and rows and until(rows[-1]):
@@ -206,6 +208,39 @@ def outer_sgd(
                 kept.save(store, rows)
             raise
     return Run(theta, pd.DataFrame(rows))
+
+
+def _restore(
+    tensors: dict[str, Tensor],
+    values: dict[str, Any],
+    theta: Tensor,
+    state: tuple[float, ...],
+    calls: dict[str, int],
+    outer: Callable[[int], float] | Optimizer,
+) -> tuple[Tensor, dict[str, Any]]:
+    """θ and the values of a stored state, if they are as `_State` stores them; calls and optimiser in place."""
+    found, steps, number = tensors["theta"], values["step"], (int, float)
+    fits = (
+        (found.shape, found.dtype) == (theta.shape, theta.dtype)
+        and (type(steps) is int and steps >= 1)
+        and isinstance(values["seconds"], number)
+        and [isinstance(x, number) for x in values["state"]] == [True] * len(state)
+        and {name: type(x) for name, x in values["calls"].items()} == dict.fromkeys(calls, int)
+        and (isinstance(values["rows"], list) and all(isinstance(row, dict) for row in values["rows"]))
+    )
+    calls.update(values["calls"])
+    if isinstance(outer, Optimizer):
+
+        def kinds() -> list[dict[str, type]]:
+            return [{name: type(x) for name, x in group.items()} for group in outer.param_groups]
+
+        before = kinds()
+        outer.load_state_dict(unpack(values["optimiser"], tensors))
+        fits = fits and kinds() == before
+    if not fits:
+        raise ValueError("a value is of another kind")
+    finite_theta("θ", found, (1,))
+    return found.to(theta.device), values
 
 
 @dataclass(frozen=True, eq=False)

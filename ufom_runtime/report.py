@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from ufom_runtime.clock import measure_cost
 from ufom_runtime.constants import compare_bounds
 from ufom_runtime.derivatives import start
 from ufom_runtime.moments import MeasuredMoments, moments_by_proxy
-from ufom_runtime.problem import BilevelProblem, Task, take
+from ufom_runtime.problem import BilevelProblem, Task, count, take
+from ufom_runtime.processes import Processes
 from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, bootstrap_interval, optimal_q, plan
-from ufom_theory.quantities import positive
+from ufom_theory.quantities import integer, positive
 
 SWEEPS = (
     Sweep.recomputed(),
@@ -42,6 +44,7 @@ def measure(
     bounds: bool = False,
     chunk: int | None = None,
     progress: Callable[[float], object] | None = None,
+    processes: Processes | None = None,
 ) -> dict[str, Any]:
     """Measure D², V², the bias, C1 and C2 of a problem at its `initial` θ, and predict q* for every sweep and proxy.
 
@@ -53,13 +56,17 @@ def measure(
         bounds: also estimate the constants of Assumption 1, at up to 4 θ and 4 tasks, and compare the bounds.
         chunk: (θ, task) pairs run together, as in `measure_moments`.
         progress: called with the share of the work that is done.
+        processes: share the (θ, task) pairs, in chunks that do not depend on how many processes there are, nor on free
+            memory: `chunk`, or a 16th of the pairs, 256 at most.
 
     Returns:
         Numbers, strings, lists and dictionaries of them; times in seconds; "relative_time" is (19) over its value for
-        the paper's exact gradient, q = 1 with the recomputed sweep.
+        the paper's exact gradient, q = 1 with the recomputed sweep. Nothing on processes other than the first, which
+        times the costs alone.
 
     Raises:
-        UfomError: a problem without `initial`, or what `measure_moments` and `measure_cost` raise.
+        UfomError: a problem without `initial`, more processes than chunks, or what `measure_moments` and `measure_cost`
+            raise.
     """
     if problem.initial is None:
         raise UfomError("the problem names no θ to measure at: give BilevelProblem(initial=...), shape (s,) or (k, s)")
@@ -69,7 +76,13 @@ def measure(
     thetas = problem.initial if problem.initial.ndim == 2 else problem.initial[None]
     tasks = problem.tasks if problem.tasks is not None else problem.sample(n_tasks, torch.Generator().manual_seed(seed))
     proxies = [Truncated(k) for k in _LENGTHS if k < problem.r]
-    moments = moments_by_proxy(problem, thetas, tasks, proxies, chunk=chunk, progress=progress)
+    if processes is None:
+        moments = moments_by_proxy(problem, thetas, tasks, proxies, chunk=chunk, progress=progress)
+    else:
+        chunk, each = _shared(len(thetas) * count(tasks), chunk, processes), partial(processes.map, thetas)
+        moments = moments_by_proxy(problem, thetas, tasks, proxies, chunk=chunk, progress=progress, each=each)
+        if processes.rank > 0:
+            return {}
     one = take(tasks, slice(0, 1))
     cost = measure_cost(problem, thetas[0], one)
     first_order = moments[proxies[0]]
@@ -107,6 +120,14 @@ def measure(
         "bounds": _bounds(problem, thetas, tasks) if bounds else None,
         "why": " ".join([_why(by_memory, first_order.vanishes), *_doubts(first_order)]),
     }
+
+
+def _shared(pairs: int, chunk: int | None, processes: Processes) -> int:
+    """(θ, task) pairs run together by each of several processes."""
+    chunk = min(256, -(-pairs // 16)) if chunk is None else integer("chunk, the tasks run together,", chunk, 1)
+    if (chunks := -(-pairs // chunk)) < processes.size:
+        raise UfomError(f"{processes.size} processes for {chunks} chunk(s): start no more than those, or --chunk fewer")
+    return chunk
 
 
 def _bootstrap(moments: MeasuredMoments, cost: CostModel, m: float) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from ufom_runtime.problem import BilevelProblem, Task, parts
 from ufom_theory import UfomError
 from ufom_theory.quantities import positive
 
+_TENSORS = re.compile(r"tensors-[0-9a-f]{16}\.safetensors")  # no path: nothing outside of the folder is read
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -24,6 +27,7 @@ class Checkpoint:
     Attributes:
         folder: where the state is; made if missing.
         config: what the run was asked for, as JSON; a state of another one is refused.
+        most_bytes: of the tensors; what holds more is neither written nor read.
 
     Raises:
         ModuleNotFoundError: safetensors is not installed.
@@ -31,19 +35,26 @@ class Checkpoint:
 
     folder: Path
     config: dict[str, Any]
+    most_bytes: int
 
     def __post_init__(self) -> None:
         _safetensors()
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def save(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Store a state; the one before it is removed once this one is whole."""
+        """Store a state; the one before it is removed once this one is whole, and what a killed run left of one.
+
+        Raises:
+            UfomError: more than `most_bytes` of tensors, or values that are not JSON.
+        """
         content: bytes = _safetensors().save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+        if len(content) > self.most_bytes:
+            raise UfomError(f"a state of {len(content)} bytes, more than {self.most_bytes}: run without checkpoint=")
         name = f"tensors-{digest(content)[:16]}.safetensors"
         write_whole(self.folder / name, content)
         record = {"config": self.config, "tensors": name, "tensors_sha256": digest(content), **values}
         write_sealed(self.folder / "state.json", record)
-        for old in self.folder.glob("tensors-*.safetensors"):
+        for old in (*self.folder.glob("tensors-*.safetensors"), *self.folder.glob(".*.tmp")):
             if old.name != name:
                 old.unlink(missing_ok=True)
 
@@ -57,18 +68,26 @@ class Checkpoint:
         if not path.exists():
             return None
         values = read_sealed(path)
-        stored = values["config"]
+        stored, name = values.get("config"), str(values.get("tensors"))
+        if not isinstance(stored, dict) or not _TENSORS.fullmatch(name):
+            raise UfomError(
+                f"{path} is damaged: it is no state, or names {name!r} as its tensors; remove {self.folder}"
+            )
         for key in {**self.config, **stored}:
             if stored.get(key) != self.config.get(key):
                 raise UfomError(
                     f"{path} is of another run: its {key} is {stored.get(key)}, not {self.config.get(key)}; give "
                     "checkpoint= a folder of its own, or remove this one"
                 )
-        file = self.folder / values["tensors"]
-        content = file.read_bytes() if file.is_file() else b""
-        if digest(content) != values["tensors_sha256"]:
+        file = self.folder / name
+        fits = file.is_file() and file.stat().st_size <= self.most_bytes
+        content = file.read_bytes() if fits else b""
+        if digest(content) != values.get("tensors_sha256"):
             raise UfomError(f"{file} is damaged: its content is not what {path.name} says; remove {self.folder}")
-        return _safetensors().load(content), values
+        try:
+            return _safetensors().load(content), values
+        except Exception as error:  # the library's own class is no public name
+            raise UfomError(f"{file} is damaged: {error}; remove {self.folder}") from error
 
 
 def _safetensors() -> Any:

@@ -100,7 +100,9 @@ def claiming(size):
         (altered(train=TRAIN.tobytes()[:-1]), "claims 922199 bytes, not 300 records of 3074"),
         (altered(train=LABELS.tobytes()), "are not 3 of each class"),
         (altered(train=UNEVEN.tobytes()), "are not 3 of each class"),
-        (claiming(2**40), "claims 1099511627776 bytes"),
+        (claiming(2**33 - 1), "claims 8589934591 bytes"),
+        (claiming(2**40), "no plain file"),  # a size that only an extended header can say
+        (archive([*WHOLE, WHOLE[-1]]), "train.bin twice"),
         (claiming(300 * 3074), "cannot be read|cut short"),
         (archive([("../cifar-100-binary/train.bin", b"x")]), "not of CIFAR-100"),
         (archive([("/cifar-100-binary/train.bin", b"x")]), "not of CIFAR-100"),

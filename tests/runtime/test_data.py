@@ -38,6 +38,8 @@ def test_idx_round_trip(tmp_path):
         (gzip.compress(idx((5, 5), b"abc")), "does not hold 25 bytes"),
         (gzip.compress(idx((2, 2), b"abcde")), "does not hold 4 bytes"),
         (gzip.compress(idx((2**31, 2**31, 9), b"")), "it is damaged"),
+        (gzip.compress(idx((0, 2**31, 2**31), b"")), "it is damaged"),
+        (b"\x1f\x8b\x08\x08" + b"x" * 2**17, "its header has a comment, or no end"),
     ],
 )
 def test_damaged_idx_files_are_named(tmp_path, content, message):

@@ -1,7 +1,13 @@
 """A run that was stopped and went on, against one that never stopped: the same bits."""
 
 import json
+import os
+import random
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -12,6 +18,7 @@ from ufom_runtime.files import read_sealed, write_sealed, write_whole
 from ufom_runtime.outer_loop import generator
 from ufom_runtime.problems.few_shot import digits_few_shot
 from ufom_runtime.problems.quadratic import quadratic
+from ufom_runtime.resume import Checkpoint
 from ufom_theory import UfomError
 
 ADAM = {"optimiser": lambda p: torch.optim.Adam(p, lr=0.03, betas=(0.8, 0.99), weight_decay=0.1)}
@@ -71,6 +78,50 @@ def test_goes_on_to_the_same_bits(name, tmp_path):
     assert_same(run(estimator, evaluate=norm, checkpoint=tmp_path, **steps), whole)
     assert_same(run(estimator, evaluate=norm, checkpoint=tmp_path, **steps), whole)  # nothing is left to do
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def long_run(name, checkpoint=None):
+    estimator, steps = CASES[name]
+    return run(estimator, steps=STEPS, evaluate=norm, checkpoint=checkpoint, checkpoint_every=1, **steps)
+
+
+STEPS, KILLED = 60, ("plain", "adam", "adaptive-adam")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_goes_on_to_the_same_bits_after_kill_9_at_any_moment(tmp_path):
+    script = f"from tests.runtime.test_resume import be_killed; be_killed({str(tmp_path)!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parents[2], env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    kills = json.loads(done.stdout)
+    for name in KILLED:
+        assert_same(long_run(name, tmp_path / name), long_run(name))
+        assert len(set(kills[name]) - {STEPS}) == 3  # within the run, at steps that differ
+        assert len(list((tmp_path / name).iterdir())) == 2  # what the killed ones left is gone
+
+
+def be_killed(folder):
+    """Kills each case at a random moment of three random steps, and then lets it end; prints the steps stored then."""
+    chance, kills = random.Random(0), {}
+    long_run("adam")  # imports what the forked processes then have
+    for name in KILLED:
+        kills[name], state = [], Path(folder, name, "state.json")
+        for target in (*sorted(chance.sample(range(1, STEPS - 9), 3)), None):
+            child = os.fork()
+            if not child:
+                long_run(name, state.parent)
+                os._exit(0)
+            if target is not None:
+                while not state.exists() or read_sealed(state)["step"] < target:
+                    time.sleep(0.005)
+                time.sleep(chance.uniform(0, 0.01))
+                os.kill(child, signal.SIGKILL)
+                kills[name].append(read_sealed(state)["step"])
+            assert os.waitpid(child, 0)[1] == (signal.SIGKILL if target else 0)
+    print(json.dumps(kills))
 
 
 @pytest.mark.parametrize("steps", [PLAIN, ADAM], ids=["plain", "adam"])
@@ -143,6 +194,57 @@ def test_damaged_files_are_named(damage, tmp_path):
     name = tensors.name if damage in ("tensors", "missing") else "state.json"
     with pytest.raises(UfomError, match=f"{name} is damaged"):
         run(checkpoint=tmp_path)
+
+
+def resealed(folder, change):
+    """The state in `folder` altered, under a seal that fits."""
+    content = read_sealed(folder / "state.json")
+    change(content)
+    write_sealed(folder / "state.json", content)
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "tensors-0.safetensors", "state.json", 3, None])
+def test_a_state_that_names_a_file_elsewhere_is_refused(name, tmp_path):
+    run(checkpoint=tmp_path / "run")
+    (tmp_path.parent / "x").write_bytes(next((tmp_path / "run").glob("*.safetensors")).read_bytes())
+    resealed(tmp_path / "run", lambda state: state.update(tensors=name))
+    with pytest.raises(UfomError, match=r"or names '.*' as its tensors"):
+        run(checkpoint=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": "3"}, {"step": 0}, {"step": True}, {"rows": {}}, {"rows": [1]}, {"seconds": None}, {"state": ["a"]},
+        {"state": 1}, {"calls": {}}, {"calls": {"gradients": 1}}, {"optimiser": {"tensor": "no"}}, {"optimiser": 1},
+        {"optimiser": {"dict": [[[], 1]]}}, {"optimiser": {"dict": []}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_state_of_other_kinds_is_refused(change, tmp_path):
+    run(checkpoint=tmp_path, **ADAM)
+    resealed(tmp_path, lambda state: state.update(change))
+    with pytest.raises(UfomError, match="is damaged: it holds no such state"):
+        run(checkpoint=tmp_path, **ADAM)
+
+
+def test_what_is_too_large_is_neither_written_nor_read(tmp_path):
+    path = tmp_path / "x.json"
+    for content, message in (({"x": "é" * 2**23}, "bytes, more than"), ({"x": [0] * 2**20}, "values, more than")):
+        with pytest.raises(UfomError, match=f"would hold .*{message} .*: keep fewer rows"):
+            write_sealed(path, content)
+        path.write_text(json.dumps(content, ensure_ascii=False))
+        with pytest.raises(UfomError, match=f"is damaged: .*{message}"):
+            read_sealed(path)
+    os.truncate(path, 2**40)
+    with pytest.raises(UfomError, match=r"is damaged: .*1099511627776 bytes"):
+        read_sealed(path)
+    run(checkpoint=tmp_path)
+    os.truncate(next(tmp_path.glob("*.safetensors")), 2**40)
+    with pytest.raises(UfomError, match=r"safetensors is damaged"):
+        run(checkpoint=tmp_path)
+    with pytest.raises(UfomError, match="more than 10: run without checkpoint="):
+        Checkpoint(tmp_path, {}, most_bytes=10).save({"x": torch.zeros(9)}, {})
 
 
 def test_without_safetensors_only_a_checkpoint_fails(tmp_path, monkeypatch):

@@ -101,7 +101,7 @@ def random_point(symbols: Iterable[sp.Symbol], seed: int) -> dict[sp.Symbol, sp.
 
 def vanishes(*differences: Any) -> Status:
     """Are these expressions (or matrices of them) zero wherever their symbols may be?"""
-    entries = [sp.sympify(x) for d in differences for x in (d if isinstance(d, sp.MatrixBase) else [d])]
+    entries = [sp.S.Zero + x for d in differences for x in (d if isinstance(d, sp.MatrixBase) else [d])]
     left = [x for x in entries if sp.expand(x) != 0]
     for seed in range(5):
         for x in left:

@@ -1,0 +1,159 @@
+"""Moments measured by 1, 2 and 4 processes: the same bits, also where one was killed; and never a hang."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+
+from tests.runtime import group
+from ufom_runtime import measure_moments, processes
+from ufom_runtime.report import measure
+from ufom_theory import UfomError
+
+pytestmark = pytest.mark.skipif(not dist.is_available() or not hasattr(os, "fork"), reason="needs gloo and fork")
+MOMENTS = ("d2", "d2_sem", "v2", "v2_sem", "cov_d2_v2", "bias_sq", "bias_sq_sem", "cosine", "mean_gradient_sq")
+CPU = {"CUDA_VISIBLE_DEVICES": ""}
+SIZES = (0, 1, 2, 4)  # 0: without a group
+
+MINE = """
+import os, signal
+from dataclasses import replace
+from ufom_runtime.problems.quadratic import quadratic
+
+calls = 0
+
+def inner(theta, phi, task, loss=quadratic(dim=4, r=3).inner_loss):
+    global calls
+    calls += 1
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT"), os.environ.get("RANK")
+    if attempt == ("0", "1") and calls == int(os.environ["KILL_AT"]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return loss(theta, phi, task)
+
+problem = replace(quadratic(dim=4, r=3), inner_loss=inner)
+"""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What the processes of each job gave, by job, number of processes and rank."""
+    folder = tmp_path_factory.mktemp("group")
+    jobs = [f"moments:{size}" for size in SIZES] + ["failing:3", "silent:2", "refused:2"]
+    subprocess.run([sys.executable, group.__file__, folder, *jobs], env=os.environ | CPU, check=True, timeout=100)
+    return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+
+
+def test_the_moments_are_the_same_bits_for_any_number_of_processes(found):
+    alone = json.dumps(found["moments-0-0"])
+    for size in SIZES:
+        for rank in range(size):
+            assert json.dumps(found[f"moments-{size}-{rank}"]) == alone
+
+
+def test_the_moments_are_those_of_a_plain_loop(found):
+    for name, problem, thetas, tasks in group.problems():
+        for proxy, shared in zip(group.PROXIES, found["moments-4-0"][name], strict=True):
+            alone = group.as_json(measure_moments(problem, thetas, tasks, proxy, chunk=1))
+            for key, value in alone.items():
+                scale = np.abs(value).max()
+                np.testing.assert_allclose(shared[key], value, rtol=0, atol=1e-12 * scale, err_msg=f"{name} {key}")
+
+
+def test_an_error_of_one_process_is_raised_by_all(found):
+    for rank in range(3):
+        seen, error = found[f"failing-3-{rank}"]
+        assert seen == [0.0, 0.0, 1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 4.0, 4.0]
+        assert error == "it is five — ξ"
+
+
+def test_a_silent_process_is_waited_for_no_longer_than_was_said(found):
+    assert "was silent for 0:00:01" in found["silent-2-0"]
+
+
+def test_more_processes_than_chunks_are_refused_in_one_line(found):
+    (code, said), other = found["refused-2-0"], found["refused-2-1"]
+    assert (code, said.count("\n")) == (2, 1)
+    assert said.startswith("ufom: 2 processes for 1 chunk(s): start no more")
+    assert other == [2, ""]
+
+
+def torchrun(folder, *options, **environment):
+    command = [Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc-per-node", "2", *options]
+    arguments = ["-m", "ufom_runtime.measure", "mine:problem", "--tasks", "20", "--json"]
+    environment = {**os.environ, **CPU, **environment}
+    return subprocess.run(
+        [*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.fixture
+def mine(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    return tmp_path
+
+
+def test_a_killed_process_is_started_anew_and_the_moments_stay_the_same_bits(mine):
+    done = torchrun(mine, "--max-restarts", "1", KILL_AT="10")
+    assert done.returncode == 0, done.stderr
+    shared = json.loads(done.stdout)  # one process printed
+    alone = subprocess.run(
+        [sys.executable, "-m", "ufom_runtime.measure", "mine:problem", "--tasks", "20", "--json"],
+        cwd=mine, env=os.environ | CPU, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    alone = json.loads(alone.stdout)
+    assert "another process died" in done.stderr
+    assert json.dumps({k: shared[k] for k in MOMENTS}) == json.dumps({k: alone[k] for k in MOMENTS})
+
+
+def test_without_restarts_a_killed_process_ends_all_and_is_reported(mine):
+    done = torchrun(mine, KILL_AT="10")
+    assert (done.returncode != 0, done.stdout) == (True, "")
+    assert sum(line.startswith("ufom: ") and "process died" in line for line in done.stderr.splitlines())
+
+
+def test_a_group_that_does_not_form_is_named(monkeypatch):
+    with processes.join() as alone:
+        assert alone == processes.Processes(0, 1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for missing in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(missing, raising=False)
+    with pytest.raises(UfomError, match=r"the 2 processes form no group: .*RANK"), processes.join():
+        pass
+    monkeypatch.setattr(dist, "is_gloo_available", lambda: False)
+    with pytest.raises(UfomError, match="no gloo"), processes.join():
+        pass
+
+
+def test_gpus_are_one_a_process(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
+    with pytest.raises(UfomError, match=r"2 processes for 1 GPU\(s\): start one a GPU"), processes.join():
+        pass
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: False)
+    with pytest.raises(UfomError, match="no nccl"), processes.join():
+        pass
+
+
+@pytest.mark.parametrize(("pairs", "chunks"), [(1, 1), (16, 16), (64, 16), (17, 9), (100_000, 391)])
+def test_the_chunks_do_not_depend_on_the_processes(pairs, chunks, monkeypatch):
+    seen = set()
+
+    def caught(*_, chunk, **__):
+        seen.add(chunk)
+        raise UfomError("enough")
+
+    monkeypatch.setattr("ufom_runtime.report.moments_by_proxy", caught)
+    problem = next(problem for name, problem, *_ in group.problems() if name == "three θ")
+    for size in {1, 2, 9} & set(range(chunks + 1)):
+        with pytest.raises(UfomError, match="enough"):
+            measure(problem, pairs, processes=processes.Processes(0, size))
+    (chunk,) = seen
+    assert -(-pairs // chunk) == chunks

@@ -1,0 +1,123 @@
+"""A study's configuration from TOML: what it gives, and every way in which it is refused."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+
+from studies import divergence, few_shot, optimal_q, regret
+from studies.configuration import read_config
+from ufom_theory import UfomError
+
+
+@dataclass(frozen=True)
+class Inner:
+    name: str
+    rate: float = 0.5
+    options: dict[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class Config:
+    n: int
+    inner: Inner
+    several: tuple[Inner, ...] = ()
+    pair: tuple[str, int] = ("a", 1)
+    rates: tuple[float, ...] = (0.1, 0.2)
+    compiled: bool = False
+    least: float | None = None
+
+    def __post_init__(self):
+        if self.n == 13:
+            raise UfomError("n = 13: give another")
+
+
+BASE = Config(3, Inner("x"))
+
+
+def read(tmp_path, text, base=BASE):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_config(path, base)
+
+
+def test_what_is_given_is_overridden_and_the_rest_stays(tmp_path):
+    text = """
+    n = 4
+    rates = [1, 2.5]
+    pair = ["b", 2]
+    compiled = true
+    least = 0.25
+    several = [{name = "one"}, {name = "two", rate = 2, options = {k = 3}}]
+    [inner]
+    rate = 1e-3
+    """
+    expected = Config(
+        4, Inner("x", 1e-3), (Inner("one"), Inner("two", 2.0, {"k": 3})), ("b", 2), (1.0, 2.5), True, 0.25
+    )
+    found = read(tmp_path, text)
+    assert found == expected
+    assert [type(x) for x in found.rates] == [float, float]
+    assert read(tmp_path, "") == BASE
+
+
+def test_the_studies_own(tmp_path):
+    quick = optimal_q.SIZES["quick"]
+    assert read(tmp_path, "seeds = 2\nalphas = [0.01]", quick) == replace(quick, seeds=2, alphas=(0.01,))
+    assert read(tmp_path, "low = -3", divergence.SIZES["quick"]).low == -3.0
+    settings = 'settings = [["digits", 5], ["omniglot", 20]]'
+    assert read(tmp_path, settings, few_shot.SIZES["quick"]).settings == (("digits", 5), ("omniglot", 20))
+    text = """
+    grid = [0.1]
+    [[settings]]
+    name = "small"
+    problem = "quadratic"
+    arguments = {dim = 3, alpha = 0.1}
+    gamma = 0.1
+    delay = 10
+    steps = 5
+    """
+    (setting,) = read(tmp_path, text, regret.SIZES["quick"]).settings
+    assert setting == regret.Setting("small", "quadratic", {"dim": 3, "alpha": 0.1}, 0.1, 10, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("m = 4", r"m is unknown: give n, inner, several, pair"),
+        ("n = 4.0", r"n = 4.0 must be an integer"),
+        ("n = true", r"n = True must be an integer"),
+        ("n = -1", r"n = -1 must lie between 0 and 1e\+12"),
+        ("n = 1000000000001", r"must lie between"),
+        ("n = 13", r"n = 13: give another"),
+        ("n = 1979-05-27", r"n = datetime.date\(1979, 5, 27\) must be an integer"),
+        ("compiled = 1", r"compiled = 1 must be true or false"),
+        ("rates = 0.1", r"rates = 0.1 must be an array"),
+        ('rates = [1, "x"]', r"rates\[1\] = 'x' must be a number"),
+        ("rates = [nan]", r"rates\[0\] = nan must be a finite number"),
+        ("rates = [-inf]", r"must be a finite number"),
+        (f"rates = [{10**400}]", r"mine.toml"),
+        ('pair = ["b"]', r"pair = \['b'\] must be an array of 2"),
+        ('pair = [1, "b"]', r"pair\[0\] = 1 must be a string"),
+        ("inner = 3", r"inner = 3 must be a table of Inner's values"),
+        ("inner = {speed = 3}", r"inner.speed is unknown: give name, rate, options"),
+        ("several = [{rate = 1.0}]", r"several\[0\].name is missing: give a whole Inner"),
+        ("inner = {options = 3}", r"inner.options = 3 must be a table"),
+        ("inner = {options = {k = 1.5}}", r"inner.options.k = 1.5 must be an integer"),
+        ("n = 4\nn = 5", r"cannot be read as TOML: .*overwrite"),
+        ("n = ", r"cannot be read as TOML: Invalid value"),
+        (b"n = 4 # \xff", r"cannot be read as TOML: .*utf-8"),
+        ("n = " + "[" * 20_000, r"cannot be read as TOML: .*recursion"),
+        ("a" + ".a" * 2000 + " = 1", r"it has 2000 dots, of numbers and keys: give no more than 1000"),
+        ("#" * 70_000, r"it has 70000 bytes: a configuration has no more than 65536"),
+    ],
+    ids=lambda text: repr(text)[:24],
+)
+def test_what_is_no_configuration_is_named(text, message, tmp_path):
+    with pytest.raises(UfomError, match=message) as caught:
+        read(tmp_path, text)
+    assert "mine.toml" in str(caught.value)
+
+
+def test_a_file_that_is_missing_is_named(tmp_path):
+    with pytest.raises(UfomError, match=r"no.toml cannot be read as TOML: .*No such file"):
+        read_config(tmp_path / "no.toml", BASE)
