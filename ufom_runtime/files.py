@@ -6,10 +6,15 @@ import hashlib
 import json
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ufom_theory import UfomError
+
+
+class DamagedFile(UfomError):
+    """A file whose content is not what was written."""
 
 
 def canonical(value: Any, finite: bool = False) -> str:
@@ -30,39 +35,64 @@ def digest(content: str | bytes) -> str:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or the machine after a crash, sees all of it or what was there before."""
+    """Write a file so that a reader, or the machine after a crash, sees all of it or what was there before.
+
+    Raises:
+        UfomError: the disk is full, the folder cannot be written, or any other error of the file system.
+    """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with open(beside, "xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    if hasattr(os, "O_DIRECTORY"):  # the name, too, survives a crash; Windows has no such call
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            with open(beside, "xb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(beside, path)
+        except BaseException:
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
+            raise
+        if hasattr(os, "O_DIRECTORY"):  # the name, too, survives a crash; Windows has no such call
+            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except OSError as error:
+        raise UfomError(
+            f"{path} cannot be written: {error.strerror or error}; make room in {path.parent} or make it writable, and "
+            "run again: what is there is kept"
+        ) from error
+
+
+def sealed(content: dict[str, Any]) -> bytes:
+    """`content` as JSON, with the digest by which `read_sealed` knows it whole; errors as `canonical`."""
+    content = {"sha256": digest(canonical(content)), **content}
+    return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
 
 
 def write_sealed(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` as JSON, with the digest by which `read_sealed` knows it whole; errors as `canonical`."""
-    sealed = {"sha256": digest(canonical(content)), **content}
-    write_whole(path, (json.dumps(sealed, ensure_ascii=False, indent=1) + "\n").encode())
+    """Write `content` for `read_sealed`; errors as `canonical` and `write_whole`."""
+    write_whole(path, sealed(content))
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """What `write_sealed` wrote; a file that is cut short or altered is a `UfomError` that names it."""
+    """What `write_sealed` wrote.
+
+    Raises:
+        DamagedFile: a file that is cut short or altered.
+        UfomError: a file that cannot be read; it may be whole.
+    """
     try:
-        content = json.loads(path.read_bytes())
+        found = path.read_bytes()
+    except OSError as error:
+        raise UfomError(f"{path} cannot be read: {error.strerror or error}; mend that and run again") from error
+    try:
+        content = json.loads(found)
         seal = content.pop("sha256")
         whole = isinstance(content, dict) and digest(canonical(content)) == seal
-    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
-        raise UfomError(f"{path} is damaged: {type(error).__name__}: {error}; remove it") from error
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedFile(f"{path} is damaged: {type(error).__name__}: {error}; remove it") from error
     if not whole:
-        raise UfomError(f"{path} is damaged: its content is not what its digest says; remove it")
+        raise DamagedFile(f"{path} is damaged: its content is not what its digest says; remove it")
     return content  # type: ignore[no-any-return]
