@@ -245,10 +245,15 @@ def _show(verdicts: list[Verdict]) -> None:
     Console().print(table)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The command line; exit status 2 and one line for a `UfomError`."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: processes and jobs end, what is done is kept
     try:
         app()
     except UfomError as error:
         print(f"studies: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

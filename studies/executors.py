@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -31,7 +31,7 @@ from ufom_theory.quantities import integer
 class Executor(Protocol):
     """Runs the cells of a store."""
 
-    def each(self, folder: Path, function: str, ids: list[str]) -> Iterator[str]:
+    def each(self, folder: Path, function: str, ids: list[str]) -> Generator[str, None, None]:
         """Run cells, and give the id of each once it is done or failed. Closed, it ends those that still run.
 
         Args:
@@ -56,7 +56,7 @@ class Local:
     jobs: int
     gpus: int = 0
 
-    def each(self, folder: Path, function: str, ids: list[str]) -> Iterator[str]:
+    def each(self, folder: Path, function: str, ids: list[str]) -> Generator[str, None, None]:
         """See `Executor`."""
         others, context = set(multiprocessing.active_children()), multiprocessing.get_context("spawn")
         devices = context.SimpleQueue()
@@ -127,7 +127,7 @@ class Slurm:
     minutes: int = 60
     gpus: int = 0
 
-    def each(self, folder: Path, function: str, ids: list[str]) -> Iterator[str]:
+    def each(self, folder: Path, function: str, ids: list[str]) -> Generator[str, None, None]:
         """See `Executor`."""
         logs = Path(tempfile.mkdtemp(prefix="jobs-", dir=folder))
         array, left, wait = self._submit(logs, folder.resolve(), function, ids), set(ids), 0.5
@@ -201,10 +201,8 @@ def _settled(id: str, names: set[str]) -> bool:
 
 
 def _last_words(logs: Path) -> str:
-    for path in sorted(logs.glob("*.err"), key=lambda path: path.stat().st_mtime, reverse=True):
-        if lines := path.read_text(errors="replace").split("\n"):
-            return next((line for line in reversed(lines) if line.strip()), "")
-    return "none"
+    files = sorted(logs.glob("*.err"), key=lambda path: path.stat().st_mtime)
+    return " / ".join(files[-1].read_text(errors="replace").splitlines()[-3:]) if files else "none"
 
 
 def executor(

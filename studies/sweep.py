@@ -6,7 +6,7 @@ part of its name: give the configuration a version, if the code may change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,7 +176,7 @@ class Store:
         return pd.DataFrame(nested)
 
 
-def _here(cells: dict[str, Cell], function: Function) -> Iterator[str]:
+def _here(cells: dict[str, Cell], function: Function) -> Generator[str, None, None]:
     for id, cell in cells.items():
         cell.run(function)
         yield id
