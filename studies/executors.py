@@ -62,7 +62,7 @@ class Local:
         devices = context.SimpleQueue()
         for first in range(0, self.jobs * self.gpus, self.gpus or 1):
             devices.put(",".join(map(str, range(first, first + self.gpus))))
-        pool = ProcessPoolExecutor(self.jobs, context, _begin, (devices if self.gpus else None,))
+        pool = ProcessPoolExecutor(min(self.jobs, len(ids)), context, _begin, (devices if self.gpus else None,))
         try:
             with _one_thread():  # the processes start with the first cell, and inherit this
                 futures = {pool.submit(run_cells, str(folder), function, id): id for id in ids}

@@ -161,8 +161,8 @@ class Store:
         found: dict[str, set[str]] = {}
         for path in self.folder.glob("*.json*"):
             id, *kind = path.name.split(".")
-            if id:  # the name of a file that was not finished begins with a point
-                found.setdefault(id, set()).add(_state(Cell(self.folder, id), path, kind))
+            if id and (state := _state(Cell(self.folder, id), path, kind)):  # an unfinished file begins with a point
+                found.setdefault(id, set()).add(state)
         return {id: next(state for state in STATES if state in found[id]) for id in sorted(found)}
 
     def everything(self) -> pd.DataFrame:
@@ -188,7 +188,7 @@ def _state(cell: Cell, path: Path, kind: list[str]) -> str:
     try:
         cell.check(path)
     except UfomError:
-        return "damaged"
+        return "damaged" if path.exists() else ""  # a sweep that goes on removed it
     return {"json": "done", "failed": "failed", "wanted": "missing"}[kind[0]]
 
 
