@@ -24,7 +24,7 @@ from typing import Any
 
 import pandas as pd
 
-from ufom_runtime.files import DamagedFile, canonical, digest, read_sealed, sealed, write_sealed, write_whole
+from ufom_runtime.files import DamagedFile, canonical, digest, read_sealed, sealed, write_whole
 from ufom_theory import UfomError
 from ufom_theory.quantities import plain
 
@@ -60,8 +60,8 @@ class Cell:
         return self.folder / f"{self.id}.wanted.json"
 
     def want(self, config: Config) -> None:
-        """Write down what is to be run."""
-        write_sealed(self.wanted, {"config": dict(config)})
+        """Write down what is to be run; should a crash of the machine lose that, the sweep is begun again anyway."""
+        write_whole(self.wanted, sealed({"config": dict(config)}), durable=False)
 
     def check(self, path: Path) -> dict[str, Any]:
         """The content of one of its files.

@@ -7,6 +7,7 @@ same and compute the same cells without a store; in turns, so that whatever else
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -35,16 +36,25 @@ def cells(count: int, products: int) -> list[dict[str, Any]]:
     return [{"study": "benchmark", "seed": seed, "products": products} for seed in range(count)]
 
 
-def overhead(count: int) -> float:
-    """Seconds that the store adds to a cell that computes nothing: it is asked for, run, written down and read."""
+def overhead(count: int) -> tuple[float, float, float]:
+    """Milliseconds that the store adds to a cell, CPU time of these, and what two bare fsyncs take beside them."""
+    wanted = cells(count, 0)
     with tempfile.TemporaryDirectory(dir=Path(__file__).parent) as folder:
-        begin = time.perf_counter()
-        Store(folder).run(cells(count, 0), work)
-        stored = time.perf_counter() - begin
+        wall, cpu = time.perf_counter(), time.process_time()
+        Store(folder).run(wanted, work)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        with open(Path(folder) / "bare", "wb") as stream:
+            begin = time.perf_counter()
+            for _ in range(2 * count):
+                stream.write(bytes(2000))
+                stream.flush()
+                os.fsync(stream.fileno())
+            bare = time.perf_counter() - begin
     begin = time.perf_counter()
-    for cell in cells(count, 0):
+    for cell in wanted:
         work(cell)
-    return (stored - (time.perf_counter() - begin)) / count
+    computed = time.perf_counter() - begin
+    return 1e3 * (wall - computed) / count, 1e3 * (cpu - computed) / count, 1e3 * bare / count
 
 
 def local(count: int, products: int) -> float:
@@ -75,8 +85,10 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=40)
     parser.add_argument("--seconds", type=float, default=0.5, help="a cell takes, about")
     options = parser.parse_args()
-    costs = [1e3 * overhead(100) for _ in range(options.rounds)]
-    print(f"store: {statistics.median(costs):.2f} ms a cell ({min(costs):.2f} to {max(costs):.2f}; goal: at most 5)")
+    costs = [overhead(100) for _ in range(options.rounds)]
+    wall, cpu, bare_fsyncs = (statistics.median(kind) for kind in zip(*costs, strict=True))
+    print(f"store: {wall:.2f} ms a cell (least {min(costs)[0]:.2f}; goal: at most 5), {cpu:.2f} ms of CPU time")
+    print(f"two bare fsyncs in the same seconds: {bare_fsyncs:.2f} ms")
     begin = time.perf_counter()
     work(cells(1, 2000)[0])
     products = int(2000 * options.seconds / (time.perf_counter() - begin))

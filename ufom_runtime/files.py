@@ -34,8 +34,10 @@ def digest(content: str | bytes) -> str:
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes, durable: bool = True) -> None:
     """Write a file so that a reader, or the machine after a crash, sees all of it or what was there before.
+
+    Not `durable`, it is whole for readers, but a crash of the machine may cut or lose it; that is quicker.
 
     Raises:
         UfomError: the disk is full, the folder cannot be written, or any other error of the file system.
@@ -45,14 +47,15 @@ def write_whole(path: Path, content: bytes) -> None:
         try:
             with open(beside, "xb") as stream:
                 stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
+                if durable:
+                    stream.flush()
+                    os.fsync(stream.fileno())
             os.replace(beside, path)
         except BaseException:
             with suppress(OSError):
                 beside.unlink(missing_ok=True)
             raise
-        if hasattr(os, "O_DIRECTORY"):  # the name, too, survives a crash; Windows has no such call
+        if durable and hasattr(os, "O_DIRECTORY"):  # the name, too, survives a crash; Windows has no such call
             folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(folder)
