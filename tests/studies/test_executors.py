@@ -140,6 +140,32 @@ def test_without_slurm_it_says_so(tmp_path, monkeypatch):
         Store(tmp_path / "cells", Slurm(2)).run(CELLS, square)
 
 
+def test_slurm_is_asked_for_what_the_options_say_and_jobs_are_given_names_alone(tmp_path, monkeypatch):
+    answers = {
+        "sbatch": f"cp $1 {tmp_path}/script; echo Submitted batch job 7",
+        "squeue": "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1",
+        "srun": "",
+    }
+    (tmp_path / "bin").mkdir()
+    for name, answer in answers.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{answer}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    cells = [{**cell, "secret": "of the configuration"} for cell in CELLS[1:]]
+    store = Store(tmp_path / "cells", Slurm(2, "gpu", 30, 1))
+    with pytest.raises(UfomError, match=r"3 cells were not run: their jobs ended early.*run again"):
+        store.run(cells, square)
+    script = (tmp_path / "script").read_text().splitlines()
+    for asked in ("partition=gpu", "time=30", "gpus-per-node=1", "array=0-1%2", "signal=USR2@90", "requeue"):
+        assert f"#SBATCH --{asked}" in script
+    assert "export OMP_NUM_THREADS=1" in script
+    given = [path.read_bytes() for path in store.folder.glob("jobs-*/*.pkl")]
+    assert len(given) == 2
+    assert all(b"secret" not in pickled for pickled in given)
+    assert all(sum(store.cell(cell).id.encode() in pickled for pickled in given) == 1 for cell in cells)
+    assert list(store.states().values()) == ["missing"] * 3
+
+
 @dataclass(frozen=True)
 class Config:
     x: int = 2

@@ -113,5 +113,13 @@ def test_jobs_out_of_time_preempted_or_killed_lose_nothing_and_repeat_nothing(tm
         assert (outcome.found, outcome.ran) == (len(done), 6 - len(done))
         pd.testing.assert_frame_equal(store.table(CELLS), expected)
         assert {x for x, pids in begun(folder).items() if len(pids) > 1} == before.keys() - done
+
+        def interrupt(share):
+            raise KeyboardInterrupt
+
+        (folder / "go").unlink()
+        with pytest.raises(KeyboardInterrupt):
+            Store(tmp_path / "interrupted", store.executor).run(CELLS, noted, progress=interrupt)
+        until(lambda: not said("squeue", "--noheader"))
         with pytest.raises(UfomError, match=r"SLURM refuses the jobs: .*invalid partition"):
             Store(tmp_path / "refused", Slurm(2, "none")).run(CELLS, noted)
