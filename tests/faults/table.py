@@ -381,7 +381,7 @@ def wrong_checksum(folder: Path) -> str:
     return said + ": sha256 … instead of …"
 
 
-def until(condition: Callable[[], bool], seconds: float = 120) -> None:
+def until(condition: Callable[[], bool], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it took too long"
