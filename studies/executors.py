@@ -17,7 +17,7 @@ import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
@@ -129,14 +129,14 @@ class Slurm:
 
     def each(self, folder: Path, function: str, ids: list[str]) -> Generator[str, None, None]:
         """See `Executor`."""
-        logs = Path(tempfile.mkdtemp(prefix="jobs-", dir=folder))
-        array, left, wait = self._submit(logs, folder.resolve(), function, ids), set(ids), 0.5
+        (array, logs), left, wait = self._submit(folder.resolve(), function, ids), set(ids), 0.5
         try:
             active = True
             while active:
                 time.sleep(wait := min(10.0, 1.2 * wait))
                 active = _active(array)  # before the look at the store, which is then the last
-                folder.chmod(folder.stat().st_mode)  # makes NFS look again
+                with suppress(OSError):
+                    folder.chmod(folder.stat().st_mode)  # makes NFS look again
                 names = set(os.listdir(folder))
                 for id in [i for i in ids if i in left and _settled(i, names)]:
                     left.remove(id)
@@ -151,8 +151,8 @@ class Slurm:
             )
         shutil.rmtree(logs)
 
-    def _submit(self, logs: Path, folder: Path, function: str, ids: list[str]) -> str:
-        """The number of the array."""
+    def _submit(self, folder: Path, function: str, ids: list[str]) -> tuple[str, Path]:
+        """The number of the array, and where its logs are."""
         try:
             import submitit
         except ModuleNotFoundError as error:
@@ -161,6 +161,7 @@ class Slurm:
             raise UfomError("sbatch is missing: run this where SLURM is, or take --executor local")
         ids = sorted(ids)  # as good as shuffled: neighbours in a sweep are alike, and may all be long
         shares = [ids[k :: self.jobs] for k in range(min(self.jobs, len(ids)))]
+        logs = Path(tempfile.mkdtemp(prefix="jobs-", dir=folder))
         executor = submitit.SlurmExecutor(logs, max_num_timeout=len(shares[0]))
         executor.update_parameters(
             job_name=folder.name, partition=self.partition, time=self.minutes, gpus_per_node=self.gpus or None,
@@ -172,7 +173,7 @@ class Slurm:
         except submitit.core.utils.FailedJobError as error:
             shutil.rmtree(logs)
             raise UfomError(f"SLURM refuses the jobs: {error}") from error
-        return str(jobs[0].job_id).partition("_")[0]
+        return str(jobs[0].job_id).partition("_")[0], logs
 
 
 class Share:

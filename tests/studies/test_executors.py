@@ -138,6 +138,10 @@ def test_without_slurm_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UfomError, match="sbatch is missing: run this where SLURM is"):
         Store(tmp_path / "cells", Slurm(2)).run(CELLS, square)
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(UfomError, match="SLURM needs submitit: pip install"):
+        Store(tmp_path / "cells", Slurm(2)).run(CELLS, square)
+    assert not list((tmp_path / "cells").glob("jobs-*"))
 
 
 def test_slurm_is_asked_for_what_the_options_say_and_jobs_are_given_names_alone(tmp_path, monkeypatch):
