@@ -1,6 +1,7 @@
 """`python -m studies NAME --size SIZE`: measure, judge and draw, with the table, verdicts and figure written down.
 
 `judge` and `draw` do their part again for every stored table, and `index` writes README.md; they measure nothing.
+`run` and `retry` measure only, as on a cluster; `status` and `export` show the cells that a sweep has left.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import json
 import math
 import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +30,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from studies import commands
+from studies.commands import Gpus, Jobs, Kind, Minutes, Partition, Size
+from studies.executors import Executor, executor
 from studies.sweep import Store
 from ufom_theory import UfomError, Verdict
 
@@ -47,17 +52,19 @@ app = typer.Typer(help="Compare what was predicted with what is measured.", no_a
 
 def _command(name: str) -> Callable[..., None]:
     def command(
-        size: Annotated[str, typer.Option(help="quick (kept out of git), standard (minutes) or paper.")] = "quick",
+        size: Size = "quick",
         redraw: Annotated[bool, typer.Option(help="Judge and draw the stored table, measure nothing.")] = False,
+        kind: Kind = None,
+        jobs: Jobs = None,
+        partition: Partition = None,
+        minutes: Minutes = None,
+        gpus: Gpus = None,
     ) -> None:
-        study = import_module(f"studies.{name}")
-        if size not in study.SIZES:
-            raise UfomError(f"size {size!r} is unknown: use {' or '.join(study.SIZES)}")
-        results = _folder("results", size) / f"{name}-{size}.csv"
+        study, results = _study(name, size)
         if redraw and not results.is_file():
             raise UfomError(f"{results} is missing: run the study without --redraw first")
         if not redraw:
-            _measure(study, name, size, results)
+            _measure(study, name, size, results, executor(kind, jobs, partition, minutes, gpus))
         verdicts = study.judge(_table(results))
         _write_verdicts(results, verdicts)
         _draw(study, results, size)
@@ -69,6 +76,41 @@ def _command(name: str) -> Callable[..., None]:
 
 for _name, _help in STUDIES.items():
     app.command(_name, help=_help)(_command(_name))
+
+
+def _filler(retry: bool) -> Callable[..., None]:
+    def command(
+        name: Annotated[str, typer.Argument(help="A study.")],
+        size: Size = "quick",
+        kind: Kind = None,
+        jobs: Jobs = None,
+        partition: Partition = None,
+        minutes: Minutes = None,
+        gpus: Gpus = None,
+    ) -> None:
+        study, results = _study(name, size)
+        _measure(study, name, size, results, executor(kind, jobs, partition, minutes, gpus), retry)
+        print(f"table: {results}")
+
+    return command
+
+
+app.command("run", help="Run a study's cells that are not done and write its table; judge and draw nothing.")(
+    _filler(retry=False)
+)
+app.command("retry", help="The same, and run the cells again that failed.")(_filler(retry=True))
+app.command("status")(commands.status)
+app.command("export")(commands.export)
+
+
+def _study(name: str, size: str) -> tuple[ModuleType, Path]:
+    """A study, and where its table of this size is."""
+    if name not in STUDIES:
+        raise UfomError(f"study {name!r} is unknown: use {', '.join(STUDIES)}")
+    study = import_module(f"studies.{name}")
+    if size not in study.SIZES:
+        raise UfomError(f"size {size!r} is unknown: use {' or '.join(study.SIZES)}")
+    return study, _folder("results", size) / f"{name}-{size}.csv"
 
 
 @app.command("judge")
@@ -148,12 +190,17 @@ def _table(path: Path) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
-def _measure(study: ModuleType, name: str, size: str, path: Path) -> None:
+def _measure(
+    study: ModuleType, name: str, size: str, path: Path, runner: Executor | None = None, retry: bool = False
+) -> None:
+    keeps = "store" in signature(study.measure).parameters
+    if not keeps and (runner or retry):
+        raise UfomError(f"{name} keeps no cells: run it without --executor, as python -m studies {name}")
     console = Console(stderr=True)
     columns = (TextColumn("measuring"), BarColumn(), TimeRemainingColumn())
     begin = time.perf_counter()
     config = study.SIZES[size]
-    store = (Store(HERE / "cells" / f"{name}-{size}"),) if "store" in signature(study.measure).parameters else ()
+    store = (Store(commands.CELLS / f"{name}-{size}", runner, retry),) if keeps else ()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=1.0)
         table = study.measure(config, *store, progress=lambda share: bar.update(task, completed=share))
@@ -206,9 +253,15 @@ def _show(verdicts: list[Verdict]) -> None:
     Console().print(table)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The command line; exit status 2 and one line for a `UfomError`."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: processes and jobs end, what is done is kept
     try:
         app()
     except UfomError as error:
         print(f"studies: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,34 +6,22 @@ part of its name: give the configuration a version, if the code may change.
 
 from __future__ import annotations
 
-import importlib.metadata
-import multiprocessing
-import os
-import platform
-import signal
-import subprocess
-import time
-import traceback
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
-from functools import cache
-from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ufom_runtime.files import canonical, digest, read_sealed, write_sealed
+from studies.cell import Cell, Config, Function, name_of
+from studies.executors import Executor, Local
+from ufom_runtime.files import canonical, digest
 from ufom_theory import UfomError
-from ufom_theory.quantities import integer, plain
+from ufom_theory.quantities import integer
 
-Config = Mapping[str, Any]
 Rows = list[dict[str, Any]]
-Function = Callable[[Config], "pd.DataFrame | Iterable[Mapping[str, Any]]"]
+STATES = ("done", "failed", "damaged", "missing")
 
 
 @dataclass(frozen=True)
@@ -57,26 +45,42 @@ class Store:
 
     Attributes:
         folder: where the files are; made if missing.
+        executor: runs the cells; None: what `run` is asked for.
+        retry: run failed cells again, whatever `run` is asked for.
+
+    Raises:
+        UfomError: a folder that cannot be made.
     """
 
     folder: Path
+    executor: Executor | None = None
+    retry: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", Path(self.folder))
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UfomError(f"{self.folder} cannot be made: {error.strerror}; give a folder to write in") from error
+
+    def cell(self, config: Config) -> Cell:
+        """The files of a cell; `UfomError` for what is not JSON, or holds nan or ±inf."""
+        return Cell(self.folder, digest(_plain(config))[:32])
 
     def path(self, config: Config) -> Path:
-        """Where the cell is kept once it is done; `UfomError` for what is not JSON, or holds nan or ±inf."""
-        return self.folder / f"{digest(_plain(config))[:32]}.json"
+        """Where the cell is kept once it is done; errors as `cell`."""
+        return self.cell(config).done
 
     def load(self, config: Config) -> Rows | None:
         """The rows of a finished cell; None where it is not finished. A damaged file is moved aside, with a warning."""
-        content = self._read(self.path(config), config)
+        cell = self.cell(config)
+        content = cell.read(cell.done)
         return None if content is None else content["rows"]
 
     def failure(self, config: Config) -> str | None:
         """The error of a cell that failed and has not succeeded since; None if there is none."""
-        content = self._read(_failed(self.path(config)), config)
+        cell = self.cell(config)
+        content = cell.read(cell.failed)
         return None if content is None else content["error"]
 
     def run(
@@ -92,33 +96,42 @@ class Store:
 
         Args:
             cells: configurations; one that stands there twice is run once.
-            function: from a configuration to its rows, a table or a list of mappings of plain numbers and strings. An
-                exception makes the cell a failed one, which is recorded and not run again.
-            jobs: 1 runs the cells here, more in so many new processes of one thread each; `function` must then be
-                importable, not a lambda or one defined in another.
+            function: from a configuration, as JSON gives it back, to its rows, a table or a list of mappings of plain
+                numbers and strings. An exception makes the cell a failed one, which is recorded and not run again.
+            jobs: where the store has no executor, 1 runs the cells here, more in so many new processes of one thread
+                each; `function` must then be importable, not a lambda or one defined in another.
             retry: run failed cells again.
             progress: called with the share of the cells that are done or failed.
 
         Raises:
-            UfomError: jobs that is no integer ≥ 1, a function that other processes cannot import, a process that died.
+            UfomError: jobs that is no integer ≥ 1, a function that other processes cannot import, a process or job
+                that died, a store that cannot be read or written; what is done is kept.
         """
-        integer("jobs", jobs, 1)
-        wanted = {self.path(config): config for config in cells}
+        runner = self.executor or (Local(jobs) if integer("jobs", jobs, 1) > 1 else None)
+        name = name_of(function) if runner else ""
+        wanted = {self.cell(config): config for config in cells}
         found, errors, missing = 0, {}, {}
-        for path, config in wanted.items():
+        for cell, config in wanted.items():
             if self.load(config) is not None:
                 found += 1
-            elif not retry and (error := self.failure(config)) is not None:
-                errors[path] = error
+            elif not (retry or self.retry) and (error := self.failure(config)) is not None:
+                errors[cell] = error
             else:
-                missing[path] = config
-        settled_before = len(wanted) - len(missing)
-        with closing(self._each(missing, function, jobs)) as each:  # closed at once, also where `progress` raises
-            for settled, (path, error) in enumerate(each, settled_before + 1):
-                if error is not None:
-                    errors[path] = error
+                missing[cell.id] = cell
+        for cell in missing.values():
+            cell.want(wanted[cell])
+        settled = len(wanted) - len(missing)
+        each = runner.each(self.folder, name, list(missing)) if runner and missing else _here(missing, function)
+        with closing(each):  # closed at once, also where `progress` raises
+            for id in each:
+                cell, settled = missing[id], settled + 1
+                if not cell.done.exists():
+                    error = self.failure(wanted[cell])
+                    if error is None:
+                        raise UfomError(f"{dict(wanted[cell])} was not run: {cell.wanted} was lost; run again")
+                    errors[cell] = error
                 progress(settled / len(wanted))
-        failed = tuple((config, errors[path]) for path, config in wanted.items() if path in errors)
+        failed = tuple((config, errors[cell]) for cell, config in wanted.items() if cell in errors)
         return Outcome(found, len(wanted) - found - len(failed), failed)
 
     def table(self, cells: Iterable[Config]) -> pd.DataFrame:
@@ -136,120 +149,50 @@ class Store:
                 rows += [{**config, **row} for row in found]
         if missing:
             error = self.failure(missing[0])
-            why = f"failed: {error}; run it with retry=True" if error else "was not run"
+            why = f"failed: {error}; run it with retry=True (python -m studies retry)" if error else "was not run"
             raise UfomError(f"{len(missing)} cells are not done; the first, {dict(missing[0])}, {why}")
         return pd.DataFrame(rows)
 
-    def _each(self, cells: dict[Path, Config], function: Function, jobs: int) -> Iterator[tuple[Path, str | None]]:
-        """Each cell's place and error, as it is done."""
-        if jobs == 1:
-            for path, config in cells.items():
-                yield path, _run(self, config, function)
-            return
-        try:
-            ForkingPickler.dumps(function)
-        except Exception as error:
-            raise UfomError(f"{function!r} cannot run in other processes: define it at the top of a module") from error
-        others = set(multiprocessing.active_children())
-        pool = ProcessPoolExecutor(
-            jobs, multiprocessing.get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
-        )
-        try:
-            with _one_thread():  # the processes start with the first cell, and inherit this
-                futures = {pool.submit(_run, self, config, function): path for path, config in cells.items()}
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            raise UfomError(
-                "a process of the sweep died (out of memory?): what is done is kept; run again, with fewer jobs"
-            ) from error
-        except BaseException:
-            for process in set(multiprocessing.active_children()) - others:
-                process.terminate()  # only a whole cell has a file
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
+    def states(self) -> dict[str, str]:
+        """Each cell's id, and whether it is done, failed, damaged or missing: wanted, and none of these.
 
-    def _read(self, path: Path, config: Config) -> dict[str, Any] | None:
-        if not path.exists():
-            return None
-        try:
-            content = read_sealed(path)
-            if canonical(content.get("config")) != _plain(config):
-                raise UfomError(f"{path} is damaged: it holds another cell than its name says")
-        except UfomError as error:
-            aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
-            with suppress(FileNotFoundError):  # another process moved it
-                path.rename(aside)
-            warnings.warn(f"{error}; it was moved to {aside.name}, and the cell counts as not run", stacklevel=3)
-            return None
-        return content
+        Every file is read; none is changed.
+        """
+        found: dict[str, set[str]] = {}
+        for path in self.folder.glob("*.json*"):
+            id, *kind = path.name.split(".")
+            if id and (state := _state(Cell(self.folder, id), path, kind)):  # an unfinished file begins with a point
+                found.setdefault(id, set()).add(state)
+        return {id: next(state for state in STATES if state in found[id]) for id in sorted(found)}
+
+    def everything(self) -> pd.DataFrame:
+        """The rows of all cells that are done, by id, beside the configuration; what is nested, as JSON."""
+        rows = []
+        for id, state in self.states().items():
+            if state == "done":
+                content = Cell(self.folder, id).check(self.folder / f"{id}.json")
+                rows += [{"cell": id, **content["config"], **row} for row in content["rows"]]
+        nested = [{k: canonical(v) if isinstance(v, dict | list) else v for k, v in row.items()} for row in rows]
+        return pd.DataFrame(nested)
 
 
-def _run(store: Store, config: Config, function: Function) -> str | None:
-    """Run a cell and write what came of it; the error, if it failed."""
-    path, begin = store.path(config), time.perf_counter()
-    record = {"config": dict(config), "seed": config.get("seed"), "versions": _versions(), "commit": _commit()}
+def _here(cells: dict[str, Cell], function: Function) -> Generator[str, None, None]:
+    for id, cell in cells.items():
+        cell.run(function)
+        yield id
+
+
+def _state(cell: Cell, path: Path, kind: list[str]) -> str:
+    if kind[-1] != "json":
+        return "damaged"
     try:
-        record["device"] = _device(str(config.get("device", "cpu")))
-        found = function(config)
-        table = found.to_dict("records") if isinstance(found, pd.DataFrame) else found
-        rows = [{name: plain(value) for name, value in row.items()} for row in table]
-        write_sealed(path, {**record, "seconds": time.perf_counter() - begin, "rows": rows})
-    except Exception as error:  # it is the study's function: whatever it raises, write it down
-        said = f"{type(error).__name__}: {error}"
-        frames = traceback.extract_tb(error.__traceback__)[-3:]
-        where = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
-        write_sealed(_failed(path), {**record, "error": said, "where": where})
-        return said
-    _failed(path).unlink(missing_ok=True)
-    return None
-
-
-def _failed(path: Path) -> Path:
-    return path.with_suffix(".failed.json")
+        cell.check(path)
+    except UfomError:
+        return "damaged" if path.exists() else ""  # a sweep that goes on removed it
+    return {"json": "done", "failed": "failed", "wanted": "missing"}[kind[0]]
 
 
 def _plain(config: Config) -> str:
     if not isinstance(config, Mapping) or any(not isinstance(key, str) for key in config):
         raise UfomError(f"the cell {config!r} is no mapping of names: give a dict")
     return canonical(config, finite=True)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
-
-
-@cache
-def _versions() -> dict[str, str]:
-    names = ("numpy", "pandas", "torch")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
-
-
-@cache
-def _device(name: str) -> str:
-    """What the cell ran on, by the configuration's "device"."""
-    if name.startswith("cuda"):
-        import torch
-
-        return torch.cuda.get_device_name(name)
-    return f"{name}, {platform.machine()}"
-
-
-@cache
-def _commit() -> str:
-    """The commit of this checkout, with a + where files differ from it; "unknown" without git."""
-    git = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-    try:
-        return subprocess.run(git, cwd=Path(__file__).parent, check=True, capture_output=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

@@ -6,12 +6,17 @@ import hashlib
 import json
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ufom_theory import UfomError
 
 _MOST_BYTES, _MOST_VALUES = 2**24, 2**20  # of a sealed file: what it takes in memory is then below 256 MiB
+
+
+class DamagedFile(UfomError):
+    """A file whose content is not what was written."""
 
 
 def canonical(value: Any, finite: bool = False) -> str:
@@ -31,54 +36,82 @@ def digest(content: str | bytes) -> str:
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or the machine after a crash, sees all of it or what was there before."""
+def write_whole(path: Path, content: bytes, durable: bool = True) -> None:
+    """Write a file so that a reader, or the machine after a crash, sees all of it or what was there before.
+
+    Not `durable`, it is whole for readers, but a crash of the machine may cut or lose it; that is quicker.
+
+    Raises:
+        UfomError: the disk is full, the folder cannot be written, or any other error of the file system.
+    """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with open(beside, "xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    if hasattr(os, "O_DIRECTORY"):  # the name, too, survives a crash; Windows has no such call
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            with open(beside, "xb") as stream:
+                stream.write(content)
+                if durable:
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            os.replace(beside, path)
+        except BaseException:
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
+            raise
+        if durable and hasattr(os, "O_DIRECTORY"):  # the name, too, survives a crash; Windows has no such call
+            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except OSError as error:
+        raise UfomError(
+            f"{path} cannot be written: {error.strerror or error}; make room in {path.parent} or make it writable, and "
+            "run again: what is there is kept"
+        ) from error
+
+
+def sealed(content: dict[str, Any]) -> bytes:
+    """`content` as JSON, with the digest by which `read_sealed` knows it whole; errors as `canonical`."""
+    content = {"sha256": digest(canonical(content)), **content}
+    return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
 
 
 def write_sealed(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` as JSON, with the digest by which `read_sealed` knows it whole.
+    """Write `content` for `read_sealed`.
 
     Raises:
-        UfomError: as `canonical`; or more than `read_sealed` would read.
+        UfomError: as `canonical` and `write_whole`; or more than `read_sealed` would read.
     """
-    sealed = {"sha256": digest(canonical(content)), **content}
-    text = (json.dumps(sealed, ensure_ascii=False, indent=1) + "\n").encode()
+    text = sealed(content)
     if excess := _excess(text):
         raise UfomError(f"{path} would hold {excess}: keep fewer rows in it")
     write_whole(path, text)
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """What `write_sealed` wrote; a file that is cut short or altered is a `UfomError` that names it."""
+    """What `write_sealed` wrote.
+
+    Raises:
+        DamagedFile: a file that is cut short or altered.
+        UfomError: a file that cannot be read; it may be whole.
+    """
     try:
-        if (size := path.stat().st_size) > _MOST_BYTES:
+        size = path.stat().st_size
+        found = path.read_bytes() if size <= _MOST_BYTES else b""
+    except OSError as error:
+        raise UfomError(f"{path} cannot be read: {error.strerror or error}; mend that and run again") from error
+    try:
+        if size > _MOST_BYTES:
             raise ValueError(f"{size} bytes, more than {_MOST_BYTES}")
-        text = path.read_bytes()
-        if excess := _excess(text):
+        if excess := _excess(found):
             raise ValueError(excess)
-        content = json.loads(text)
+        content = json.loads(found)
         seal = content.pop("sha256")
         whole = isinstance(content, dict) and digest(canonical(content)) == seal
-    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
-        raise UfomError(f"{path} is damaged: {type(error).__name__}: {error}; remove it") from error
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedFile(f"{path} is damaged: {type(error).__name__}: {error}; remove it") from error
     if not whole:
-        raise UfomError(f"{path} is damaged: its content is not what its digest says; remove it")
+        raise DamagedFile(f"{path} is damaged: its content is not what its digest says; remove it")
     return content  # type: ignore[no-any-return]
 
 

@@ -301,6 +301,13 @@ def test_a_file_is_whole_or_absent(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_that_cannot_be_written_or_read_is_named(tmp_path):
+    with pytest.raises(UfomError, match=r"x\.json cannot be written: No such file or directory; make room in .*none"):
+        write_sealed(tmp_path / "none" / "x.json", {})
+    with pytest.raises(UfomError, match=r"x\.json cannot be read: No such file"):
+        read_sealed(tmp_path / "x.json")
+
+
 def test_a_float32_theta_stays_one(tmp_path):
     problem = digits_few_shot(filters=2, r=2)
     call = (problem, problem.initial, UFOM(0.5), [0.1] * 4, 4)

@@ -1,0 +1,24 @@
+"""Every fault of the table, and 20 kills: the right answer or one typed error, never silence."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.faults.table import FAULTS, ROOT
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_a_fault_gives_the_right_answer_or_one_typed_error(fault, tmp_path):
+    assert fault(tmp_path)
+
+
+def test_twenty_kills_lose_and_repeat_nothing():
+    command = [sys.executable, "-m", "tests.faults", "--only-kills", "--kills", "20"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert found.returncode == 0, found.stdout + found.stderr
+    counts = {name: int(n) for n, name in (line.split(maxsplit=1) for line in found.stdout.splitlines()[1:])}
+    assert counts["kills"] == 20
+    assert all(
+        counts[name] == 0 for name in ("cells lost", "cells run again", "cells duplicated", "tables that differ")
+    )
