@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import re
+from pathlib import Path
 
 import pytest
 
@@ -74,6 +75,12 @@ def test_it_is_documented(module, name):
         assert list(of_class(name, type(documented))) == []
         source = inspect.getsource(inspect.getmodule(type(documented)))
         assert re.search(rf'^{name} = .*\n"""\w', source, re.M)
+
+
+def test_every_public_name_has_a_place_on_the_site():
+    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
+    placed = set(re.findall(r"^\.\. auto\w+:: (ufom_theory|ufom_runtime)\.(?:[a-z]\w*\.)*(\w+)$", page, re.M))
+    assert {(module.__name__, name) for module, name in PUBLIC} <= placed
 
 
 def test_a_missing_part_is_found():
