@@ -1,13 +1,22 @@
-"""The README's Python blocks run as they stand."""
+"""Every code block of the README and of the site's pages runs as it stands, and prints what the page says it prints."""
 
+import doctest
 import re
 import runpy
+import shlex
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+from ufom_runtime import cli
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
+PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "equations.md")
+FENCED = re.compile(r"^```(\w+)\n(.*?)^```(?:\n```text\n(.*?)^```)?", re.M | re.S)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
@@ -22,3 +31,47 @@ def test_nothing_is_left_to_fill_in_and_every_link_exists():
     targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
     assert len(targets) >= 3
     assert all((Path(__file__).parents[1] / target).exists() for target in targets)
+
+
+def run_line(line, monkeypatch):
+    """A line for the shell: our command is run; of what would install or measure for minutes, that it is there."""
+    words = shlex.split(line)
+    if words[0] == "ufom":
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code, line
+    elif words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M), line
+    elif words[:2] == ["pip", "install"]:
+        extra = re.search(r"\[(\w+)\]", words[2])[1]
+        known = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+        assert extra in known["project"]["optional-dependencies"], line
+    else:
+        from studies.__main__ import STUDIES
+
+        assert words[:3] == ["python", "-m", "studies"], f"{line!r}: no test knows how to run this"
+        assert words[3] in STUDIES, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_a_page_does_what_it_says(page, tmp_path, monkeypatch, capsys):
+    """Blocks of a page share their names, as in one session; a block that begins with "# mine.py" is that file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    names = {}
+    for language, text, expected in FENCED.findall(page.read_text(encoding="utf-8")):
+        capsys.readouterr()
+        if language == "sh":
+            for line in text.splitlines():
+                run_line(line, monkeypatch)
+        elif file := re.match(r"# (\w+\.py)\n", text):
+            (tmp_path / file[1]).write_text(text, encoding="utf-8")
+        else:
+            assert language == "python", f"{page.name}: no test knows how to run a block of {language}"
+            (tmp_path / "block.py").write_text(text, encoding="utf-8")
+            names = runpy.run_path("block.py", names)
+            printed = capsys.readouterr().out
+            options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+            assert doctest.OutputChecker().check_output(expected, printed, options), printed
+    sys.modules.pop("mine", None)

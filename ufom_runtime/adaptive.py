@@ -85,14 +85,17 @@ class AdaptiveUFOM:
         return AdaptiveState(float(self.q_min))
 
     def estimates(self, state: AdaptiveState) -> tuple[float, float]:
-        """D² (times `scale`) and V² of (22); nan before the first update."""
+        """D² (times `scale`) and V² of (22) that a `state` holds; nan before the first update."""
         if not state.updates:
             return math.nan, math.nan
         weight = 1 - self.beta**state.updates
         return self.scale * state.d2_sm / weight, state.v2_sm / weight
 
     def update(self, state: AdaptiveState, bias_sq: float, exact_sq: float, r: int) -> AdaptiveState:
-        """The state after (23)–(24) with ‖b_FO − b_Exact‖² and ‖b_Exact‖², and the q that follows; r inner steps."""
+        """The state after (23)–(24), and the q that follows, for r inner steps.
+
+        `bias_sq` is ‖b_FO − b_Exact‖² and `exact_sq` ‖b_Exact‖².
+        """
         if self.variant == "released":
             bias_sq *= (1 / state.q - 1) ** 2
         d2_sm = self.beta * state.d2_sm + (1 - self.beta) * bias_sq

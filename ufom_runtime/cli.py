@@ -160,6 +160,7 @@ def measure(
     bounds: Annotated[bool, typer.Option("--bounds", help="Estimate Assumption 1's constants (slow).")] = False,
     chunk: Annotated[int | None, typer.Option(help="Tasks run together; 1 for losses that vmap cannot take.")] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Trace and compile the steps first.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Also write a page that explores the answer, as `explore`.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure D², V², bias, C1 and C2 of a problem, and say which q to run.
@@ -190,6 +191,10 @@ def measure(
         print(_json({"problem": problem, **report}))
     else:
         print_measurement(problem, report)
+    if html is not None:  # last: a file that cannot be written costs no measurement
+        from ufom_runtime.explorer import write_explorer
+
+        write_explorer(html, "--html", problem, report)
 
 
 @app.command("plan")
@@ -227,6 +232,17 @@ def _parse_proxy(text: str) -> tuple[Truncated, Moments]:
         raise
     except ValueError as error:
         raise UfomError(f"--moments {text!r}: give K:D2:V2, for example 0:0.1:1") from error
+
+
+@app.command()
+def explore(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")],
+) -> None:
+    """Write a page that explores q*, the time curve and where UFOM pays: one file, no server and no network."""
+    from ufom_runtime.explorer import write_explorer
+
+    write_explorer(output, "--output")
+    print(f"open {output} in a browser")
 
 
 @app.command("claims")

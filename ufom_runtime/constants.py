@@ -102,9 +102,9 @@ def compare_bounds(
         known: the true constants, if there are any.
 
     Returns:
-        Three rows: "quantity"; "bound" at the known constants; "estimate", the same formula at `estimate_constants`;
-        "observed", the largest ‖G_FO − G‖, ‖G‖ and ‖∇M(θ') − ∇M(θ'')‖/‖θ' − θ''‖ over the given θ and tasks. None where
-        there is nothing to fill in: no known constants, or a single θ.
+        Three rows, each with "quantity"; "bound" at the known constants; "estimate", the same formula at
+        `estimate_constants`; "observed", the largest ‖G_FO − G‖, ‖G‖ and ‖∇M(θ') − ∇M(θ'')‖/‖θ' − θ''‖ over the
+        given θ and tasks. None where there is nothing to fill in: no known constants, or a single θ.
     """
     estimated = estimate_constants(problem, thetas, tasks)
     theta, rows, pairs = _pairs(problem, thetas, tasks)

@@ -46,7 +46,12 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def peak_bytes(function: Callable[[], object], known: Iterable[Tensor] = ()) -> int:
-    """Peak bytes of the tensors that one call of `function` makes; `known` are the tensors it is given."""
+    """Peak bytes of the tensors that one call makes.
+
+    Args:
+        function: called once, without arguments.
+        known: tensors that it is given, and that do not count.
+    """
     with LiveBytes(known) as meter:
         function()
     return int(meter.peak)

@@ -89,11 +89,21 @@ def moments_by_proxy(
 ) -> dict[Truncated, MeasuredMoments]:
     """`measure_moments` for several truncation lengths at the price of one: every proxy falls out of one sweep.
 
-    Args, errors: as `measure_moments`; `proxies` must not be empty. `each` runs the chunks, as `map` does: several
-        processes share them by `partial(processes.map, thetas)` and a `chunk`.
+    Args:
+        problem: the problem.
+        thetas: θ of shape (s,), or (k, s) for a supremum over k of them.
+        tasks: n stacked tasks; None: the problem's finite Ω.
+        proxies: those to be measured, at least one.
+        chunk: (θ, task) pairs run together, as in `measure_moments`.
+        progress: called with the share of the work that is done.
+        each: runs the chunks, as `map` does: several processes share them by `partial(processes.map, thetas)` and a
+            `chunk`.
 
     Returns:
         The moments of each proxy, all with the same V².
+
+    Raises:
+        UfomError: no proxy, or what `measure_moments` raises.
     """
     exact_sums = tasks is None or tasks is problem.tasks
     tasks = problem.tasks if tasks is None else tasks

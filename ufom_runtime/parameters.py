@@ -51,7 +51,7 @@ class FlatModule:
         return torch.func.functional_call(self.module, self._split(vector), inputs)
 
     def write_grad(self, gradient: Tensor) -> None:
-        """Set `.grad` of the parameters to a hypergradient, shape (p,), for your own optimiser; else `UfomError`."""
+        """Set `.grad` of the parameters to `gradient`, shape (p,), for your own optimiser; else `UfomError`."""
         for parameter, piece in zip(self.module.parameters(), self._split(gradient).values(), strict=True):
             parameter.grad = piece.detach().clone()
 

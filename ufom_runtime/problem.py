@@ -85,7 +85,7 @@ class BilevelProblem:
         return {}
 
     def sample(self, n: int, generator: Generator) -> Task:
-        """Draw n ≥ 1 tasks, stacked in the leading dimension."""
+        """Draw n ≥ 1 tasks from a CPU `generator`, stacked in the leading dimension; else `UfomError`."""
         if n < 1:
             raise UfomError(f"n = {n} tasks were asked for: give n ≥ 1")
         cpu_generator(generator)

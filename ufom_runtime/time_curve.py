@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ufom_runtime.style import LOOKS
 from ufom_theory import CostModel, Prediction, Sweep, UfomError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-# Okabe and Ito's palette, told apart by the colour-blind; the lines differ in dashes as well
-BLUE, ORANGE, GREEN, PURPLE, BLACK = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000"
 
 
 def draw_time_curve(prediction: Prediction) -> Figure:
@@ -41,20 +39,31 @@ def draw_time_curve(prediction: Prediction) -> Figure:
 
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
-    axes.loglog(
-        grid, np.asarray(cost.time(grid, moments, m)) / best, color=BLUE, lw=2, label=f"UFOM, {cost.sweep} sweep"
-    )
+    blue = LOOKS["UFOM"]["color"]
+    times = np.asarray(cost.time(grid, moments, m)) / best
+    axes.loglog(grid, times, color=blue, lw=2, label=f"UFOM, {cost.sweep} sweep")
     if high > low:
-        axes.axvspan(max(low, left), high, color=BLUE, alpha=0.15, lw=0, label="95 % interval of q*")
-    axes.plot(max(q_star, left), 1, "o", color=BLUE, ms=8, label=f"q* = {q_star:.3g}")
-    axes.plot(1, cost.time(1.0, moments, m) / best, "s", color=BLACK, ms=7, clip_on=False, label="exact, same sweep")
-    exact = ((ORANGE, "--", Sweep.checkpointed(1), "exact, one stored state"),
-             (GREEN, "-.", Sweep.stored(), f"exact, all {cost.r} states stored"))  # fmt: skip
-    for colour, dashes, sweep, label in exact:
+        axes.axvspan(max(low, left), high, color=blue, alpha=0.15, lw=0, label="95 % interval of q*")
+    axes.plot(max(q_star, left), 1, **LOOKS["UFOM"], ms=8, lw=0, label=f"q* = {q_star:.3g}")
+    axes.plot(
+        1, cost.time(1.0, moments, m) / best, **LOOKS["exact"], ms=7, lw=0, clip_on=False, label="exact, same sweep"
+    )
+    for name, sweep, label in (
+        ("exact, one state", Sweep.checkpointed(1), "exact, one stored state"),
+        ("exact, all states", Sweep.stored(), f"exact, all {cost.r} states stored"),
+    ):
         rival = CostModel(r=cost.r, c1=cost.c1, c2=cost.c2, sweep=sweep)
-        axes.axhline(float(rival.time(1.0, moments, m)) / best, color=colour, ls=dashes, label=label)
+        axes.axhline(
+            float(rival.time(1.0, moments, m)) / best, color=LOOKS[name]["color"], ls=LOOKS[name]["ls"], label=label
+        )
     alone = f"K = {cost.proxy.steps} alone" if cost.proxy.steps else "FOM alone"
-    axes.axhline(without_bias / best, color=PURPLE, ls=":", lw=2, label=f"{alone}, were it not biased")
+    axes.axhline(
+        without_bias / best,
+        color=LOOKS["FOM"]["color"],
+        ls=LOOKS["FOM"]["ls"],
+        lw=2,
+        label=f"{alone}, were it not biased",
+    )
     axes.set(
         xlim=(left, 1), xlabel="q, probability of the exact correction", ylabel="time to a given precision, q* = 1"
     )

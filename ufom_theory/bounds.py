@@ -150,6 +150,12 @@ def rate_constant(gap: float, smoothness: float, v2: float, epsilon: float) -> f
 
     For γ_k = k^(−1/2). It does not depend on q, and grows as 1/ε: at ε = 0 there is no such constant.
 
+    Args:
+        gap: Δ = M(θ_0) − M_*, ≥ 0.
+        smoothness: L_M, ≥ 0.
+        v2: V², > 0.
+        epsilon: ε in (0, 0.5).
+
     Raises:
         UfomError: ε outside (0, 0.5), V² ≤ 0, a negative Δ or L_M, an array, or a constant beyond floating point.
     """

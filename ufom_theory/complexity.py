@@ -46,6 +46,14 @@ class Sweep:
     Build one with `stored()` (Algorithm 2), `recomputed()` (Algorithm 4), `checkpointed(slots)` (binomial schedule) or
     `unrolled()` (the autodiff graph of the whole loop is kept). The paper's backward loop begins at φ_0 again, when φ_r
     is known; with `one_pass`, which needs the coin before the first step, the way to φ_r is the first of its own.
+
+    Attributes:
+        kind: "stored", "recomputed", "checkpointed" or "unrolled".
+        slots: states besides φ_0 that `checkpointed` keeps, ≥ 0.
+        one_pass: whether the steps to φ_r are used as the way to the first states; for recomputed and checkpointed.
+
+    Raises:
+        UfomError: another kind, slots < 0 or for another kind, one_pass where no step is repeated.
     """
 
     kind: SweepKind
@@ -68,12 +76,12 @@ class Sweep:
 
     @classmethod
     def recomputed(cls, one_pass: bool = False) -> Sweep:
-        """Each state again from φ_0 (Algorithm 4): r(r − 1)/2 inner steps repeated, O(1) states held."""
+        """Each state again from φ_0 (Algorithm 4): r(r − 1)/2 inner steps repeated, r − 1 fewer with `one_pass`."""
         return cls("recomputed", one_pass=one_pass)
 
     @classmethod
     def checkpointed(cls, slots: int, one_pass: bool = False) -> Sweep:
-        """`slots` states besides φ_0 kept, placed by the binomial schedule (Griewank 1992)."""
+        """`slots` states besides φ_0 kept, placed by the binomial schedule (Griewank 1992); `one_pass` as above."""
         return cls("checkpointed", slots, one_pass)
 
     @classmethod
@@ -83,7 +91,7 @@ class Sweep:
 
     @classmethod
     def parse(cls, text: str) -> Sweep:
-        """The sweep that `str` names: "stored", "recomputed", "checkpointed:3:one-pass" and the like."""
+        """The sweep whose `str` is `text`, "stored" or "checkpointed:3:one-pass" and the like; else `UfomError`."""
         match = re.fullmatch(
             r"(stored|recomputed|unrolled|checkpointed(?=:\d))(?::(\d+))?(:one-pass)?", str(text).strip()
         )
@@ -122,7 +130,14 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Truncated:
-    """The proxy that keeps the last `steps` backward steps (truncated back-propagation); 0 is FOM, Algorithm 3."""
+    """The proxy that keeps the last K backward steps (truncated back-propagation); 0 is FOM, Algorithm 3.
+
+    Attributes:
+        steps: K, an integer ≥ 0.
+
+    Raises:
+        UfomError: K < 0, or no integer.
+    """
 
     steps: int = 0
 

@@ -102,7 +102,7 @@ class TwoTaskProblem:
         return self.curvature * (self.theta_fo - self.theta_star)
 
     def gradients(self, theta: ArrayLike) -> tuple[Array, Array]:
-        """G_FO and the exact gradient at θ for both tasks, on all of ℝ; shapes (2, *θ.shape).
+        """G_FO and the exact gradient at θ (`theta`) for both tasks, on all of ℝ; shapes (2, *θ.shape).
 
         f' = a·sign·(z, or A + t − t²/2, or A + ½) and f'' = a·(1, or 1 − t, or 0), z = |φ − b/a|, t = z − A.
         """
@@ -118,7 +118,7 @@ class TwoTaskProblem:
         return slope, slope * sensitivity
 
     def moments(self, theta: ArrayLike) -> tuple[Array, Array]:
-        """D² and V² of FOM at θ: means over the tasks, before any supremum; shape θ.shape."""
+        """D² and V² of FOM at θ (`theta`): means over the tasks, before any supremum; shape θ.shape."""
         proxy, exact = self.gradients(theta)
         return np.mean((proxy - exact) ** 2, axis=0), np.mean(exact**2, axis=0)
 

@@ -30,7 +30,10 @@ Array = NDArray[np.float64]
 
 
 def exponent(epsilon: float) -> float:
-    """m = 2/(1 − 2ε), the exponent of the time to precision for γ_k = k^(−1/2) in (19); ε in [0, 0.5).
+    """m = 2/(1 − 2ε), the exponent of the time to precision for γ_k = k^(−1/2) in (19).
+
+    Args:
+        epsilon: ε in [0, 0.5), by which the rate of (18) falls short of k^(−1/2).
 
     Raises:
         UfomError: ε outside [0, 0.5), or no single number.

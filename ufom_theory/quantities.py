@@ -239,7 +239,9 @@ class Verdict:
         widest: float = 0.1,
         margin: float = 0.0,
     ) -> Verdict:
-        """Judge the mean of paired differences, shape (n,), n ≥ 2, against a bound by its 95 % t-interval.
+        """Judge the mean of paired `differences`, shape (n,), n ≥ 2, against a bound by its 95 % t-interval.
+
+        `subject` says what is compared; an error names it.
 
         "yes" where the whole interval keeps the bound, "no" where it breaks it as a whole; in between, an interval no
         wider than `widest` is judged by its centre, and a wider one is "inconclusive". With "=", the bound is kept

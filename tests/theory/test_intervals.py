@@ -68,9 +68,10 @@ def test_time_curve_shows_what_was_computed():
     assert time.min() >= 1
     assert time[-1] == pytest.approx(prediction.speedup_over_exact)
     assert q[-1] == 1
-    # the floor is below every q; colours are all different
+    # the floor is below every q; no two look alike
     assert lines["FOM alone"].get_ydata()[0] < 1
-    assert len({to_hex(line.get_color()) for line in axes.lines}) == 5  # curve and q* share theirs
+    looks = {(to_hex(line.get_color()), line.get_linestyle(), line.get_marker()) for line in axes.lines}
+    assert len(looks) == len(axes.lines) == 6
     low, high = prediction.interval
     (band,) = [patch for patch in axes.patches if "interval" in patch.get_label()]
     assert (band.get_x(), band.get_x() + band.get_width()) == pytest.approx((low, high))

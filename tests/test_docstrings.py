@@ -1,0 +1,96 @@
+"""Every public name says what it is, names each parameter, and says what it raises."""
+
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import ufom_runtime
+import ufom_theory
+
+PUBLIC = [(module, name) for module in (ufom_theory, ufom_runtime) for name in module.__all__]
+RAISES = re.compile(r"\braise (ufom_theory\.)?UfomError")
+REFUSES = re.compile(RAISES.pattern + r"|\b(finite|positive|integer|scalar|instance|check|cpu_generator)\(")
+
+
+def parameters(function):
+    return [name for name in inspect.signature(function).parameters if name not in ("self", "cls")]
+
+
+def sections(docstring):
+    """The summary, and the text of each Google section by its name."""
+    parts = re.split(r"^(Args|Attributes|Returns|Yields|Raises):$", docstring, flags=re.M)
+    return parts[0].strip().split("\n\n")[0], dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def faults(name, documented, function, section):
+    """What is missing from one docstring; `function` gives the parameters and the source that may refuse them."""
+    docstring = inspect.cleandoc(getattr(documented, "__doc__", "") or "")
+    summary, found = sections(docstring)
+    if not re.search(r"\w", summary):
+        yield f"{name} has no summary"
+    if section:
+        named = re.findall(r"^    (\w[\w, ]*):", found.get(section, ""), re.M)
+        named = [one for line in named for one in line.split(", ")]
+        yield from (f"{name}: {section} does not name {p}" for p in parameters(function) if p not in named)
+    else:  # a method's few parameters may be named in its text
+        yield from (f"{name} does not name {p}" for p in parameters(function) if not re.search(rf"\b{p}\b", docstring))
+    source = inspect.getsource(inspect.unwrap(function))
+    said = "Raises" in found or re.search(r"\brefused\b|UfomError|[Ee]rrors\b", docstring)
+    if (REFUSES if section else RAISES).search(source) and not said:
+        yield f"{name} does not say what it raises"
+
+
+def of_class(name, cls):
+    builder = vars(cls).get("__post_init__") or (None if dataclasses.is_dataclass(cls) else vars(cls).get("__init__"))
+    docstring = inspect.cleandoc(cls.__doc__ or "")
+    _, found = sections(docstring)
+    named = re.findall(r"^    (\w+):", found.get("Attributes", ""), re.M)
+    fields = [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
+    yield from (f"{name}: Attributes do not name {f}" for f in fields if f not in named)
+    if builder and REFUSES.search(inspect.getsource(builder)) and "Raises" not in found:
+        yield f"{name} does not say what it raises"
+    if not docstring:
+        yield f"{name} has no docstring"
+    for key, member in vars(cls).items():
+        if key.startswith("_"):
+            continue
+        if isinstance(member, property):
+            member = member.fget
+        member = getattr(member, "__func__", getattr(member, "func", member))  # class methods, cached properties
+        if inspect.isfunction(member):
+            yield from faults(f"{name}.{key}", member, member, None)
+
+
+@pytest.mark.parametrize(("module", "name"), PUBLIC, ids=[name for _, name in PUBLIC])
+def test_it_is_documented(module, name):
+    documented = getattr(module, name)
+    if inspect.isclass(documented):
+        assert list(of_class(name, documented)) == []
+    elif inspect.isfunction(documented):
+        assert list(faults(name, documented, documented, "Args" if parameters(documented) else None)) == []
+    else:  # an instance: its class is documented, and it itself where it is made
+        assert list(of_class(name, type(documented))) == []
+        source = inspect.getsource(inspect.getmodule(type(documented)))
+        assert re.search(rf'^{name} = .*\n"""\w', source, re.M)
+
+
+def test_every_public_name_has_a_place_on_the_site():
+    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
+    placed = set(re.findall(r"^\.\. auto\w+:: (ufom_theory|ufom_runtime)\.(?:[a-z]\w*\.)*(\w+)$", page, re.M))
+    assert {(module.__name__, name) for module, name in PUBLIC} <= placed
+
+
+def test_a_missing_part_is_found():
+    def refuses(x, y):
+        """What it does.
+
+        Args:
+            x: a number.
+        """
+        raise ufom_theory.UfomError(x, y)
+
+    found = list(faults("refuses", refuses, refuses, "Args"))
+    assert found == ["refuses: Args does not name y", "refuses does not say what it raises"]
