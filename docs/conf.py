@@ -23,7 +23,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "gallery"]
 nitpicky = True
-nitpick_ignore_regex = [("py:class", r"(torch|numpy|collections|pandas|sympy)\..*")]  # other projects' names
+nitpick_ignore_regex = [("py:class", r"(torch|numpy|collections|fractions|pandas|sympy)\..*")]  # other projects' names
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3

@@ -25,9 +25,12 @@ def sections(docstring):
     return parts[0].strip().split("\n\n")[0], dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def faults(name, documented, function, section):
-    """What is missing from one docstring; `function` gives the parameters and the source that may refuse them."""
-    docstring = inspect.cleandoc(getattr(documented, "__doc__", "") or "")
+def faults(name, documented, function, section, base=""):
+    """What is missing from one docstring; `function` gives the parameters and the source that may refuse them.
+
+    A method that overrides another may leave to that one's docstring, `base`, what both have.
+    """
+    docstring = inspect.cleandoc(getattr(documented, "__doc__", "") or "") + base
     summary, found = sections(docstring)
     if not re.search(r"\w", summary):
         yield f"{name} has no summary"
@@ -61,7 +64,8 @@ def of_class(name, cls):
             member = member.fget
         member = getattr(member, "__func__", getattr(member, "func", member))  # class methods, cached properties
         if inspect.isfunction(member):
-            yield from faults(f"{name}.{key}", member, member, None)
+            bases = [inspect.getdoc(vars(base)[key]) or "" for base in cls.__mro__[1:] if key in vars(base)]
+            yield from faults(f"{name}.{key}", member, member, None, "\n".join(["", *bases]))
 
 
 @pytest.mark.parametrize(("module", "name"), PUBLIC, ids=[name for _, name in PUBLIC])
@@ -71,10 +75,11 @@ def test_it_is_documented(module, name):
         assert list(of_class(name, documented)) == []
     elif inspect.isfunction(documented):
         assert list(faults(name, documented, documented, "Args" if parameters(documented) else None)) == []
-    else:  # an instance: its class is documented, and it itself where it is made
-        assert list(of_class(name, type(documented))) == []
-        source = inspect.getsource(inspect.getmodule(type(documented)))
-        assert re.search(rf'^{name} = .*\n"""\w', source, re.M)
+    else:  # an instance: its class is documented, or Python's own, and it itself where it is made
+        own = type(documented).__module__ != "builtins"
+        assert not own or list(of_class(name, type(documented))) == []
+        source = inspect.getsource(inspect.getmodule(type(documented)) if own else ufom_runtime.rivals)
+        assert re.search(rf'^{name}\b[^=\n]* = (.*|{{\n(.*\n)*?}})\n"""\w', source, re.M)
 
 
 def test_every_public_name_has_a_place_on_the_site():

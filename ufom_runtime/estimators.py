@@ -57,7 +57,7 @@ class Estimator:
         return Calls(r + 1 + self.q * cost.extra_steps, k + self.q * (r - k))
 
     def states(self, r: int, s: int = 1) -> int:
-        """The most inner states held for one task; s does not matter."""
+        """The most inner states held for one task with r inner steps; s does not matter."""
         return states_held(r, self.proxy, self.sweep) if self.q else self.proxy.steps
 
 

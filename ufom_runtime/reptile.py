@@ -25,11 +25,11 @@ class Reptile:
     """
 
     def calls(self, r: int, s: int = 1) -> Calls:
-        """Calls for one task: r gradients, one fewer than FOM, and no Hessian-vector product."""
+        """Calls for one task: r gradients, one fewer than FOM, and no Hessian-vector product, whatever s."""
         return Calls(gradients=r)
 
     def states(self, r: int, s: int = 1) -> int:
-        """None is held."""
+        """None is held, whatever r and s."""
         return 0
 
     def begin(self) -> tuple[float, ...]:

@@ -30,6 +30,9 @@ class Method(ABC):
 
         Returns:
             The estimates, shape (n, s), and columns for the log, each of shape (n,).
+
+        Raises:
+            UfomError: a problem for which the method is not valid.
         """
 
     @abstractmethod
@@ -42,7 +45,7 @@ class Method(ABC):
 
     @abstractmethod
     def states(self, r: int, s: int = 1) -> int:
-        """The most vectors of length p held for one task, besides those that a single step works with."""
+        """The most vectors of length p held for one task, besides those that a step works with; r, s as in `calls`."""
 
     def per_task(
         self,

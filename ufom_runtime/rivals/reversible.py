@@ -70,7 +70,7 @@ class Reversible(Method):
         return 1 + int((_WORD - math.log2(d * d / (d - n)) - 1e-9) / math.log2(d / n))
 
     def words(self, r: int) -> int:
-        """64-bit words kept a number of φ: v, and those of the lost bits."""
+        """64-bit words kept a number of φ over r steps: v, and those of the lost bits."""
         return 1 + -(-r // self.steps_a_word)
 
     def calls(self, r: int, s: int = 1) -> Calls:

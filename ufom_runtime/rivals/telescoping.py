@@ -136,7 +136,7 @@ class Telescoping(Method):
         return [x - y for x, y in zip(inverse, [*inverse[1:], 0.0], strict=True)]
 
     def at(self, problem: BilevelProblem, theta: Tensor, tasks: Task, drawn: int) -> Tensor:
-        """The estimates where N = `drawn`, counted from 0: rows of θ, shape (n, s), and n tasks → (n, s)."""
+        """The estimates of a problem where N = `drawn`, counted from 0: rows of theta, (n, s), and n tasks → (n, s)."""
         enters = {h: c for h, c in zip(self.horizons, self.coefficients(drawn), strict=False) if c}
         steps, phi, states = Steps(problem, theta, tasks), first_state(problem, theta, tasks), []
         for j in range(self.horizons[drawn]):
