@@ -32,6 +32,7 @@ from rich.table import Table
 
 from studies import commands
 from studies.commands import Gpus, Jobs, Kind, Minutes, Partition, Size
+from studies.configuration import read_config
 from studies.executors import Executor, executor
 from studies.sweep import Store
 from ufom_theory import UfomError, Verdict
@@ -59,7 +60,10 @@ def _command(name: str) -> Callable[..., None]:
         partition: Partition = None,
         minutes: Minutes = None,
         gpus: Gpus = None,
+        config: Annotated[Path | None, typer.Option(help="TOML with other values; kept under the file's name.")] = None,
     ) -> None:
+        if config:
+            size = _configured(name, size, config)
         study, results = _study(name, size)
         if redraw and not results.is_file():
             raise UfomError(f"{results} is missing: run the study without --redraw first")
@@ -101,6 +105,15 @@ app.command("run", help="Run a study's cells that are not done and write its tab
 app.command("retry", help="The same, and run the cells again that failed.")(_filler(retry=True))
 app.command("status")(commands.status)
 app.command("export")(commands.export)
+
+
+def _configured(name: str, size: str, file: Path) -> str:
+    """A size of its own for a study: that of a TOML file over another one; its name is the file's."""
+    study, _ = _study(name, size)
+    if file.stem in study.SIZES:
+        raise UfomError(f"{file} is called as the size {file.stem!r} is: give the file another name")
+    study.SIZES[file.stem] = read_config(file, study.SIZES[size])
+    return file.stem
 
 
 def _study(name: str, size: str) -> tuple[ModuleType, Path]:
@@ -181,7 +194,7 @@ def _stored() -> Iterator[tuple[str, Path]]:
 
 
 def _folder(kind: str, size: str) -> Path:
-    folder = HERE / kind / ("quick" if size == "quick" else "")
+    folder = HERE / kind / ("" if size in ("standard", "paper") else "quick")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import pandas as pd
 import pytest
 
 from studies import divergence, few_shot, optimal_q, regret
@@ -121,3 +122,19 @@ def test_what_is_no_configuration_is_named(text, message, tmp_path):
 def test_a_file_that_is_missing_is_named(tmp_path):
     with pytest.raises(UfomError, match=r"no.toml cannot be read as TOML: .*No such file"):
         read_config(tmp_path / "no.toml", BASE)
+
+
+def test_a_study_is_measured_with_the_values_of_a_file(tmp_path, monkeypatch):
+    from studies import __main__ as command
+
+    monkeypatch.setattr(command, "HERE", tmp_path)
+    monkeypatch.setattr(command.commands, "CELLS", tmp_path / "cells")
+    monkeypatch.setattr(divergence, "SIZES", dict(divergence.SIZES))
+    (tmp_path / "mine.toml").write_text("starts = 3\nsteps = 40\ncells = 1\n")
+    command.app(["divergence", "--config", str(tmp_path / "mine.toml")], standalone_mode=False)
+    table = pd.read_csv(tmp_path / "results" / "quick" / "divergence-mine.csv")
+    assert (table.start.nunique(), table.step.max()) == (3, 40)
+    assert divergence.SIZES["mine"].starts == 3
+    (tmp_path / "quick.toml").write_text("starts = 3\n")
+    with pytest.raises(UfomError, match="give the file another name"):
+        command.app(["divergence", "--config", str(tmp_path / "quick.toml")], standalone_mode=False)
