@@ -142,9 +142,9 @@ class AdaptiveUFOM:
         )  # any q < 1 asks for the proxy, too: at q = 1 D² is still measured
         for _, proxy, exact in gradients(problem, theta, tasks, coins, both, chunk):
             if exact is None:
-                total += proxy.sum(0) / n
+                total.add_(proxy.sum(0), alpha=1 / n)
                 continue
-            total += debias(proxy, exact, now.q).sum(0) / n
+            total.add_(debias(proxy, exact, now.q).sum(0), alpha=1 / n)
             squares += torch.stack([x.double().square().sum() for x in (exact - proxy, exact)])
         refuse_divergence(total)
         corrected = int(coins.sum())

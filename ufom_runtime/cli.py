@@ -194,7 +194,7 @@ def measure(
     if html is not None:  # last: a file that cannot be written costs no measurement
         from ufom_runtime.explorer import write_explorer
 
-        write_explorer(html, "--html", problem, report)
+        write_explorer(html, problem, report)
 
 
 @app.command("plan")
@@ -241,7 +241,7 @@ def explore(
     """Write a page that explores q*, the time curve and where UFOM pays: one file, no server and no network."""
     from ufom_runtime.explorer import write_explorer
 
-    write_explorer(output, "--output")
+    write_explorer(output)
     print(f"open {output} in a browser")
 
 

@@ -99,14 +99,10 @@ def _words(problem: str, report: Mapping[str, Any]) -> str:
     )
 
 
-def write_explorer(path: Path, option: str, problem: str = "", report: Mapping[str, Any] | None = None) -> None:
-    """Write `explorer_page` to a file; `option` is the one that an error names.
+def write_explorer(path: Path, problem: str = "", report: Mapping[str, Any] | None = None) -> None:
+    """Write `explorer_page` to a file.
 
     Raises:
         UfomError: a file that cannot be written, or what `explorer_page` raises.
     """
-    page = explorer_page(problem, report)
-    try:
-        write_whole(path, page.encode())
-    except OSError as error:
-        raise UfomError(f"{option} {path} cannot be written: {error.strerror or error}") from error
+    write_whole(path, explorer_page(problem, report).encode())

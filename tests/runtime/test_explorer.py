@@ -263,7 +263,7 @@ def test_the_command_writes_it_and_measure_opens_it_at_the_point(capsys, monkeyp
 def test_a_place_that_cannot_be_written_is_named(capsys, monkeypatch, arguments):
     code, _, err = run(capsys, monkeypatch, *arguments.split(), "/proc/nothing.html")
     assert code == 2
-    assert err.startswith(f"ufom: {arguments.split()[-1]} /proc/nothing.html cannot be written")
+    assert err.startswith("ufom: /proc/nothing.html cannot be written")
 
 
 def test_a_vanishing_second_moment_is_refused():
