@@ -71,21 +71,21 @@ def write_whole(path: Path, content: bytes, durable: bool = True) -> None:
 
 
 def sealed(content: dict[str, Any]) -> bytes:
-    """`content` as JSON, with the digest by which `read_sealed` knows it whole; errors as `canonical`."""
+    """`content` as JSON, with the digest by which `read_sealed` knows it whole.
+
+    Raises:
+        UfomError: as `canonical`; or more than `read_sealed` would read.
+    """
     content = {"sha256": digest(canonical(content)), **content}
-    return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
+    text = (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
+    if excess := _excess(text):
+        raise UfomError(f"a sealed file would hold {excess}: keep fewer rows in it")
+    return text
 
 
 def write_sealed(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` for `read_sealed`.
-
-    Raises:
-        UfomError: as `canonical` and `write_whole`; or more than `read_sealed` would read.
-    """
-    text = sealed(content)
-    if excess := _excess(text):
-        raise UfomError(f"{path} would hold {excess}: keep fewer rows in it")
-    write_whole(path, text)
+    """Write `content` for `read_sealed`; errors as `sealed` and `write_whole`."""
+    write_whole(path, sealed(content))
 
 
 def read_sealed(path: Path) -> dict[str, Any]:

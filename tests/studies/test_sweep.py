@@ -240,3 +240,11 @@ def test_a_function_that_cannot_travel_is_named(tmp_path):
         Store(tmp_path).run(CELLS, lambda config: [], jobs=2)
     with pytest.raises(UfomError, match=r"4 cells are not done; the first, .* was not run"):
         Store(tmp_path).table(CELLS)
+
+
+def test_a_cell_that_could_not_be_read_again_fails_by_name(tmp_path):
+    store, cell = Store(tmp_path), {"n": 1}
+    outcome = store.run([cell], lambda cell: [{"x": i} for i in range(2**20)])
+    assert outcome.ran == 0
+    assert "keep fewer rows" in outcome.failed[0][1]
+    assert not list(tmp_path.glob("*damaged*"))
