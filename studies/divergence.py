@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from studies.optimal_q import BLUE, GREY, ORANGE, outer_step_size
+from studies.optimal_q import outer_step_size
 from studies.sweep import Store
+from ufom_runtime.style import BLUE, GREEN, GREY, PINK, VERMILLION
 from ufom_theory import TwoTaskProblem, Verdict, diverging_problem
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Array = NDArray[np.float64]
-COLOURS = {"FOM": ORANGE, "UFOM": BLUE}
+COLOURS = {"FOM": VERMILLION, "UFOM": BLUE}
 DRAWN = 6  # runs of each estimator whose lines are drawn; the mean is over all
 
 question = "Does first-order meta-learning stall where Theorem 2 says, and does UFOM get through?"
@@ -149,7 +150,7 @@ def draw(table: pd.DataFrame) -> Figure:
     row = table.iloc[0]
     pair = diverging_problem(row.D, int(row.r), row.alpha)
     phi, theta = np.linspace(-12, 24, 401), np.linspace(pair.theta_star - 3, pair.theta_fo + 3, 401)
-    for loss, colour, number in zip(losses(pair, phi)[1], ("#009E73", "#CC79A7"), (1, 2), strict=True):
+    for loss, colour, number in zip(losses(pair, phi)[1], (GREEN, PINK), (1, 2), strict=True):
         tasks.plot(phi, loss, color=colour, label=f"$f_{number}$")
     tasks.set(xlabel="inner parameter $\\phi$", ylabel="loss", title="Two equally likely tasks")
     objective.plot(theta, losses(pair, theta)[0].mean(axis=0), color=GREY, label="$M(\\theta)$")
@@ -158,7 +159,7 @@ def draw(table: pd.DataFrame) -> Figure:
         ends = final[final.estimator == name].theta.to_numpy()
         objective.plot(ends, losses(pair, ends)[0].mean(axis=0), "o", color=colour, mfc="none", label=f"ends of {name}")
     for x, label in ((pair.theta_fo, "$\\theta_{FO}$, predicted"), (pair.theta_star, "$\\theta_*$, predicted")):
-        colour = ORANGE if x == pair.theta_fo else BLUE
+        colour = VERMILLION if x == pair.theta_fo else BLUE
         objective.axvline(x, color=colour, lw=0.9, ls="--", label=label)
     objective.set(xlabel="outer parameter $\\theta$", ylabel="$M(\\theta)$, mean loss", title="Where outer SGD ends")
     _draw_norms(norms, table)

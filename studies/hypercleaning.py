@@ -34,6 +34,7 @@ from ufom_runtime.data import mnist
 from ufom_runtime.problem import single
 from ufom_runtime.problems.hypercleaning import HypercleaningProblem, digits_hypercleaning, mnist_hypercleaning
 from ufom_runtime.steps import Steps
+from ufom_runtime.style import GREY
 from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, Verdict, optimal_q
 
 if TYPE_CHECKING:
@@ -391,7 +392,7 @@ def _draw_data_free(axis: Any, r: int) -> None:
 def _draw_bias(axis: Any, table: pd.DataFrame, limit: float) -> None:
     shown = table[table.method.isin([*ADAPTIVE, "UFOM"])].assign(ratio=lambda t: t.d2 / t.v2)
     draw_curves(axis, shown, "calls", "ratio", limit, step=True)
-    axis.axhline(1, color="#777777", lw=0.8, ls=":")
+    axis.axhline(1, color=GREY, lw=0.8, ls=":")
     axis.set_yscale("log")
     axis.set(xlabel="function calls (recomputed sweep)", ylabel="estimate of $D^2$ over that of $V^2$", xlim=(0, limit))
     axis.set_title("What q is chosen by (for UFOM: at $\\theta_0$)")

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from studies.drawing import place_labels, plain_ticks
 from studies.landscape_problems import PLANNED, memory
-from studies.performance_figure import GREY, place_labels
 from studies.training import markdown
+from ufom_runtime.style import BLACK, GREEN, GREY, PINK, VERMILLION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {"exact": "#000000", "unbiased": "#009E73", "biased": "#D55E00", "other objective": "#CC79A7"}  # Okabe, Ito
+COLOURS = {"exact": BLACK, "unbiased": GREEN, "biased": VERMILLION, "other objective": PINK}
 SHOWN = 100  # r of the figure's panels, or the longest below it
 BEARABLE = 0.1  # a relative bias that the guide calls small
 NAMES = {PLANNED: "planned UFOM"}
@@ -64,17 +65,12 @@ def _area(states: Any) -> Any:
 
 
 def _points(axes: Axes, rows: pd.DataFrame) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     for row in rows.sort_values("states", ascending=False).itertuples():
         axes.scatter(row.at, row.error, s=_area(row.states), color=COLOURS[row.kind], alpha=0.55, lw=0.8, ec="white")
     axes.axhline(0.1, color=GREY, lw=0.6, ls=(0, (4, 6)), zorder=0)
     axes.set(xscale="log", yscale="log")
     axes.margins(0.2)
-    for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1e3 else (1,)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(NullFormatter())
+    plain_ticks(axes)
 
 
 def _legend(axes: Axes) -> None:

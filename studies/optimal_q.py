@@ -18,7 +18,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from studies.drawing import plain_ticks
 from studies.sweep import Store
+from ufom_runtime.style import BLUE, GREY, VERMILLION
 from ufom_theory import CostModel, Moments, UfomError, Verdict, optimal_q
 from ufom_theory.divergence import TwoTaskProblem, squared_gradient_norms
 
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Array = NDArray[np.float64]
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"  # Okabe and Ito's, told apart by the colour-blind
 EXPONENT = 1.0
 TOLERATED = 1.05  # the predicted q may be this much slower than the best of the grid
 FACTORS = (1 / 4, 1 / 2, 1 / math.sqrt(2), 1, math.sqrt(2), 2, 4)  # the grid of q over q*; q = 1 is added
@@ -248,7 +249,7 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def _draw_moments(axes: Axes, table: pd.DataFrame) -> None:
     by_alpha = table.groupby("alpha")[["d2", "v2", "sup_d2", "sup_v2"]].first()
-    for column, colour, label in (("v2", BLUE, "$V^2$"), ("d2", ORANGE, "$D^2$")):
+    for column, colour, label in (("v2", BLUE, "$V^2$"), ("d2", VERMILLION, "$D^2$")):
         axes.loglog(by_alpha.index, by_alpha[column], "o-", color=colour, label=f"{label} at $\\theta^*$")
         axes.loglog(
             by_alpha.index,
@@ -272,9 +273,9 @@ def _draw_optima(axes: Axes, table: pd.DataFrame) -> None:
     for i, (alpha, logs) in enumerate(mean.groupby("alpha")):
         logs = logs.droplevel("alpha")
         near = logs.index[logs <= logs.min() + math.log(TOLERATED)]
-        axes.plot([alpha, alpha], [near.min(), near.max()], "-", color=ORANGE, lw=4, alpha=0.4,
+        axes.plot([alpha, alpha], [near.min(), near.max()], "-", color=VERMILLION, lw=4, alpha=0.4,
                   label="measured: within 5 % of the best" if i == 0 else None)  # fmt: skip
-        axes.plot(alpha, logs.idxmin(), "o", color=ORANGE, label="measured: best of the grid" if i == 0 else None)
+        axes.plot(alpha, logs.idxmin(), "o", color=VERMILLION, label="measured: best of the grid" if i == 0 else None)
     axes.set(xlabel="inner step size $\\alpha$", ylabel="probability $q$", title="Optimal $q$")
     _finish(axes, 1)
 
@@ -303,12 +304,7 @@ def _draw_times(axes: Axes, table: pd.DataFrame) -> None:
 
 def _finish(axes: Axes, columns: int, title: str | None = None) -> None:
     """Plain numbers at 1, 2, 5 on short axes, at powers of ten on long ones; the legend below the axes."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1e3 else (1,)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(NullFormatter())
+    plain_ticks(axes)
     axes.legend(title=title, ncols=columns, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
 
 

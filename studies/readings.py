@@ -25,8 +25,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from studies import optimal_q as fast_enough
-from studies.optimal_q import BLUE, GREY, ORANGE, RANGE, exact_norms, exact_run
+from studies.optimal_q import RANGE, exact_norms, exact_run
 from studies.sweep import Store
+from ufom_runtime.style import BLUE, GREEN, GREY, PINK, VERMILLION
 from ufom_theory import CostModel, Moments, Prediction, Sweep, TwoTaskProblem, UfomError, Verdict, optimal_q
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Array = NDArray[np.float64]
-GREEN, PINK = "#009E73", "#CC79A7"
 DECAYING = {"k^-0.5": 0.5, "k^-0.75": 0.75, "k^-1": 1.0}  # the outer steps' names and their s
 TUNED, SAME = "constant, tuned to q", "constant, one for all q"
 R = 10
@@ -81,11 +81,11 @@ class Reading:
 RECOMPUTED = Sweep.recomputed()
 READINGS = (
     Reading("printed", "[−50, 50]", "k^-0.5", 2, RECOMPUTED, BLUE),
-    Reading("printed, over ℝ", "ℝ", "k^-0.5", 2, RECOMPUTED, ORANGE),
+    Reading("printed, over ℝ", "ℝ", "k^-0.5", 2, RECOMPUTED, VERMILLION),
     Reading("released", "[−50, 50]", "k^-1", 0.5, Sweep.stored(), BLUE),
     *(
         Reading(f"local, {rule}", "θ*", rule, 1 / s, RECOMPUTED, colour)
-        for (rule, s), colour in zip(DECAYING.items(), (BLUE, GREEN, ORANGE), strict=True)
+        for (rule, s), colour in zip(DECAYING.items(), (BLUE, GREEN, VERMILLION), strict=True)
     ),
     Reading(f"local, {TUNED}", "θ*", TUNED, 1, RECOMPUTED, PINK),
 )
@@ -358,7 +358,7 @@ def draw(table: pd.DataFrame) -> Figure:
 def _draw_moments(axes: Axes, table: pd.DataFrame, readings: list[Reading]) -> None:
     by_alpha = table.groupby("alpha").first()
     for where, style in zip(dict.fromkeys(reading.where for reading in readings), ("-", "--"), strict=False):
-        for letter, colour in (("V²", BLUE), ("D²", ORANGE)):
+        for letter, colour in (("V²", BLUE), ("D²", VERMILLION)):
             axes.loglog(by_alpha.index, by_alpha[f"{letter} {where}"], f"o{style}", ms=4, color=colour,
                         label=f"{letter}, {'at θ*' if where == 'θ*' else f'sup over {where}'}")  # fmt: skip
     axes.set(xlabel="inner step size $\\alpha$", ylabel="squared gradient norm")
@@ -389,7 +389,7 @@ def _draw_curves(axes: Axes, table: pd.DataFrame, readings: list[Reading]) -> No
     grid = runs.q.unique()
     chosen = {
         0.0: ("FOM, $q=0$", GREY),
-        1.0: ("exact, $q=1$", ORANGE),
+        1.0: ("exact, $q=1$", VERMILLION),
         grid[np.abs(grid - q_star).argmin()]: ("", BLUE),
     }
     for q, (label, colour) in chosen.items():

@@ -39,6 +39,7 @@ from ufom_runtime.problems.few_shot import omniglot_few_shot
 from ufom_runtime.problems.hypercleaning import digits_hypercleaning, mnist_hypercleaning
 from ufom_runtime.problems.quadratic import QuadraticProblem, quadratic
 from ufom_runtime.steps import Steps
+from ufom_runtime.style import BLUE, GREEN, GREY, PINK, VERMILLION
 from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, Verdict, optimal_q
 
 if TYPE_CHECKING:
@@ -59,8 +60,7 @@ READINGS = {  # name: (exponent m, where the moments are taken, sweep of the cos
     "m = 1, path": (1.0, "path", Sweep.recomputed()),
     "released, m = 1/2": (0.5, "start", Sweep.stored()),
 }
-COLOURS = dict(zip(READINGS, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=True))  # Okabe and Ito's
-GREY = "#777777"
+COLOURS = dict(zip(READINGS, (BLUE, VERMILLION, GREEN, PINK), strict=True))
 UNITS = ("calls", "seconds")
 ALWAYS = "q = 1"  # what running the exact gradient would have lost
 TOLERATED = 1.05  # the predicted q may be this much slower than the best of the grid

@@ -14,21 +14,22 @@ import numpy as np
 import pandas as pd
 
 from ufom_runtime import AdaptiveUFOM
+from ufom_runtime.style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, SKY, VERMILLION
 from ufom_theory import CostModel, Sweep, Truncated
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {  # Okabe and Ito's
-    "exact": "#000000",
-    "Reptile": "#CC79A7",
-    "FOM": "#777777",
-    "adaptive": "#0072B2",
-    "adaptive ×0.1": "#56B4E9",
-    "released": "#D55E00",
-    "released ×0.1": "#E69F00",
-    "UFOM": "#009E73",
+COLOURS = {
+    "exact": BLACK,
+    "Reptile": PINK,
+    "FOM": GREY,
+    "adaptive": BLUE,
+    "adaptive ×0.1": SKY,
+    "released": VERMILLION,
+    "released ×0.1": ORANGE,
+    "UFOM": GREEN,
 }
 
 
