@@ -20,24 +20,23 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from studies.landscape_cell import SAMPLED, run
+from studies.landscape_figure import WINS, planned
 from studies.landscape_figure import answer as answer
 from studies.landscape_figure import caption as caption
 from studies.landscape_figure import draw as draw
 from studies.landscape_figure import guide as guide
 from studies.landscape_figure import page as page
-from studies.landscape_problems import Setting, memory, missing
+from studies.landscape_problems import Setting, missing
 from studies.sweep import Store
 from ufom_theory import UfomError, Verdict
 
 VERSION = 1  # of the cells
 SAME = 1e-8  # of ‖∇M‖: a gradient that is exact in float64 is nearer than this
-WINS = 1.1  # a gain smaller than this factor is none
 question = "Which way to differentiate through the inner loop is best on which problem, and what does it cost?"
 
 
@@ -160,42 +159,34 @@ def judge(table: pd.DataFrame) -> list[Verdict]:
         where, ran = f"{name}, r = {r}", rows[rows.refused.isna()]
         true = ran[ran.kind.isin(("exact", "unbiased")) & ran.bias_sq.notna()]
         bias = float(max(np.sqrt(true.bias_sq.clip(lower=0)).max(), true.difference.max()))
-        verdicts.append(_exact(f"largest bias of {len(true)} exact and unbiased methods, {where}", "<=", SAME, bias))
+        verdicts.append(
+            Verdict.from_interval(f"largest bias of {len(true)} exact and unbiased methods, {where}", "<=", SAME, bias)
+        )
         off = float((ran.calls / ran.declared - 1).abs().max())
-        verdicts.append(_exact(f"counted calls of {len(ran)} methods, over the declared, −1, {where}", "<=", 1e-9, off))
+        verdicts.append(
+            Verdict.from_interval(
+                f"counted calls of {len(ran)} methods, over the declared, −1, {where}", "<=", 1e-9, off
+            )
+        )
         for row in ran[ran.method == "es"].itertuples():
             half = float(t.ppf(0.975, row.draws - 1)) * row.bias_sq_sem
-            verdicts.append(_within(f"squared bias of es, {where}", "<=", 0.01, row.bias_sq, half))
+            verdicts.append(Verdict.from_interval(f"squared bias of es, {where}", "<=", 0.01, row.bias_sq, half))
         for row in ran[ran.law.notna()].itertuples():
             subject = f"log-time of {row.method} by the exact law, over the theory's, {where}"
-            verdicts.append(_within(subject, "=", 0.0, float(np.log(row.law / row.time)), 0.0, float(np.log(WINS))))
+            verdicts.append(
+                Verdict.from_interval(subject, "=", 0.0, float(np.log(row.law / row.time)), 0.0, float(np.log(WINS)))
+            )
     for (name, method), rows in methods[methods.bias_sq.notna() & methods.method.str.startswith("implicit")].groupby(
         ["name", "method"], sort=False
     ):
         ordered = np.sqrt(rows.sort_values("r").bias_sq.to_numpy())
         if len(ordered) > 1:
             worst = float((ordered[1:] / ordered[:-1]).max())
-            verdicts.append(_exact(f"bias of {method} over that at the r before, {name}", "<=", 1.0, worst))
-    for row in _planned(table).itertuples():
+            verdicts.append(
+                Verdict.from_interval(f"bias of {method} over that at the r before, {name}", "<=", 1.0, worst)
+            )
+    for row in planned(table).itertuples():
         for rival, gain in (("the paper's UFOM", row.gain_paper), ("exact with checkpoints", row.gain_exact)):
             subject = f"gain of the planned (K, s, q) over {rival}, {row.memory:.0f} states, {row.name}, r = {row.r}"
-            verdicts.append(_exact(subject, ">=", WINS, gain))
+            verdicts.append(Verdict.from_interval(subject, ">=", WINS, gain))
     return verdicts
-
-
-def _planned(table: pd.DataFrame) -> pd.DataFrame:
-    rows = table[table.part == "family"]
-    return rows[[slots == memory(r) for slots, r in zip(rows.memory, rows.r.astype(int), strict=True)]]
-
-
-def _exact(subject: str, relation: Any, predicted: float, measured: float) -> Verdict:
-    return _within(subject, relation, predicted, measured, 0.0)
-
-
-def _within(
-    subject: str, relation: Any, predicted: float, measured: float, half: float, margin: float = 0.0
-) -> Verdict:
-    """A verdict by the 95 % interval measured ± half; "=" holds within the margin."""
-    off = {"<=": measured - predicted, ">=": predicted - measured, "=": abs(measured - predicted) - margin}[relation]
-    agrees: Any = "yes" if off + half <= 0 else "no" if off - half > 0 else "inconclusive"
-    return Verdict(subject, relation, predicted, measured, half, agrees)

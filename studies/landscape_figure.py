@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 COLOURS = {"exact": BLACK, "unbiased": GREEN, "biased": VERMILLION, "other objective": PINK}
 SHOWN = 100  # r of the figure's panels, or the longest below it
+WINS = 1.1  # a gain smaller than this factor is none
 BEARABLE = 0.1  # a relative bias that the guide calls small
 NAMES = {PLANNED: "planned UFOM"}
 
@@ -222,11 +223,10 @@ def answer(table: pd.DataFrame) -> str:
     """The answer in a few sentences: where the generalised UFOM wins in the memory of √r checkpoints, and where not."""
     quickest = [_quickest(rows[rows.time.notna()]).method for _, rows in _ran(table).groupby(["name", "r"], sort=False)]
     counts = pd.Series(quickest).value_counts()
-    rows = table[table.part == "family"]
-    rows = rows[[slots == memory(int(r)) for slots, r in zip(rows.memory, rows.r, strict=True)]]
+    rows = planned(table)
     where = rows["name"] + ", r = " + rows.r.astype(int).astype(str)
-    won = [f"{at} ({gain:.2g}×)" for at, gain in zip(where, rows.gain_exact, strict=True) if gain >= 1.1]
-    lost = [at for at, gain in zip(where, rows.gain_exact, strict=True) if gain < 1.1]
+    won = [f"{at} ({gain:.2g}×)" for at, gain in zip(where, rows.gain_exact, strict=True) if gain >= WINS]
+    lost = [at for at, gain in zip(where, rows.gain_exact, strict=True) if gain < WINS]
     paper = rows.gain_paper
     skipped = ", ".join(f"{row.name}, r = {row.r:.0f}" for row in _skipped(table))
     return (
@@ -237,6 +237,12 @@ def answer(table: pd.DataFrame) -> str:
         f"those checkpoints it wins by 10 % or more on {'; '.join(won) or 'none'}; it does not on "
         f"{'; '.join(lost) or 'none'}." + (f" Left out: {skipped}." if skipped else "")
     )
+
+
+def planned(table: pd.DataFrame) -> pd.DataFrame:
+    """The debiased family's rows in the memory of √r checkpoints."""
+    rows = table[table.part == "family"]
+    return rows[[slots == memory(r) for slots, r in zip(rows.memory, rows.r.astype(int), strict=True)]]
 
 
 def _skipped(table: pd.DataFrame) -> list[Any]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -318,9 +318,7 @@ def _simulation(table: pd.DataFrame, rule: str, local: Reading) -> list[Verdict]
 
 def _exact(subject: str, relation: Any, predicted: float, measured: float, margin: float = 0.0) -> Verdict:
     """A verdict on a number without sampling error, "inconclusive" where it is none."""
-    over = {"<=": measured - predicted, ">=": predicted - measured, "=": abs(measured - predicted)}[relation] - margin
-    agrees = "inconclusive" if math.isnan(over) else "yes" if over <= 0 else "no"
-    return Verdict(subject, relation, predicted, measured, margin, agrees)  # type: ignore[arg-type]
+    return replace(Verdict.from_interval(subject, relation, predicted, measured, margin=margin), tolerance=margin)
 
 
 def answer(table: pd.DataFrame) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -263,8 +263,26 @@ class Verdict:
 
         mean = float(x.mean())
         half = float(t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
-        over = {"<=": mean - bound, ">=": bound - mean, "=": abs(mean - bound)}[relation] - margin
-        agrees: Agreement = "yes" if over + half <= 0 else "no" if over - half > 0 else "inconclusive"
-        if agrees == "inconclusive" and 2 * half <= widest:
-            agrees = "yes" if over <= 0 else "no"
-        return cls(subject, relation, bound, mean, half, agrees)
+        verdict = cls.from_interval(subject, relation, bound, mean, half, margin)
+        if verdict.agrees == "inconclusive" and 2 * half <= widest:
+            return replace(cls.from_interval(subject, relation, bound, mean, 0.0, margin), tolerance=half)
+        return verdict
+
+    @classmethod
+    def from_interval(
+        cls,
+        subject: str,
+        relation: Literal["=", "<=", ">="],
+        predicted: float,
+        measured: float,
+        half: float = 0.0,
+        margin: float = 0.0,
+    ) -> Verdict:
+        """Judge the 95 % interval `measured` ± `half` of a `subject` against a `predicted` value or bound.
+
+        "yes" where all of it keeps the `relation`, "no" where all of it breaks it, else "inconclusive", as where a
+        number is nan; the relation is kept within `margin`.
+        """
+        over = {"<=": measured - predicted, ">=": predicted - measured, "=": abs(measured - predicted)}[relation]
+        agrees: Agreement = "yes" if over - margin + half <= 0 else "no" if over - margin - half > 0 else "inconclusive"
+        return cls(subject, relation, predicted, measured, half, agrees)
