@@ -15,7 +15,7 @@ from studies.landscape_problems import PLANNED, Draw, Setting, candidates, make_
 from ufom_runtime import EXACT, hypergradient
 from ufom_runtime.derivatives import Calls, count_calls
 from ufom_runtime.memory import peak_bytes
-from ufom_runtime.moments import moments_by_proxy
+from ufom_runtime.moments import SquaredMean, moments_by_proxy
 from ufom_runtime.problem import BilevelProblem, Task, parts, take
 from ufom_runtime.problems.quadratic import QuadraticProblem
 from ufom_runtime.rivals import METHODS
@@ -137,32 +137,23 @@ def statistics(drawn: list[tuple[float, Tensor]], exact: Tensor, sampled: bool) 
     own = torch.stack([(rows - centre).square().sum(1).mean() for _, rows in drawn])
     if sampled:
         b = len(drawn)
-        bias, bias_sem = _square_of_mean(means - truth)
-        mean, mean_sem = _square_of_mean(means)
+        bias, mean = (SquaredMean.of(x, exact_sums=False) for x in (means - truth, means))
         own = own * b / (b - 1)
         sem = {name: float(x.std()) / b**0.5 for name, x in (("second", second), ("own", own))}
     else:
-        bias, mean = (float((p @ x).square().sum()) for x in (means - truth, means))
-        bias_sem = mean_sem = 0.0
+        bias, mean = (SquaredMean(float((p @ x).square().sum()), np.zeros(1)) for x in (means - truth, means))
         sem = {"second": 0.0, "own": 0.0}
     total = float(p @ second)
     return {
-        "bias_sq": bias / unit,
-        "bias_sq_sem": bias_sem / unit,
+        "bias_sq": bias.value / unit,
+        "bias_sq_sem": bias.sem / unit,
         "second": total / unit,
         "second_sem": sem["second"] / unit,
-        "variance": (total - mean) / unit,
-        "variance_sem": float(np.hypot(sem["second"], mean_sem)) / unit,
+        "variance": (total - mean.value) / unit,
+        "variance_sem": float(np.hypot(sem["second"], mean.sem)) / unit,
         "own": float(p @ own) / unit,
         "own_sem": sem["own"] / unit,
     }
-
-
-def _square_of_mean(x: Tensor) -> tuple[float, float]:
-    """‖E x‖² of independent rows, unbiased (a U-statistic: the mean of x_i·x_j, i ≠ j), and its standard error."""
-    n, total = len(x), x.sum(0)
-    each = (x @ total - x.square().sum(1)) / (n - 1)
-    return float(each.mean()), float(2 * each.std()) / n**0.5
 
 
 def family(moments: dict[Truncated, Moments], r: int) -> list[dict[str, Any]]:

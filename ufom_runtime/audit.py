@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ufom_runtime.oracle import Oracle
-from ufom_runtime.problem import BilevelProblem, Task, check, count
+from ufom_runtime.problem import BilevelProblem, Task, all_finite, check, count
 from ufom_theory import UfomError
 from ufom_theory.quantities import integer
 
@@ -139,7 +139,7 @@ def _call(
             f"fn returned {what}: return floats of shape {' or '.join(map(str, shapes))} in every call, the mean over "
             "the tasks or a gradient for each"
         )
-    if not torch.isfinite(g).all():
+    if not all_finite(g):
         raise UfomError("fn returned NaN or ±inf: there is no gradient to judge; does its inner loop diverge?")
     return g.detach().to(theta.device, torch.float64)
 

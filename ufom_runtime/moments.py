@@ -157,14 +157,20 @@ def _by_theta(
 
 
 @dataclass
-class _Mean:
+class SquaredMean:
     """‖E x‖² of vectors x, one a task, unbiased; with each task's influence on it, shape (n,)."""
 
     value: float
     influence: Array
 
+    @property
+    def sem(self) -> float:
+        """Standard error of the value."""
+        return _sem(self.influence)
+
     @classmethod
-    def of(cls, x: Tensor, exact_sums: bool) -> _Mean:
+    def of(cls, x: Tensor, exact_sums: bool) -> SquaredMean:
+        """From vectors, shape (n, s); with exact sums they are all that there are, and there is no error."""
         total = x.sum(0)
         if exact_sums:
             return cls(float(total @ total) / len(x) ** 2, np.zeros(len(x)))
@@ -179,8 +185,8 @@ class _AtTheta:
 
     d2: Array  # ‖G_proxy − G‖² of each task
     v2: Array  # ‖G‖² of each task
-    gradient: tuple[_Mean, _Mean]
-    bias: tuple[_Mean, _Mean]
+    gradient: tuple[SquaredMean, SquaredMean]
+    bias: tuple[SquaredMean, SquaredMean]
     cosine: tuple[float, float]
 
     @classmethod
@@ -190,8 +196,8 @@ class _AtTheta:
         return cls(
             d2=_numpy((d * d).sum(1)),
             v2=_numpy((exact * exact).sum(1)),
-            gradient=tuple(_Mean.of(exact[i], exact_sums) for i in subsets),  # type: ignore[arg-type]
-            bias=tuple(_Mean.of(d[i], exact_sums) for i in subsets),  # type: ignore[arg-type]
+            gradient=tuple(SquaredMean.of(exact[i], exact_sums) for i in subsets),  # type: ignore[arg-type]
+            bias=tuple(SquaredMean.of(d[i], exact_sums) for i in subsets),  # type: ignore[arg-type]
             cosine=tuple(_cosine(proxy[i].mean(0), exact[i].mean(0)) for i in subsets),  # type: ignore[arg-type]
         )
 
@@ -214,7 +220,7 @@ def _supremum(
         mean_gradient_cov=cov[2],
         proxy=proxy,
         bias_sq=bias.value,
-        bias_sq_sem=_sem(bias.influence),
+        bias_sq_sem=bias.sem,
         cosine=at_d.cosine[1],
         samples=np.stack([d2, v2]),
         per_theta={

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ufom_runtime.estimators import EXACT, in_chunks, refuse_divergence
-from ufom_runtime.problem import BilevelProblem, Task, count, parts
+from ufom_runtime.problem import BilevelProblem, Task, all_finite, count, parts
 from ufom_theory import UfomError
 
 _MARGIN = 5  # tolerance over the measured rounding error, of which the user's code has a draw of its own
@@ -63,7 +63,7 @@ class Oracle:
             if (exact - first_order).norm() <= relative * exact.norm():
                 found = [("", exact)]
             for kind, g in found:
-                if torch.isfinite(g).all() and not self.agreeing(g):
+                if all_finite(g) and not self.agreeing(g):
                     yield f"the {kind}gradient {what}", g, relative * float(g.norm())
 
 

@@ -23,8 +23,9 @@ def test_the_looks_and_the_sheet_are_matplotlibs():
         axes = figure.subplots()
         for name, look in style.LOOKS.items():
             axes.plot([0, 1], [0, 1], **look, label=name)
-        axes.legend()
+        legend = axes.legend()
         figure.canvas.draw()
+    assert [text.get_text() for text in legend.get_texts()] == list(style.LOOKS)
 
 
 def test_the_page_has_the_same_colours():
