@@ -62,18 +62,21 @@ def _command(name: str) -> Callable[..., None]:
         gpus: Gpus = None,
         config: Annotated[Path | None, typer.Option(help="TOML with other values; kept under the file's name.")] = None,
     ) -> None:
-        if config:
-            size = _configured(name, size, config)
         study, results = _study(name, size)
+        values = study.SIZES[size]
+        if config:
+            if config.stem in study.SIZES:
+                raise UfomError(f"{config} is called as the size {config.stem!r} is: give the file another name")
+            values, results = read_config(config, values), _folder("results", "quick") / f"{name}-{config.stem}.csv"
         if redraw and not results.is_file():
             raise UfomError(f"{results} is missing: run the study without --redraw first")
         if not redraw:
-            _measure(study, name, size, results, executor(kind, jobs, partition, minutes, gpus))
+            _measure(study, values, results, executor(kind, jobs, partition, minutes, gpus))
         verdicts = study.judge(_table(results))
         _write_verdicts(results, verdicts)
-        _draw(study, results, size)
+        figure = _draw(study, results)
         _show(verdicts)
-        print(f"figure: {_folder('figures', size) / results.stem}.png   table: {results}")
+        print(f"figure: {figure}   table: {results}")
 
     return command
 
@@ -93,7 +96,7 @@ def _filler(retry: bool) -> Callable[..., None]:
         gpus: Gpus = None,
     ) -> None:
         study, results = _study(name, size)
-        _measure(study, name, size, results, executor(kind, jobs, partition, minutes, gpus), retry)
+        _measure(study, study.SIZES[size], results, executor(kind, jobs, partition, minutes, gpus), retry)
         print(f"table: {results}")
 
     return command
@@ -105,15 +108,6 @@ app.command("run", help="Run a study's cells that are not done and write its tab
 app.command("retry", help="The same, and run the cells again that failed.")(_filler(retry=True))
 app.command("status")(commands.status)
 app.command("export")(commands.export)
-
-
-def _configured(name: str, size: str, file: Path) -> str:
-    """A size of its own for a study: that of a TOML file over another one; its name is the file's."""
-    study, _ = _study(name, size)
-    if file.stem in study.SIZES:
-        raise UfomError(f"{file} is called as the size {file.stem!r} is: give the file another name")
-    study.SIZES[file.stem] = read_config(file, study.SIZES[size])
-    return file.stem
 
 
 def _study(name: str, size: str) -> tuple[ModuleType, Path]:
@@ -148,8 +142,7 @@ def judge() -> None:
 def draw() -> None:
     """Draw every stored table again."""
     for name, path in _stored():
-        _draw(import_module(f"studies.{name}"), path, "standard")
-        print(_folder("figures", "standard") / f"{path.stem}.png")
+        print(_draw(import_module(f"studies.{name}"), path))
 
 
 @app.command("index")
@@ -194,7 +187,7 @@ def _stored() -> Iterator[tuple[str, Path]]:
 
 
 def _folder(kind: str, size: str) -> Path:
-    folder = HERE / kind / ("" if size in ("standard", "paper") else "quick")
+    folder = HERE / kind / ("quick" if size == "quick" else "")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -203,17 +196,16 @@ def _table(path: Path) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
-def _measure(
-    study: ModuleType, name: str, size: str, path: Path, runner: Executor | None = None, retry: bool = False
-) -> None:
+def _measure(study: ModuleType, config: Any, path: Path, runner: Executor | None = None, retry: bool = False) -> None:
+    """The table and what is to be known of the run, into `path` and beside it; its stem names the store."""
     keeps = "store" in signature(study.measure).parameters
     if not keeps and (runner or retry):
+        name = study.__name__.removeprefix("studies.")
         raise UfomError(f"{name} keeps no cells: run it without --executor, as python -m studies {name}")
     console = Console(stderr=True)
     columns = (TextColumn("measuring"), BarColumn(), TimeRemainingColumn())
     begin = time.perf_counter()
-    config = study.SIZES[size]
-    store = (Store(commands.CELLS / f"{name}-{size}", runner, retry),) if keeps else ()
+    store = (Store(commands.CELLS / path.stem, runner, retry),) if keeps else ()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=1.0)
         table = study.measure(config, *store, progress=lambda share: bar.update(task, completed=share))
@@ -228,14 +220,16 @@ def _write_verdicts(path: Path, verdicts: list[Verdict]) -> None:
     path.with_suffix(".verdicts.json").write_text(_json([asdict(v) for v in verdicts]))
 
 
-def _draw(study: ModuleType, path: Path, size: str) -> None:
-    table, figures = _table(path), _folder("figures", size)
+def _draw(study: ModuleType, path: Path) -> Path:
+    """The figure in all formats and its caption, under figures/ as the table is under results/; the PNG's path."""
+    table, figures = _table(path), _folder("figures", path.parent.name)
     undated: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
     with rc_context({"svg.hashsalt": "ufom"}):  # the same table draws the same bytes
         figure = study.draw(table)
         for kind, metadata in undated.items():
             figure.savefig(figures / f"{path.stem}.{kind}", dpi=150, metadata=metadata)
     (figures / f"{path.stem}.txt").write_text(study.caption(table) + "\n")
+    return figures / f"{path.stem}.png"
 
 
 def _processor() -> str:

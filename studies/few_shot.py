@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from studies.sweep import Store
-from studies.training import ADAPTIVE, at, charged, corrected, draw_curves, legend, markdown, mean_sem, rounded
+from studies.training import ADAPTIVE, at, charged, corrected, draw_curves, legend, markdown, mean_sem, missing, rounded
 from ufom_runtime import EXACT, FOM, REPTILE, UFOM, hypergradient, measure_moments, outer_sgd
 from ufom_runtime.algorithms import inner_gd
 from ufom_runtime.data import cifar100, omniglot
@@ -118,12 +118,10 @@ def measure(config: Config, store: Store, progress: Callable[[float], object] = 
 
 
 def _is_there(data: str) -> bool:
-    try:
-        {"omniglot": omniglot, "cifar100": cifar100, "digits": lambda: None}[data]()
-    except UfomError as error:
-        warnings.warn(f"{data} is skipped: {error}", stacklevel=3)
-        return False
-    return True
+    reason = missing({"omniglot": omniglot, "cifar100": cifar100, "digits": lambda: None}[data])
+    if reason:
+        warnings.warn(f"{data} is skipped: {reason}", stacklevel=3)
+    return not reason
 
 
 def _cells(config: Config, settings: list[tuple[str, int]]) -> Iterator[dict[str, Any]]:

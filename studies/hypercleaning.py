@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from studies.sweep import Store
-from studies.training import ADAPTIVE, at, charged, corrected, draw_curves, legend, markdown, mean_sem, rounded
+from studies.training import ADAPTIVE, at, charged, corrected, draw_curves, legend, markdown, mean_sem, missing, rounded
 from ufom_runtime import EXACT, FOM, UFOM, measure_cost, measure_moments, outer_sgd
 from ufom_runtime.algorithms import first_state, inner_gd
 from ufom_runtime.data import mnist
@@ -129,12 +129,9 @@ def measure(config: Config, store: Store, progress: Callable[[float], object] = 
 
 
 def _present(data: str) -> str:
-    if data == "mnist":
-        try:
-            mnist()
-        except UfomError as error:
-            warnings.warn(f"{error}; the embedded digits are taken instead", stacklevel=3)
-            return "digits"
+    if data == "mnist" and (reason := missing(mnist)):
+        warnings.warn(f"{reason}; the embedded digits are taken instead", stacklevel=3)
+        return "digits"
     return data
 
 

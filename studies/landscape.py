@@ -31,11 +31,14 @@ from studies.landscape_figure import caption as caption
 from studies.landscape_figure import draw as draw
 from studies.landscape_figure import guide as guide
 from studies.landscape_figure import page as page
-from studies.landscape_problems import Setting, missing
+from studies.landscape_problems import Setting
 from studies.sweep import Store
+from studies.training import missing
+from ufom_runtime.data import omniglot
 from ufom_theory import UfomError, Verdict
 
 VERSION = 1  # of the cells
+LOADERS: dict[str, Callable[[], object]] = {"omniglot": omniglot}
 SAME = 1e-8  # of ‖∇M‖: a gradient that is exact in float64 is nearer than this
 question = "Which way to differentiate through the inner loop is best on which problem, and what does it cost?"
 
@@ -121,7 +124,7 @@ def measure(
     """
     cells, skipped = [], []
     for setting in config.settings:
-        if reason := missing(setting):
+        if reason := missing(LOADERS.get(setting.problem, lambda: None)):
             warnings.warn(f"{setting.name}, r = {setting.r} is left out: {reason}", stacklevel=2)
             skipped.append({"part": "skipped", "name": setting.name, "r": setting.r, "skipped": reason})
         else:

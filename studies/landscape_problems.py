@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ufom_runtime import REPTILE, UFOM, Estimator, hypergradient
-from ufom_runtime.data import omniglot
 from ufom_runtime.outer_loop import Rule
 from ufom_runtime.problem import BilevelProblem, Task, count
 from ufom_runtime.problems.few_shot import omniglot_few_shot
@@ -91,16 +90,6 @@ MAKERS: dict[str, Callable[..., BilevelProblem]] = {
     "hypercleaning": lambda **arguments: digits_hypercleaning(**arguments, dtype=F64),
     "omniglot": lambda **arguments: omniglot_few_shot(**arguments, dtype=F64),
 }
-
-
-def missing(setting: Setting) -> str:
-    """Why the data of a problem cannot be had; nothing where they can."""
-    try:
-        if setting.problem == "omniglot":
-            omniglot()
-    except UfomError as error:
-        return str(error)
-    return ""
 
 
 @dataclass(frozen=True)

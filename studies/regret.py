@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from studies.sweep import Store
+from studies.training import missing
 from ufom_runtime import EXACT, Estimator, hypergradient, measure_cost, measure_moments, outer_sgd
 from ufom_runtime.algorithms import first_state, inner_gd
 from ufom_runtime.data import mnist, omniglot
@@ -178,7 +179,7 @@ def measure(
     """
     base, skipped, pilots = {"study": "regret", "version": VERSION}, [], []
     for setting in config.settings:
-        if reason := _missing(setting):
+        if reason := missing(LOADERS.get(setting.problem, lambda: None)):
             warnings.warn(f"{setting.name} is left out: {reason}", stacklevel=2)
             skipped.append({"name": setting.name, "skipped": reason})
         else:
@@ -211,16 +212,6 @@ def measure(
 def _grid(grid: tuple[float, ...], predicted: list[float]) -> list[float]:
     """Every q that is run, ascending: also one below all that are predicted, so that the best is not at the edge."""
     return sorted({0.0, 1.0, *grid, *predicted, min(predicted) / 2})
-
-
-def _missing(setting: Setting) -> str:
-    """Why the data of a problem cannot be had; nothing where they can."""
-    try:
-        if setting.problem in LOADERS:
-            LOADERS[setting.problem]()
-    except UfomError as error:
-        return str(error)
-    return ""
 
 
 def pilot(cell: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ Charge is not compute: every method computes with the stored sweep and is charge
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import pandas as pd
 
 from ufom_runtime import AdaptiveUFOM
 from ufom_runtime.style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, SKY, VERMILLION
-from ufom_theory import CostModel, Sweep, Truncated
+from ufom_theory import CostModel, Sweep, Truncated, UfomError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,6 +51,15 @@ ADAPTIVE = {
     "released": Charged(variant="released"),
     "released ×0.1": Charged(scale=0.1, variant="released"),
 }
+
+
+def missing(load: Callable[[], object]) -> str:
+    """Why data cannot be had, by what loads them; nothing where they can."""
+    try:
+        load()
+    except UfomError as error:
+        return str(error)
+    return ""
 
 
 def corrected(log: Any, r: int, batch: int = 1, proxy: int = 0) -> Any:

@@ -129,12 +129,11 @@ def test_a_study_is_measured_with_the_values_of_a_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(command, "HERE", tmp_path)
     monkeypatch.setattr(command.commands, "CELLS", tmp_path / "cells")
-    monkeypatch.setattr(divergence, "SIZES", dict(divergence.SIZES))
     (tmp_path / "mine.toml").write_text("starts = 3\nsteps = 40\ncells = 1\n")
     command.app(["divergence", "--config", str(tmp_path / "mine.toml")], standalone_mode=False)
     table = pd.read_csv(tmp_path / "results" / "quick" / "divergence-mine.csv")
     assert (table.start.nunique(), table.step.max()) == (3, 40)
-    assert divergence.SIZES["mine"].starts == 3
+    assert (tmp_path / "figures" / "quick" / "divergence-mine.png").is_file()
     (tmp_path / "quick.toml").write_text("starts = 3\n")
     with pytest.raises(UfomError, match="give the file another name"):
         command.app(["divergence", "--config", str(tmp_path / "quick.toml")], standalone_mode=False)

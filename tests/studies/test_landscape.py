@@ -180,7 +180,7 @@ def test_same_config_same_table(table, tmp_path):
 
 def test_missing_data_are_left_out_loudly(table, tmp_path, monkeypatch):
     monkeypatch.delenv("UFOM_DATA", raising=False)
-    monkeypatch.setattr(problems, "omniglot", data_folder)
+    monkeypatch.setitem(study.LOADERS, "omniglot", data_folder)
     with pytest.warns(UserWarning, match="few-shot, Omniglot, r = 2 is left out: UFOM_DATA is not set"):
         found = study.measure(replace(TINY, settings=(OMNIGLOT, SYNTHETIC)), Store(tmp_path))
     assert "Left out: few-shot, Omniglot, r = 2" in study.answer(found)
