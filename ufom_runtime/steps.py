@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ufom_runtime.convolutions import rewrite_convolutions
 from ufom_runtime.derivatives import count_rows, hessian_vector_products, inner_gradient, outer_gradients
 from ufom_runtime.problem import BilevelProblem, Task, parts
 from ufom_theory import UfomError
@@ -106,6 +107,7 @@ def _compile(problem: BilevelProblem, step: Callable[..., Found], tupled: bool, 
     try:
         # clones, since one tensor given twice would become one input of the graph
         traced = make_fx(lambda *a: [t for t in plain(*a) if t is not None])(*(t.clone() for t in arguments))
+        rewrite_convolutions(traced)
         on_cuda = arguments[0].device.type == "cuda"
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what the compiler says of its own parts
