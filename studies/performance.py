@@ -75,7 +75,7 @@ class Config:
     steps: int = 10
     images: int = 500
     hidden: int = 64
-    lengths: tuple[int, ...] = (10, 100)
+    lengths: tuple[int, ...] = (10, 50, 100)
     long: tuple[int, int] = (50, 400)
     rounds: int = 15
     patience: float = 5.0
