@@ -68,4 +68,6 @@ def _swaps(node: Node) -> bool:
 
 def _cuts(node: Node) -> bool:
     """Whether it keeps the first elements along an axis of the kernel."""
-    return node.target is _aten.slice.Tensor and len(node.args) == 4 and node.args[1] in (2, 3, 4) and node.args[2] == 0
+    return bool(
+        node.target is _aten.slice.Tensor and len(node.args) == 4 and node.args[1] in (2, 3, 4) and node.args[2] == 0
+    )
