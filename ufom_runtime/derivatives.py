@@ -74,6 +74,8 @@ def leaf(tensor: Tensor) -> Tensor:
 def row_losses(name: str, loss: Loss, theta: Tensor, phi: Tensor, tasks: Task) -> Tensor:
     """The rows' losses, shape (n,), or () for one row; refused where a loss is no real scalar."""
     losses: Tensor = by_row(name, loss, theta, phi, tasks)
+    if not isinstance(losses, Tensor):
+        raise UfomError(f"{name} returned a {type(losses).__name__}: return a tensor, without float() or .item()")
     batched = len(phi) > 1
     if losses.ndim != batched:
         raise UfomError(f"{name} returned shape {tuple(losses.shape[batched:])}: it must return a scalar")

@@ -38,8 +38,8 @@ class MeasuredMoments(Moments):
     bias_sq_sem: float = 0.0
     cosine: float = float("nan")
     vanishes: bool = False
-    samples: Array = field(default_factory=lambda: np.zeros((2, 0)))
-    per_theta: dict[str, Array] = field(default_factory=dict)
+    samples: Array = field(default_factory=lambda: np.zeros((2, 0)), repr=False)
+    per_theta: dict[str, Array] = field(default_factory=dict, repr=False)
 
 
 def measure_moments(

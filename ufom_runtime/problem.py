@@ -99,7 +99,10 @@ def parts(tasks: Task) -> tuple[Tensor, ...]:
     """The tensors of a task."""
     tensors = tasks if isinstance(tasks, tuple) else (tasks,)
     if not tensors or not all(isinstance(t, Tensor) for t in tensors):
-        raise UfomError("tasks must be a tensor or a tuple of tensors, stacked in the leading dimension")
+        raise UfomError(
+            f"tasks must be a tensor or a tuple of tensors, not a {type(tasks).__name__}: "
+            "torch.stack the tasks' inputs, their targets and so on, each in the leading dimension"
+        )
     return tensors
 
 

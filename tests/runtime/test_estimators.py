@@ -338,7 +338,7 @@ THETA = torch.zeros(3, dtype=F64)
         ),
         (lambda: hypergradient(coupled(), THETA, TASKS[:0], FOM), "no tasks"),
         (lambda: hypergradient(coupled(), THETA, (TASKS, TASKS[:1]), FOM), "leading dimensions"),
-        (lambda: hypergradient(coupled(), THETA, [1, 2], FOM), "tuple of tensors"),
+        (lambda: hypergradient(coupled(), THETA, [1, 2], FOM), r"not a list: torch\.stack"),
         (lambda: hypergradient(coupled(), THETA, TASKS.to("meta"), FOM), "move both to one device"),
         (lambda: hypergradient(coupled(), THETA, TASKS, UFOM(0.5)), "needs coins"),
         (lambda: hypergradient(coupled(), THETA, TASKS, UFOM(0.5), coins=torch.ones(2)), "give bool"),
@@ -360,6 +360,7 @@ THETA = torch.zeros(3, dtype=F64)
             "outer_loss does not depend on φ",
         ),
         (lambda: hypergradient(replaced(inner_loss=lambda t, p, x: p * 2), THETA, TASKS, FOM), "must return a scalar"),
+        (lambda: hypergradient(replaced(outer_loss=lambda t, p, x: 1.0), THETA, TASKS, FOM), "returned a float"),
         (lambda: hypergradient(replaced(start=lambda t, x: t.sum()), THETA, TASKS, FOM), "must return φ_0 as a vector"),
         (
             lambda: hypergradient(
