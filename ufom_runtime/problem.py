@@ -90,7 +90,16 @@ class BilevelProblem:
             raise UfomError(f"n = {n} tasks were asked for: give n ≥ 1")
         cpu_generator(generator)
         if self.sample_tasks is not None:
-            return self.sample_tasks(n, generator)
+            try:
+                tasks = self.sample_tasks(n, generator)
+            except UfomError:
+                raise
+            except Exception as error:  # it is the user's function
+                said = f"{type(error).__name__}: {error}"
+                raise UfomError(f"sample_tasks(n, generator) failed for n = {n}: {said}") from error
+            if (drawn := count(tasks)) != n:
+                raise UfomError(f"sample_tasks returned {drawn} task(s) where n = {n} were asked for: stack n of them")
+            return tasks
         assert self.tasks is not None
         return take(self.tasks, torch.randint(count(self.tasks), (n,), generator=generator))
 

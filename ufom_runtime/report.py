@@ -87,7 +87,9 @@ def measure(
     cost = measure_cost(problem, thetas[0], one)
     first_order = moments[proxies[0]]
     exact = float(cost.time(1.0, first_order, m))
-    by_sweep = [_row(first_order, replace(cost, sweep=sweep), m, exact) for sweep in SWEEPS]
+    by_sweep = [
+        _row(first_order, replace(cost, sweep=sweep), m, exact) for sweep in SWEEPS if (sweep.slots or 0) <= problem.r
+    ]
     by_proxy = [_row(moments[p], replace(cost, proxy=p), m, exact) for p in proxies]
     by_memory = _by_memory(moments, cost, m, exact)
     return {
@@ -180,7 +182,7 @@ def _why(by_memory: list[dict[str, Any]], vanishes: bool) -> str:
     if enough is not least:
         gain = least["relative_time"] / enough["relative_time"]
         least_that = f"Holding {enough['states']} states, the least that come within 1.5× of the best"
-        said.append(f"{least_that}, {_advice(enough)}: {gain:.3g}× sooner still.")
+        said.append(f"{least_that}, {_advice(enough)}: {gain:.3g}× sooner than that.")
     return " ".join(said)
 
 

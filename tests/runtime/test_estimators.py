@@ -312,6 +312,11 @@ THETA = torch.zeros(3, dtype=F64)
         (lambda: replaced(step_sizes=torch.tensor([0.1, -0.1])), "-0.1 must be"),
         (lambda: replaced(sample_tasks=None), "no tasks"),
         (lambda: coupled().sample(0, torch.Generator()), "n ≥ 1"),
+        (
+            lambda: replaced(sample_tasks=lambda n: TASKS).sample(2, torch.Generator()),
+            r"sample_tasks\(n, generator\) failed",
+        ),
+        (lambda: replaced(sample_tasks=lambda n, g: TASKS).sample(9, torch.Generator()), "returned 2 task"),
         (lambda: hypergradient(coupled(), THETA[None], TASKS, FOM), r"give \(s,\)"),
         (lambda: hypergradient(coupled(), THETA * float("nan"), TASKS, FOM), "NaN"),
         (lambda: hypergradient(coupled(), torch.zeros(3, dtype=torch.int64), TASKS, FOM), "floating"),
