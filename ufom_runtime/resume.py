@@ -151,3 +151,22 @@ def unpack(packed: Any, tensors: dict[str, Tensor]) -> Any:
     if kind == "dict":
         return {key: unpack(v, tensors) for key, v in content}
     return {"list": list, "tuple": tuple}[kind](unpack(v, tensors) for v in content)
+
+
+def same_form(name: str, found: Any, expected: Any) -> None:
+    """Raises a ValueError that names the first part of a nested state whose type, shape or dtype differs."""
+    is_, must_be = _forms(name, found), _forms(name, expected)
+    for part in must_be | is_:
+        if is_.get(part) != must_be.get(part):
+            raise ValueError(f"{part} is {is_.get(part, 'absent')}, not {must_be.get(part, 'absent')}")
+
+
+def _forms(name: str, value: Any) -> dict[str, str]:
+    """The type of each part, by name; of a tensor dtype and shape."""
+    if isinstance(value, Tensor):
+        return {name: f"{value.dtype} {tuple(value.shape)}"}
+    found = {name: type(value).__name__}
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, part in inside:
+        found |= _forms(f"{name}[{key!r}]", part)
+    return found
