@@ -50,7 +50,8 @@ class Local:
 
     Attributes:
         jobs: processes.
-        gpus: of each process, which sees no others; 0: every process sees them all.
+        gpus: of each process, which sees no others, taken in turn from CUDA_VISIBLE_DEVICES or numbered from 0; 0:
+            every process sees them all.
     """
 
     jobs: int
@@ -59,9 +60,13 @@ class Local:
     def each(self, folder: Path, function: str, ids: list[str]) -> Generator[str, None, None]:
         """See `Executor`."""
         others, context = set(multiprocessing.active_children()), multiprocessing.get_context("spawn")
-        devices = context.SimpleQueue()
-        for first in range(0, self.jobs * self.gpus, self.gpus or 1):
-            devices.put(",".join(map(str, range(first, first + self.gpus))))
+        devices, needed = context.SimpleQueue(), self.jobs * self.gpus
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(needed))))
+        names = [name for name in visible.split(",") if name]
+        if len(names) < needed:
+            raise UfomError(f"{needed} GPUs are needed and CUDA_VISIBLE_DEVICES={visible}: take fewer jobs or GPUs")
+        for first in range(0, needed, self.gpus or 1):
+            devices.put(",".join(names[first : first + self.gpus]))
         pool = ProcessPoolExecutor(min(self.jobs, len(ids)), context, _begin, (devices if self.gpus else None,))
         try:
             with _one_thread():  # the processes start with the first cell, and inherit this

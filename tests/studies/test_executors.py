@@ -66,13 +66,26 @@ def test_a_wanted_cell_that_was_lost_is_named(tmp_path):
     assert Store(tmp_path).run(CELLS[:1], square).ran == 1
 
 
-def test_an_executor_decides_where_cells_run_and_which_devices_they_see(tmp_path):
+@pytest.mark.parametrize(
+    ("visible", "pairs"), [(None, {"0,1", "2,3"}), ("7,GPU-a,1,4,6", {"7,GPU-a", "1,4"})], ids=["unset", "set"]
+)
+def test_an_executor_decides_where_cells_run_and_which_devices_they_see(tmp_path, monkeypatch, visible, pairs):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     store = Store(tmp_path, Local(2, gpus=2))
     store.run(CELLS * 2, devices, jobs=1)
     table = store.table(CELLS)
-    assert set(table.devices) <= {"0,1", "2,3"}
+    assert set(table.devices) <= pairs
     assert (table.groupby("pid").devices.nunique() == 1).all()
     assert os.getpid() not in set(table.pid)
+
+
+@pytest.mark.parametrize("visible", ["", "7,8,9"])
+def test_devices_that_are_not_visible_are_not_handed_out(tmp_path, monkeypatch, visible):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(UfomError, match=f"4 GPUs are needed and CUDA_VISIBLE_DEVICES={visible}: take fewer"):
+        Store(tmp_path, Local(2, gpus=2)).run(CELLS, devices)
 
 
 def test_states_tell_cells_apart_and_change_nothing(tmp_path, monkeypatch):
