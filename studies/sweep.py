@@ -6,6 +6,7 @@ part of its name: give the configuration a version, if the code may change.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import pandas as pd
 
 from studies.cell import Cell, Config, Function, name_of
 from studies.executors import Executor, Local
-from ufom_runtime.files import canonical, digest
+from ufom_runtime.files import MissingFile, canonical, digest
 from ufom_theory import UfomError
 from ufom_theory.quantities import integer
 
@@ -125,7 +126,7 @@ class Store:
         with closing(each):  # closed at once, also where `progress` raises
             for id in each:
                 cell, settled = missing[id], settled + 1
-                if not cell.done.exists():
+                if not os.path.exists(cell.done):  # Path.exists may raise
                     error = self.failure(wanted[cell])
                     if error is None:
                         raise UfomError(f"{dict(wanted[cell])} was not run: {cell.wanted} was lost; run again")
@@ -156,10 +157,14 @@ class Store:
     def states(self) -> dict[str, str]:
         """Each cell's id, and whether it is done, failed, damaged or missing: wanted, and none of these.
 
-        Every file is read; none is changed.
+        Every file is read; none is changed. `UfomError` for a folder that cannot be read.
         """
         found: dict[str, set[str]] = {}
-        for path in self.folder.glob("*.json*"):
+        try:
+            paths = list(self.folder.glob("*.json*"))
+        except OSError as error:
+            raise UfomError(f"{self.folder} cannot be read: {error.strerror}; mend that and run again") from error
+        for path in paths:
             id, *kind = path.name.split(".")
             if id and (state := _state(Cell(self.folder, id), path, kind)):  # an unfinished file begins with a point
                 found.setdefault(id, set()).add(state)
@@ -187,8 +192,10 @@ def _state(cell: Cell, path: Path, kind: list[str]) -> str:
         return "damaged"
     try:
         cell.check(path)
+    except MissingFile:
+        return ""  # a sweep that goes on removed it
     except UfomError:
-        return "damaged" if path.exists() else ""  # a sweep that goes on removed it
+        return "damaged"
     return {"json": "done", "failed": "failed", "wanted": "missing"}[kind[0]]
 
 

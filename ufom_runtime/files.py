@@ -19,6 +19,10 @@ class DamagedFile(UfomError):
     """A file whose content is not what was written."""
 
 
+class MissingFile(UfomError):
+    """A file that is not there."""
+
+
 def canonical(value: Any, finite: bool = False) -> str:
     """JSON of `value` in the one form that is hashed: sorted keys, no spaces, floats to the last bit.
 
@@ -93,13 +97,15 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
     Raises:
         DamagedFile: a file that is cut short or altered.
+        MissingFile: none.
         UfomError: a file that cannot be read; it may be whole.
     """
     try:
         size = path.stat().st_size
         found = path.read_bytes() if size <= _MOST_BYTES else b""
     except OSError as error:
-        raise UfomError(f"{path} cannot be read: {error.strerror or error}; mend that and run again") from error
+        kind = MissingFile if isinstance(error, FileNotFoundError) else UfomError
+        raise kind(f"{path} cannot be read: {error.strerror or error}; mend that and run again") from error
     try:
         if size > _MOST_BYTES:
             raise ValueError(f"{size} bytes, more than {_MOST_BYTES}")
