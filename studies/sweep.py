@@ -17,7 +17,7 @@ import pandas as pd
 
 from studies.cell import Cell, Config, Function, name_of
 from studies.executors import Executor, Local
-from ufom_runtime.files import MissingFile, canonical, digest
+from ufom_runtime.files import MissingFile, canonical, digest, make_folder
 from ufom_theory import UfomError
 from ufom_theory.quantities import integer
 
@@ -59,10 +59,7 @@ class Store:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", Path(self.folder))
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UfomError(f"{self.folder} cannot be made: {error.strerror}; give a folder to write in") from error
+        make_folder(self.folder)
 
     def cell(self, config: Config) -> Cell:
         """The files of a cell; `UfomError` for what is not JSON, or holds nan or ±inf."""

@@ -92,6 +92,14 @@ def write_sealed(path: Path, content: dict[str, Any]) -> None:
     write_whole(path, sealed(content))
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are missing; `UfomError` if that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UfomError(f"{folder} cannot be made: {error.strerror}; give a folder to write in") from error
+
+
 def read_sealed(path: Path) -> dict[str, Any]:
     """What `write_sealed` wrote.
 

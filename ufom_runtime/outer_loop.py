@@ -108,9 +108,9 @@ def outer_sgd(
         until: ends the run sooner, after the first logged row of which it is true: a budget of calls or of seconds.
         progress: called with the share of the steps that are done.
         chunk: tasks run together, as in `hypergradient`.
-        checkpoint: a folder, made if missing, that keeps the state of this run: called again with the same arguments,
-            a run that was stopped goes on from there to the same θ and log (but for seconds), to the last bit where
-            `chunk` and device are the same, too. Ctrl-C saves before it stops the run.
+        checkpoint: a folder of this run alone, made if missing, that keeps its state: called again with the same
+            arguments, a run that was stopped goes on from there to the same θ and log (but for seconds), to the last
+            bit where `chunk` and device are the same, too. Ctrl-C saves before it stops the run.
         checkpoint_every: the state is saved every so many steps, and after the last one.
 
     Returns:

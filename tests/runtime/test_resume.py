@@ -1,5 +1,6 @@
 """A run that was stopped and went on, against one that never stopped: the same bits."""
 
+import errno
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pandas as pd
 import pytest
@@ -292,6 +294,28 @@ def test_what_is_too_large_is_neither_written_nor_read(tmp_path):
         run(checkpoint=tmp_path)
     with pytest.raises(UfomError, match="more than 10: run without checkpoint="):
         Checkpoint(tmp_path, {}, most_bytes=10).save({"x": torch.zeros(9)}, {})
+
+
+@pytest.mark.parametrize("call", ["mkdir", "stat", "is_file", "read_bytes"])
+def test_a_folder_that_cannot_be_read_is_named(call, tmp_path, monkeypatch):
+    run(checkpoint=tmp_path)
+    real = getattr(Path, call)
+
+    def failing(path, *arguments, **options):
+        if call == "mkdir" or path.suffix == ".safetensors":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, call, failing)
+    with pytest.raises(UfomError, match=r"cannot be .*: Input/output error; "):
+        run(checkpoint=tmp_path)
+
+
+def test_old_states_that_cannot_be_removed_do_no_harm(tmp_path):
+    with mock.patch.object(Path, "unlink", side_effect=OSError(errno.EIO, os.strerror(errno.EIO))):
+        assert_same(run(checkpoint=tmp_path, checkpoint_every=4), run())
+    assert len(list(tmp_path.iterdir())) == 4
+    assert_same(run(checkpoint=tmp_path), run())
 
 
 def test_without_safetensors_only_a_checkpoint_fails(tmp_path, monkeypatch):
