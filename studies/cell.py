@@ -118,9 +118,9 @@ class Cell:
             rows = [{name: plain(value) for name, value in row.items()} for row in table]
             path, content = self.done, sealed({**record, "seconds": time.perf_counter() - begin, "rows": rows})
         except Exception as error:  # it is the study's function: whatever it raises, write it down
-            said = f"{type(error).__name__}: {error}"
             frames = traceback.extract_tb(error.__traceback__)[-3:]
             where = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
+            said = f"{type(error).__name__}: {error}".encode(errors="backslashreplace").decode()  # may name any file
             path, content = self.failed, sealed({**record, "error": said, "where": where})
         write_whole(path, content)
         if path == self.done:

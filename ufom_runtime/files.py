@@ -27,10 +27,12 @@ def canonical(value: Any, finite: bool = False) -> str:
     """JSON of `value` in the one form that is hashed: sorted keys, no spaces, floats to the last bit.
 
     Raises:
-        UfomError: something that JSON does not have, such as a tensor; if `finite`, nan and ±inf too.
+        UfomError: something that JSON does not have, such as a tensor or a lone surrogate; if `finite`, nan and ±inf.
     """
     try:
-        return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=not finite)
+        text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=not finite)
+        text.encode()
+        return text
     except (TypeError, ValueError) as error:
         raise UfomError(f"{value!r:.200} cannot be stored as JSON: {error}; give plain numbers and strings") from error
 

@@ -118,6 +118,17 @@ def test_a_failure_is_recorded_and_retried_only_on_request(tmp_path, jobs):
     assert len(store.table(CELLS)) == 8
 
 
+def test_a_name_that_is_no_utf_8_fails_the_cell_alone(tmp_path):
+    def undecodable(config):
+        if config["x"] == 3:
+            raise ValueError(os.fsdecode(b"no /\xff"))
+        return [{"name": os.fsdecode(b"\xff")}] if config["seed"] else square(config)
+
+    (_, first), (_, second), (_, third) = Store(tmp_path).run(CELLS, undecodable).failed
+    assert first == second == r"ValueError: no /\udcff"
+    assert third.endswith("surrogates not allowed; give plain numbers and strings")
+
+
 def test_rows_that_are_none_fail_the_cell(tmp_path):
     outcome = Store(tmp_path).run(CELLS[:1], lambda config: [{"x": object()}])
     assert "cannot be stored as JSON" in outcome.failed[0][1]
@@ -247,6 +258,7 @@ def test_a_process_that_dies_is_named_and_its_cell_not_done(tmp_path):
     [
         ([{"x": math.nan}], {}, "cannot be stored as JSON"),
         ([{"x": object()}], {}, "cannot be stored as JSON"),
+        ([{"x": os.fsdecode(b"\xff")}], {}, "cannot be stored as JSON: .*surrogates not allowed"),
         ([3], {}, "no mapping of names"),
         ([{3: 1}], {}, "no mapping of names"),
         (CELLS, {"jobs": 0}, "jobs = 0 must be at least 1"),
