@@ -162,7 +162,7 @@ class Store:
         except OSError as error:
             raise UfomError(f"{self.folder} cannot be read: {error.strerror}; mend that and run again") from error
         for path in paths:
-            id, *kind = path.name.split(".")
+            id, _, kind = path.name.partition(".")
             if id and (state := _state(Cell(self.folder, id), path, kind)):  # an unfinished file begins with a point
                 found.setdefault(id, set()).add(state)
         return {id: next(state for state in STATES if state in found[id]) for id in sorted(found)}
@@ -184,8 +184,8 @@ def _here(cells: dict[str, Cell], function: Function) -> Generator[str, None, No
         yield id
 
 
-def _state(cell: Cell, path: Path, kind: list[str]) -> str:
-    if kind[-1] != "json":
+def _state(cell: Cell, path: Path, kind: str) -> str:
+    if path.suffix != ".json":
         return "damaged"
     try:
         cell.check(path)
@@ -193,7 +193,7 @@ def _state(cell: Cell, path: Path, kind: list[str]) -> str:
         return ""  # a sweep that goes on removed it
     except UfomError:
         return "damaged"
-    return {"json": "done", "failed": "failed", "wanted": "missing"}[kind[0]]
+    return {"json": "done", "failed.json": "failed", "wanted.json": "missing"}.get(kind, "")  # not a copy
 
 
 def _plain(config: Config) -> str:

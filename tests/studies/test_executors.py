@@ -106,6 +106,17 @@ def test_states_tell_cells_apart_and_change_nothing(tmp_path, monkeypatch):
     assert set(store.states().values()) == {"done"}
 
 
+def test_a_copy_is_no_cell(tmp_path):
+    store = Store(tmp_path)
+    store.run(CELLS[:1], square)
+    for kind in ("copy.json", "failed.copy.json", "json.json"):
+        (tmp_path / f"{store.cell(CELLS[0]).id}.{kind}").write_bytes(store.path(CELLS[0]).read_bytes())
+    assert list(store.states().values()) == ["done"]
+    store.path(CELLS[0]).unlink()
+    assert store.states() == {}
+    assert store.everything().empty
+
+
 def test_everything_is_a_table_of_what_is_done(tmp_path):
     store = Store(tmp_path)
     store.run(CELLS, square)
