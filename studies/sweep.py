@@ -44,6 +44,8 @@ class Outcome:
 class Store:
     """A folder of cells. Two may write to it at once, even the same cell: a file is whole or absent, the last stays.
 
+    One that is killed while it writes leaves a file `.*.tmp`, which counts for nothing and is never removed.
+
     Attributes:
         folder: where the files are; made if missing.
         executor: runs the cells; None: what `run` is asked for.
