@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -168,17 +169,27 @@ def test_without_slurm_it_says_so(tmp_path, monkeypatch):
     assert not list((tmp_path / "cells").glob("jobs-*"))
 
 
-def test_slurm_is_asked_for_what_the_options_say_and_jobs_are_given_names_alone(tmp_path, monkeypatch):
-    answers = {
-        "sbatch": f"cp $1 {tmp_path}/script; echo Submitted batch job 7",
-        "squeue": "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1",
-        "srun": "",
-    }
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """A SLURM that forgets its jobs; its answers may be replaced."""
+
+    def answer(**answers):
+        for name, said in answers.items():
+            (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{said}\n")
+            (tmp_path / "bin" / name).chmod(0o755)
+
     (tmp_path / "bin").mkdir()
-    for name, answer in answers.items():
-        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{answer}\n")
-        (tmp_path / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    answer(
+        sbatch=f"cp $1 {tmp_path}/script; echo Submitted batch job 7",
+        squeue="echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1",
+        scancel=f"echo $* >> {tmp_path}/cancelled",
+        srun="",
+    )
+    return answer
+
+
+def test_slurm_is_asked_for_what_the_options_say_and_jobs_are_given_names_alone(tmp_path, slurm):
     cells = [{**cell, "secret": "of the configuration"} for cell in CELLS[1:]]
     store = Store(tmp_path / "cells", Slurm(2, "gpu", 30, 1))
     with pytest.raises(UfomError, match=r"3 cells were not run: their jobs ended early.*run again"):
@@ -192,6 +203,32 @@ def test_slurm_is_asked_for_what_the_options_say_and_jobs_are_given_names_alone(
     assert all(b"secret" not in pickled for pickled in given)
     assert all(sum(store.cell(cell).id.encode() in pickled for pickled in given) == 1 for cell in cells)
     assert list(store.states().values()) == ["missing"] * 3
+
+
+def cancelled_by_name(tmp_path):
+    (name,) = (line.partition("=")[2] for line in (tmp_path / "script").read_text().splitlines() if "job-name" in line)
+    return (tmp_path / "cancelled").read_text().split() == [f"--name={name}"]
+
+
+def test_jobs_end_with_a_sweep_that_is_stopped_while_they_are_submitted(tmp_path, slurm):
+    slurm(sbatch=f"cp $1 {tmp_path}/script; kill -TERM $PPID; echo Submitted batch job 7")
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as studies does
+    try:
+        with pytest.raises(SystemExit):
+            Store(tmp_path / "cells", Slurm(2)).run(CELLS, square)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert cancelled_by_name(tmp_path)
+
+
+@pytest.mark.parametrize("squeue", ["echo 'Unable to contact slurm controller' >&2; exit 1", "exec sleep 30"])
+def test_a_slurm_that_no_longer_answers_is_not_waited_for_without_end(tmp_path, slurm, monkeypatch, squeue):
+    monkeypatch.setattr("studies.executors._SECONDS", 1)
+    monkeypatch.setattr("studies.executors._PATIENCE", 0)
+    slurm(squeue=squeue)
+    with pytest.raises(UfomError, match=r"squeue has not answered for .*: scancel 7, which may still run.*run again"):
+        Store(tmp_path / "cells", Slurm(2)).run(CELLS, square)
+    assert cancelled_by_name(tmp_path)
 
 
 @dataclass(frozen=True)
