@@ -65,7 +65,7 @@ def _command(name: str) -> Callable[..., None]:
         study, results = _study(name, size)
         values = study.SIZES[size]
         if config:
-            if config.stem in study.SIZES:
+            if config.stem.lower() in study.SIZES:  # a disk may not tell them apart
                 raise UfomError(f"{config} is called as the size {config.stem!r} is: give the file another name")
             values, results = read_config(config, values), _folder("results", "quick") / f"{name}-{config.stem}.csv"
         if redraw and not results.is_file():

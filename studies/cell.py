@@ -24,7 +24,7 @@ from typing import Any
 
 import pandas as pd
 
-from ufom_runtime.files import DamagedFile, canonical, digest, read_sealed, sealed, write_whole
+from ufom_runtime.files import DamagedFile, MissingFile, canonical, digest, read_sealed, sealed, write_whole
 from ufom_theory import UfomError
 from ufom_theory.quantities import plain
 
@@ -68,6 +68,7 @@ class Cell:
 
         Raises:
             DamagedFile: it is cut short, altered or another cell's.
+            MissingFile: there is none.
             UfomError: it cannot be read.
         """
         content = read_sealed(path)
@@ -79,21 +80,21 @@ class Cell:
         """The content of one of its files; None where there is none. A damaged one is moved aside, with a warning.
 
         Raises:
-            UfomError: it is there and cannot be read.
+            UfomError: it cannot be read.
         """
-        if not path.exists():
-            return None
         try:
             return self.check(path)
+        except MissingFile:
+            return None
         except DamagedFile as error:
             aside = path.with_name(f"{path.name}.damaged-{secrets.token_hex(8)}")
-            with suppress(FileNotFoundError):  # another process moved it
+            moved = f"it was moved to {aside.name}"
+            try:
                 path.rename(aside)
-            warnings.warn(f"{error}; it was moved to {aside.name}, and the cell counts as not run", stacklevel=3)
-        except UfomError:
-            if path.exists():
-                raise
-        return None
+            except OSError as kept:  # a folder that is read-only; or another process moved it
+                moved = f"it cannot be moved aside: {kept.strerror}"
+            warnings.warn(f"{error}; {moved}; the cell counts as not run", stacklevel=3)
+            return None
 
     def run(self, function: Function) -> None:
         """Run it, if it is wanted and not done, and write what came of it or, if it raised an exception, that.
@@ -117,9 +118,9 @@ class Cell:
             rows = [{name: plain(value) for name, value in row.items()} for row in table]
             path, content = self.done, sealed({**record, "seconds": time.perf_counter() - begin, "rows": rows})
         except Exception as error:  # it is the study's function: whatever it raises, write it down
-            said = f"{type(error).__name__}: {error}"
             frames = traceback.extract_tb(error.__traceback__)[-3:]
             where = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
+            said = f"{type(error).__name__}: {error}".encode(errors="backslashreplace").decode()  # may name any file
             path, content = self.failed, sealed({**record, "error": said, "where": where})
         write_whole(path, content)
         if path == self.done:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,8 @@ from typing import Any, Protocol
 from studies.cell import run_cells
 from ufom_theory import UfomError
 from ufom_theory.quantities import integer
+
+_SECONDS, _PATIENCE = 60, 3600  # for an answer of SLURM's, and without one
 
 
 class Executor(Protocol):
@@ -50,7 +53,8 @@ class Local:
 
     Attributes:
         jobs: processes.
-        gpus: of each process, which sees no others; 0: every process sees them all.
+        gpus: of each process, which sees no others, taken in turn from CUDA_VISIBLE_DEVICES or numbered from 0; 0:
+            every process sees them all.
     """
 
     jobs: int
@@ -59,9 +63,13 @@ class Local:
     def each(self, folder: Path, function: str, ids: list[str]) -> Generator[str, None, None]:
         """See `Executor`."""
         others, context = set(multiprocessing.active_children()), multiprocessing.get_context("spawn")
-        devices = context.SimpleQueue()
-        for first in range(0, self.jobs * self.gpus, self.gpus or 1):
-            devices.put(",".join(map(str, range(first, first + self.gpus))))
+        devices, needed = context.SimpleQueue(), self.jobs * self.gpus
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(needed))))
+        names = [name for name in visible.split(",") if name]
+        if len(names) < needed:
+            raise UfomError(f"{needed} GPUs are needed and CUDA_VISIBLE_DEVICES={visible}: take fewer jobs or GPUs")
+        for first in range(0, needed, self.gpus or 1):
+            devices.put(",".join(names[first : first + self.gpus]))
         pool = ProcessPoolExecutor(min(self.jobs, len(ids)), context, _begin, (devices if self.gpus else None,))
         try:
             with _one_thread():  # the processes start with the first cell, and inherit this
@@ -129,12 +137,20 @@ class Slurm:
 
     def each(self, folder: Path, function: str, ids: list[str]) -> Generator[str, None, None]:
         """See `Executor`."""
-        (array, logs), left, wait = self._submit(folder.resolve(), function, ids), set(ids), 0.5
+        name, left, wait, active = f"{folder.resolve().name}-{secrets.token_hex(4)}", set(ids), 0.5, True
         try:
-            active = True
+            array, logs = self._submit(folder.resolve(), name, function, ids)
+            heard = time.monotonic()
             while active:
                 time.sleep(wait := min(10.0, 1.2 * wait))
-                active = _active(array)  # before the look at the store, which is then the last
+                answer = _active(array)  # before the look at the store, which is then the last
+                if answer is not None:
+                    heard, active = time.monotonic(), answer
+                elif time.monotonic() - heard > _PATIENCE:
+                    raise UfomError(
+                        f"squeue has not answered for {_PATIENCE / 60:g} min: scancel {array}, which may still run; "
+                        "what is done is kept; run again"
+                    )
                 with suppress(OSError):
                     folder.chmod(folder.stat().st_mode)  # makes NFS look again
                 names = set(os.listdir(folder))
@@ -142,7 +158,8 @@ class Slurm:
                     left.remove(id)
                     yield id
         except BaseException:
-            subprocess.run(["scancel", array], check=False)
+            with suppress(OSError, subprocess.TimeoutExpired):  # by name: their number may not be known yet
+                subprocess.run(["scancel", f"--name={name}"], check=False, timeout=_SECONDS)
             raise
         if left:
             raise UfomError(
@@ -151,7 +168,7 @@ class Slurm:
             )
         shutil.rmtree(logs)
 
-    def _submit(self, folder: Path, function: str, ids: list[str]) -> tuple[str, Path]:
+    def _submit(self, folder: Path, name: str, function: str, ids: list[str]) -> tuple[str, Path]:
         """The number of the array, and where its logs are."""
         try:
             import submitit
@@ -164,7 +181,7 @@ class Slurm:
         logs = Path(tempfile.mkdtemp(prefix="jobs-", dir=folder))
         executor = submitit.SlurmExecutor(logs, max_num_timeout=len(shares[0]))
         executor.update_parameters(
-            job_name=folder.name, partition=self.partition, time=self.minutes, gpus_per_node=self.gpus or None,
+            job_name=name, partition=self.partition, time=self.minutes, gpus_per_node=self.gpus or None,
             setup=["export OMP_NUM_THREADS=1"], additional_parameters={"requeue": True},
         )  # fmt: skip
         names = zip(*((str(folder), function, " ".join(share)) for share in shares), strict=True)
@@ -190,11 +207,16 @@ class Share:
         return DelayedSubmission(self, *names)
 
 
-def _active(array: str) -> bool:
-    """Whether any of its jobs waits or runs; an error that does not deny it, as of a busy controller, counts as yes."""
+def _active(array: str) -> bool | None:
+    """Whether any of its jobs waits or runs; None where there is no answer, as of a busy controller."""
     command = ["squeue", "--noheader", f"--jobs={array}", "--format=%i"]
-    found = subprocess.run(command, check=False, capture_output=True, text=True)
-    return bool(found.stdout.strip()) if found.returncode == 0 else "Invalid job id" not in found.stderr
+    try:
+        found = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_SECONDS)
+    except subprocess.TimeoutExpired:
+        return None
+    if found.returncode == 0:
+        return bool(found.stdout.strip())
+    return False if "Invalid job id" in found.stderr else None
 
 
 def _settled(id: str, names: set[str]) -> bool:

@@ -6,6 +6,7 @@ part of its name: give the configuration a version, if the code may change.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import pandas as pd
 
 from studies.cell import Cell, Config, Function, name_of
 from studies.executors import Executor, Local
-from ufom_runtime.files import canonical, digest
+from ufom_runtime.files import MissingFile, canonical, digest, make_folder
 from ufom_theory import UfomError
 from ufom_theory.quantities import integer
 
@@ -43,6 +44,8 @@ class Outcome:
 class Store:
     """A folder of cells. Two may write to it at once, even the same cell: a file is whole or absent, the last stays.
 
+    One that is killed while it writes leaves a file `.*.tmp`, which counts for nothing and is never removed.
+
     Attributes:
         folder: where the files are; made if missing.
         executor: runs the cells; None: what `run` is asked for.
@@ -58,10 +61,7 @@ class Store:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", Path(self.folder))
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UfomError(f"{self.folder} cannot be made: {error.strerror}; give a folder to write in") from error
+        make_folder(self.folder)
 
     def cell(self, config: Config) -> Cell:
         """The files of a cell; `UfomError` for what is not JSON, or holds nan or ±inf."""
@@ -125,7 +125,7 @@ class Store:
         with closing(each):  # closed at once, also where `progress` raises
             for id in each:
                 cell, settled = missing[id], settled + 1
-                if not cell.done.exists():
+                if not os.path.exists(cell.done):  # Path.exists may raise
                     error = self.failure(wanted[cell])
                     if error is None:
                         raise UfomError(f"{dict(wanted[cell])} was not run: {cell.wanted} was lost; run again")
@@ -156,11 +156,15 @@ class Store:
     def states(self) -> dict[str, str]:
         """Each cell's id, and whether it is done, failed, damaged or missing: wanted, and none of these.
 
-        Every file is read; none is changed.
+        Every file is read; none is changed. `UfomError` for a folder that cannot be read.
         """
         found: dict[str, set[str]] = {}
-        for path in self.folder.glob("*.json*"):
-            id, *kind = path.name.split(".")
+        try:
+            paths = list(self.folder.glob("*.json*"))
+        except OSError as error:
+            raise UfomError(f"{self.folder} cannot be read: {error.strerror}; mend that and run again") from error
+        for path in paths:
+            id, _, kind = path.name.partition(".")
             if id and (state := _state(Cell(self.folder, id), path, kind)):  # an unfinished file begins with a point
                 found.setdefault(id, set()).add(state)
         return {id: next(state for state in STATES if state in found[id]) for id in sorted(found)}
@@ -182,14 +186,16 @@ def _here(cells: dict[str, Cell], function: Function) -> Generator[str, None, No
         yield id
 
 
-def _state(cell: Cell, path: Path, kind: list[str]) -> str:
-    if kind[-1] != "json":
+def _state(cell: Cell, path: Path, kind: str) -> str:
+    if path.suffix != ".json":
         return "damaged"
     try:
         cell.check(path)
+    except MissingFile:
+        return ""  # a sweep that goes on removed it
     except UfomError:
-        return "damaged" if path.exists() else ""  # a sweep that goes on removed it
-    return {"json": "done", "failed": "failed", "wanted": "missing"}[kind[0]]
+        return "damaged"
+    return {"json": "done", "failed.json": "failed", "wanted.json": "missing"}.get(kind, "")  # not a copy
 
 
 def _plain(config: Config) -> str:

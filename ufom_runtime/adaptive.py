@@ -130,10 +130,12 @@ class AdaptiveUFOM:
             The mean estimate, shape (s,); how many tasks had ξ = 1; the next state; q, d2 and v2 as they were in force.
 
         Raises:
-            UfomError: as `hypergradient`.
+            UfomError: as `hypergradient`, and a state that this rule never has.
         """
         check(problem, theta, tasks)
         now = AdaptiveState(*state)  # type: ignore[arg-type]  # from a checkpoint it comes as a plain tuple
+        if not self.q_min <= now.q <= 1 or not all(0 <= x < math.inf for x in now):
+            raise UfomError(f"{now} is no state of this rule: {self.q_min} ≤ q ≤ 1, and the others finite and ≥ 0")
         n = count(tasks)
         coins = draw_coins(n, now.q, generator)
         total, squares = torch.zeros_like(theta), torch.zeros(2, dtype=torch.float64, device=theta.device)

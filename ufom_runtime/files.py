@@ -19,14 +19,20 @@ class DamagedFile(UfomError):
     """A file whose content is not what was written."""
 
 
+class MissingFile(UfomError):
+    """A file that is not there."""
+
+
 def canonical(value: Any, finite: bool = False) -> str:
     """JSON of `value` in the one form that is hashed: sorted keys, no spaces, floats to the last bit.
 
     Raises:
-        UfomError: something that JSON does not have, such as a tensor; if `finite`, nan and ±inf too.
+        UfomError: something that JSON does not have, such as a tensor or a lone surrogate; if `finite`, nan and ±inf.
     """
     try:
-        return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=not finite)
+        text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=not finite)
+        text.encode()
+        return text
     except (TypeError, ValueError) as error:
         raise UfomError(f"{value!r:.200} cannot be stored as JSON: {error}; give plain numbers and strings") from error
 
@@ -88,18 +94,28 @@ def write_sealed(path: Path, content: dict[str, Any]) -> None:
     write_whole(path, sealed(content))
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are missing; `UfomError` if that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UfomError(f"{folder} cannot be made: {error.strerror}; give a folder to write in") from error
+
+
 def read_sealed(path: Path) -> dict[str, Any]:
     """What `write_sealed` wrote.
 
     Raises:
         DamagedFile: a file that is cut short or altered.
+        MissingFile: none.
         UfomError: a file that cannot be read; it may be whole.
     """
     try:
         size = path.stat().st_size
         found = path.read_bytes() if size <= _MOST_BYTES else b""
     except OSError as error:
-        raise UfomError(f"{path} cannot be read: {error.strerror or error}; mend that and run again") from error
+        kind = MissingFile if isinstance(error, FileNotFoundError) else UfomError
+        raise kind(f"{path} cannot be read: {error.strerror or error}; mend that and run again") from error
     try:
         if size > _MOST_BYTES:
             raise ValueError(f"{size} bytes, more than {_MOST_BYTES}")

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from ufom_runtime.derivatives import count_calls
 from ufom_runtime.estimators import Estimator, draw_coins, hypergradient
 from ufom_runtime.problem import BilevelProblem, Task, all_finite, finite_theta
-from ufom_runtime.resume import Checkpoint, describe, pack, unpack
+from ufom_runtime.resume import Checkpoint, describe, pack, same_form, unpack
 from ufom_theory import UfomError
 from ufom_theory.quantities import integer, plain, positive
 
@@ -108,9 +108,9 @@ def outer_sgd(
         until: ends the run sooner, after the first logged row of which it is true: a budget of calls or of seconds.
         progress: called with the share of the steps that are done.
         chunk: tasks run together, as in `hypergradient`.
-        checkpoint: a folder, made if missing, that keeps the state of this run: called again with the same arguments,
-            a run that was stopped goes on from there to the same θ and log (but for seconds), to the last bit where
-            `chunk` and device are the same, too. Ctrl-C saves before it stops the run.
+        checkpoint: a folder of this run alone, made if missing, that keeps its state: called again with the same
+            arguments, a run that was stopped goes on from there to the same θ and log (but for seconds), to the last
+            bit where `chunk` and device are the same, too. Ctrl-C saves before it stops the run.
         checkpoint_every: the state is saved every so many steps, and after the last one.
 
     Returns:
@@ -218,29 +218,25 @@ def _restore(
     calls: dict[str, int],
     outer: Callable[[int], float] | Optimizer,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """θ and the values of a stored state, if they are as `_State` stores them; calls and optimiser in place."""
-    found, steps, number = tensors["theta"], values["step"], (int, float)
-    fits = (
-        (found.shape, found.dtype) == (theta.shape, theta.dtype)
-        and (type(steps) is int and steps >= 1)
-        and isinstance(values["seconds"], number)
-        and [isinstance(x, number) for x in values["state"]] == [True] * len(state)
-        and {name: type(x) for name, x in values["calls"].items()} == dict.fromkeys(calls, int)
-        and (isinstance(values["rows"], list) and all(isinstance(row, dict) for row in values["rows"]))
-    )
+    """θ and the values of a stored state, if of the form that `_State` stores; calls and optimiser in place."""
+    found = {**values, "theta": tensors["theta"], "optimiser": unpack(values["optimiser"], tensors)}
+    expected: dict[str, Any] = {"theta": theta, "step": 1, "state": list(state), "calls": calls, "seconds": 0.0}
+    if isinstance(outer, Optimizer):
+        trial = copy.deepcopy(outer)
+        for parameter in (x for group in trial.param_groups for x in group["params"]):
+            parameter.grad = torch.zeros_like(parameter)
+        trial.step()  # an optimiser makes its tensors at its first step
+        expected["optimiser"] = trial.state_dict()  # load_state_dict would cast, or keep, what differs
+    for name, value in expected.items():
+        same_form(name, found[name], value)
+    rows = values["rows"]
+    if values["step"] < 1 or not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("a step < 1, or rows of another kind")
     calls.update(values["calls"])
     if isinstance(outer, Optimizer):
-
-        def kinds() -> list[dict[str, type]]:
-            return [{name: type(x) for name, x in group.items()} for group in outer.param_groups]
-
-        before = kinds()
-        outer.load_state_dict(unpack(values["optimiser"], tensors))
-        fits = fits and kinds() == before
-    if not fits:
-        raise ValueError("a value is of another kind")
-    finite_theta("θ", found, (1,))
-    return found.to(theta.device), values
+        outer.load_state_dict(found["optimiser"])
+    finite_theta("θ", found["theta"], (1,))
+    return found["theta"].to(theta.device), values
 
 
 @dataclass(frozen=True, eq=False)

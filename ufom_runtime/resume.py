@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ufom_runtime.files import digest, read_sealed, write_sealed, write_whole
+from ufom_runtime.files import MissingFile, digest, make_folder, read_sealed, write_sealed, write_whole
 from ufom_runtime.problem import BilevelProblem, Task, parts
 from ufom_theory import UfomError
 from ufom_theory.quantities import positive
@@ -24,12 +25,15 @@ _TENSORS = re.compile(r"tensors-[0-9a-f]{16}\.safetensors")  # no path: nothing 
 class Checkpoint:
     """A folder with one state. `state.json` names the tensor file of its step: it is written last, and decides.
 
+    The folder is one run's at a time: two would delete each other's tensors, and leave a state that is damaged.
+
     Attributes:
         folder: where the state is; made if missing.
         config: what the run was asked for, as JSON; a state of another one is refused.
         most_bytes: of the tensors; what holds more is neither written nor read.
 
     Raises:
+        UfomError: a folder that cannot be made.
         ModuleNotFoundError: safetensors is not installed.
     """
 
@@ -39,13 +43,13 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         _safetensors()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
 
     def save(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Store a state; the one before it is removed once this one is whole, and what a killed run left of one.
 
         Raises:
-            UfomError: more than `most_bytes` of tensors, or values that are not JSON.
+            UfomError: more than `most_bytes` of tensors, values that are not JSON, or a file that cannot be written.
         """
         content: bytes = _safetensors().save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
         if len(content) > self.most_bytes:
@@ -54,20 +58,22 @@ class Checkpoint:
         write_whole(self.folder / name, content)
         record = {"config": self.config, "tensors": name, "tensors_sha256": digest(content), **values}
         write_sealed(self.folder / "state.json", record)
-        for old in (*self.folder.glob("tensors-*.safetensors"), *self.folder.glob(".*.tmp")):
-            if old.name != name:
-                old.unlink(missing_ok=True)
+        with suppress(OSError):  # the next state removes what stays
+            for old in (*self.folder.glob("tensors-*.safetensors"), *self.folder.glob(".*.tmp")):
+                if old.name != name:
+                    old.unlink(missing_ok=True)
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The stored tensors, on the CPU, and values; None where nothing is stored.
 
         Raises:
-            UfomError: a damaged file, or a state of another configuration.
+            UfomError: a file that is damaged or cannot be read, or a state of another configuration.
         """
         path = self.folder / "state.json"
-        if not path.exists():
+        try:
+            values = read_sealed(path)
+        except MissingFile:
             return None
-        values = read_sealed(path)
         stored, name = values.get("config"), str(values.get("tensors"))
         if not isinstance(stored, dict) or not _TENSORS.fullmatch(name):
             raise UfomError(
@@ -80,8 +86,11 @@ class Checkpoint:
                     "checkpoint= a folder of its own, or remove this one"
                 )
         file = self.folder / name
-        fits = file.is_file() and file.stat().st_size <= self.most_bytes
-        content = file.read_bytes() if fits else b""
+        try:
+            fits = file.is_file() and file.stat().st_size <= self.most_bytes
+            content = file.read_bytes() if fits else b""
+        except OSError as error:
+            raise UfomError(f"{file} cannot be read: {error.strerror}; mend that and run again") from error
         if digest(content) != values.get("tensors_sha256"):
             raise UfomError(f"{file} is damaged: its content is not what {path.name} says; remove {self.folder}")
         try:
@@ -151,3 +160,22 @@ def unpack(packed: Any, tensors: dict[str, Tensor]) -> Any:
     if kind == "dict":
         return {key: unpack(v, tensors) for key, v in content}
     return {"list": list, "tuple": tuple}[kind](unpack(v, tensors) for v in content)
+
+
+def same_form(name: str, found: Any, expected: Any) -> None:
+    """Raises a ValueError that names the first part of a nested state whose type, shape or dtype differs."""
+    is_, must_be = _forms(name, found), _forms(name, expected)
+    for part in must_be | is_:
+        if is_.get(part) != must_be.get(part):
+            raise ValueError(f"{part} is {is_.get(part, 'absent')}, not {must_be.get(part, 'absent')}")
+
+
+def _forms(name: str, value: Any) -> dict[str, str]:
+    """The type of each part, by name; of a tensor dtype and shape."""
+    if isinstance(value, Tensor):
+        return {name: f"{value.dtype} {tuple(value.shape)}"}
+    found = {name: type(value).__name__}
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, part in inside:
+        found |= _forms(f"{name}[{key!r}]", part)
+    return found

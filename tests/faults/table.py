@@ -6,6 +6,7 @@ A function returns what came of the fault; its docstring says how it was injecte
 import errno
 import functools
 import http.server
+import json
 import multiprocessing
 import os
 import random
@@ -267,6 +268,22 @@ def dead_process(folder: Path) -> str:
     return said
 
 
+def dead_rank(folder: Path) -> str:
+    """SIGKILL of rank 1 within torchrun --max-restarts 1 -m ufom_runtime.measure"""
+    from tests.runtime.test_distributed import CPU, MOMENTS, torchrun
+
+    done = torchrun(folder, "--max-restarts", "1", KILL_AT="10")
+    assert done.returncode == 0, done.stderr
+    assert "another process died" in done.stderr
+    alone = subprocess.run(
+        [sys.executable, "-m", "ufom_runtime.measure", "mine:problem", "--tasks", "20", "--json"],
+        cwd=folder, env=os.environ | CPU, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    shared, undisturbed = json.loads(done.stdout), json.loads(alone.stdout)  # one process printed
+    assert json.dumps([shared[name] for name in MOMENTS]) == json.dumps([undisturbed[name] for name in MOMENTS])
+    return "started anew, the same bits as one process"
+
+
 def requeued(folder: Path) -> str:
     """SystemExit in a job's third cell, as submitit raises it, then what its checkpoint hook gives back"""
     store, begun = Store(folder), []
@@ -412,6 +429,7 @@ FAULTS: list[Fault] = [
     another_cells_file,
     terminated,
     dead_process,
+    dead_rank,
     requeued,
     two_writers,
     clock_set_back,

@@ -1,4 +1,7 @@
-"""Moments measured by 1, 2 and 4 processes: the same bits, also where one was killed; and never a hang."""
+"""Moments measured by 1, 2 and 4 processes: the same bits, and never a hang.
+
+That a group started anew after a kill gives them, too, is the fault `dead_rank` of `tests.faults`.
+"""
 
 import json
 import os
@@ -83,35 +86,18 @@ def test_more_processes_than_chunks_are_refused_in_one_line(found):
 
 
 def torchrun(folder, *options, **environment):
+    """`ufom measure` of `MINE` by two processes in a group, of which rank 1 kills itself."""
+    (folder / "mine.py").write_text(MINE)
     command = [Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc-per-node", "2", *options]
     arguments = ["-m", "ufom_runtime.measure", "mine:problem", "--tasks", "20", "--json"]
     environment = {**os.environ, **CPU, **environment}
     return subprocess.run(
-        [*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+        [*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
     )
 
 
-@pytest.fixture
-def mine(tmp_path):
-    (tmp_path / "mine.py").write_text(MINE)
-    return tmp_path
-
-
-def test_a_killed_process_is_started_anew_and_the_moments_stay_the_same_bits(mine):
-    done = torchrun(mine, "--max-restarts", "1", KILL_AT="10")
-    assert done.returncode == 0, done.stderr
-    shared = json.loads(done.stdout)  # one process printed
-    alone = subprocess.run(
-        [sys.executable, "-m", "ufom_runtime.measure", "mine:problem", "--tasks", "20", "--json"],
-        cwd=mine, env=os.environ | CPU, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    alone = json.loads(alone.stdout)
-    assert "another process died" in done.stderr
-    assert json.dumps({k: shared[k] for k in MOMENTS}) == json.dumps({k: alone[k] for k in MOMENTS})
-
-
-def test_without_restarts_a_killed_process_ends_all_and_is_reported(mine):
-    done = torchrun(mine, KILL_AT="10")
+def test_without_restarts_a_killed_process_ends_all_and_is_reported(tmp_path):
+    done = torchrun(tmp_path, KILL_AT="10")
     assert (done.returncode != 0, done.stdout) == (True, "")
     assert sum(line.startswith("ufom: ") and "process died" in line for line in done.stderr.splitlines())
 

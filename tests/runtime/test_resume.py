@@ -1,5 +1,6 @@
 """A run that was stopped and went on, against one that never stopped: the same bits."""
 
+import errno
 import json
 import os
 import random
@@ -8,13 +9,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pandas as pd
 import pytest
+import safetensors.torch
 import torch
 
 from ufom_runtime import EXACT, FOM, REPTILE, UFOM, AdaptiveUFOM, hypergradient, outer_sgd
-from ufom_runtime.files import read_sealed, write_sealed, write_whole
+from ufom_runtime.files import digest, read_sealed, write_sealed, write_whole
 from ufom_runtime.outer_loop import generator
 from ufom_runtime.problems.few_shot import digits_few_shot
 from ufom_runtime.problems.quadratic import quadratic
@@ -228,6 +231,52 @@ def test_a_state_of_other_kinds_is_refused(change, tmp_path):
         run(checkpoint=tmp_path, **ADAM)
 
 
+@pytest.mark.parametrize("forged", [torch.zeros(1), torch.zeros(4), torch.zeros(3, 1), torch.zeros(3).long()], ids=str)
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("plain", "theta"), ("momentum", "theta"), ("momentum", "optimiser.state.0.momentum_buffer"),
+        ("adam", "optimiser.state.0.exp_avg"), ("adam", "optimiser.state.0.exp_avg_sq"),
+        ("adam", "optimiser.state.0.step"),
+    ],
+)  # fmt: skip
+def test_a_forged_tensor_is_refused_before_any_step(name, part, forged, tmp_path):
+    estimator, steps = CASES[name]
+    run(estimator, checkpoint=tmp_path, **steps)
+    (file,) = tmp_path.glob("*.safetensors")
+    content = safetensors.torch.save({**safetensors.torch.load(file.read_bytes()), part: forged})
+    file.write_bytes(content)
+    resealed(tmp_path, lambda state: state.update(step=3, tensors_sha256=digest(content)))
+    steps_taken, path = [], part.split(".")
+    named = path[0] + "".join(rf"\['?{key}'?\]" for key in path[1:])
+    with pytest.raises(UfomError, match=rf"holds no such state \(ValueError: {named} is torch.*, not torch.*remove it"):
+        run(estimator, checkpoint=tmp_path, progress=steps_taken.append, **steps)
+    assert steps_taken == []
+
+
+@pytest.mark.parametrize(
+    ("forged", "named"),
+    [
+        ([0.3, 0.0, 0.0], r"state\[3\] is absent, not int"),
+        ([0.3, 0.0, True, 1], r"state\[2\] is bool, not float"),
+        ([5.0, 0.0, 0.0, 0], r"q=5\.0.*0\.3 ≤ q ≤ 1"),
+        ([0.2, 0.0, 0.0, 0], r"q=0\.2.*0\.3 ≤ q ≤ 1"),
+        ([float("nan"), 0.0, 0.0, 1], r"q=nan"),
+        ([0.3, -1.0, 0.0, 1], r"d2_sm=-1\.0"),
+        ([0.3, 0.0, float("inf"), 1], r"v2_sm=inf"),
+        ([0.3, 0.0, 0.0, -1], r"updates=-1"),
+    ],
+)
+def test_a_forged_state_of_a_rule_is_refused_before_any_step(forged, named, tmp_path):
+    estimator, steps = CASES["adaptive"]
+    run(estimator, checkpoint=tmp_path, **steps)
+    resealed(tmp_path, lambda state: state.update(step=3, state=forged))
+    steps_taken = []
+    with pytest.raises(UfomError, match=named):
+        run(estimator, checkpoint=tmp_path, progress=steps_taken.append, **steps)
+    assert steps_taken == []
+
+
 def test_what_is_too_large_is_neither_written_nor_read(tmp_path):
     path = tmp_path / "x.json"
     for content, message in (({"x": "é" * 2**23}, "bytes, more than"), ({"x": [0] * 2**20}, "values, more than")):
@@ -245,6 +294,28 @@ def test_what_is_too_large_is_neither_written_nor_read(tmp_path):
         run(checkpoint=tmp_path)
     with pytest.raises(UfomError, match="more than 10: run without checkpoint="):
         Checkpoint(tmp_path, {}, most_bytes=10).save({"x": torch.zeros(9)}, {})
+
+
+@pytest.mark.parametrize("call", ["mkdir", "stat", "is_file", "read_bytes"])
+def test_a_folder_that_cannot_be_read_is_named(call, tmp_path, monkeypatch):
+    run(checkpoint=tmp_path)
+    real = getattr(Path, call)
+
+    def failing(path, *arguments, **options):
+        if call == "mkdir" or path.suffix == ".safetensors":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, call, failing)
+    with pytest.raises(UfomError, match=r"cannot be .*: Input/output error; "):
+        run(checkpoint=tmp_path)
+
+
+def test_old_states_that_cannot_be_removed_do_no_harm(tmp_path):
+    with mock.patch.object(Path, "unlink", side_effect=OSError(errno.EIO, os.strerror(errno.EIO))):
+        assert_same(run(checkpoint=tmp_path, checkpoint_every=4), run())
+    assert len(list(tmp_path.iterdir())) == 4
+    assert_same(run(checkpoint=tmp_path), run())
 
 
 def test_without_safetensors_only_a_checkpoint_fails(tmp_path, monkeypatch):

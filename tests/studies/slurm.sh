@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A one-node SLURM in the folder $2, no container: `slurm.sh start FOLDER` (as root; installs Debian's packages where
-# they lack) and `slurm.sh stop FOLDER`. Commands find it by SLURM_CONF=FOLDER/slurm.conf.
+# they lack; exit status 77: they cannot be fetched) and `slurm.sh stop FOLDER`. Commands find it by
+# SLURM_CONF=FOLDER/slurm.conf.
 set -euo pipefail
 folder=$2
 stop() {
@@ -10,11 +11,15 @@ stop() {
 }
 if [ "$1" = stop ]; then stop; exit; fi
 
-packages="slurmctld slurmd slurm-client munge"
-if ! command -v slurmctld slurmd sbatch munged >/dev/null; then
+for program in slurmctld slurmd sbatch munged; do
+    command -v $program >/dev/null || lacking=yes
+done
+if [ "${lacking-}" ]; then
     export DEBIAN_FRONTEND=noninteractive
-    install="apt-get install -y -q -o DPkg::Lock::Timeout=120 --no-install-recommends $packages"
-    $install || { apt-get update -q && $install; }
+    install="timeout 300 apt-get install -y -q -o DPkg::Lock::Timeout=120 --no-install-recommends"
+    install+=" slurmctld slurmd slurm-client munge"
+    $install --download-only || { timeout 300 apt-get update -q && $install --download-only; } || exit 77
+    $install
 fi
 mkdir -p "$folder"/{state,spool}
 chmod 755 "$folder"

@@ -136,4 +136,4 @@ def test_a_study_is_measured_with_the_values_of_a_file(tmp_path, monkeypatch):
     assert (tmp_path / "figures" / "quick" / "divergence-mine.png").is_file()
     (tmp_path / "quick.toml").write_text("starts = 3\n")
     with pytest.raises(UfomError, match="give the file another name"):
-        command.app(["divergence", "--config", str(tmp_path / "quick.toml")], standalone_mode=False)
+        command.app(["divergence", "--config", str(tmp_path / "QUICK.toml")], standalone_mode=False)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -66,13 +67,26 @@ def test_a_wanted_cell_that_was_lost_is_named(tmp_path):
     assert Store(tmp_path).run(CELLS[:1], square).ran == 1
 
 
-def test_an_executor_decides_where_cells_run_and_which_devices_they_see(tmp_path):
+@pytest.mark.parametrize(
+    ("visible", "pairs"), [(None, {"0,1", "2,3"}), ("7,GPU-a,1,4,6", {"7,GPU-a", "1,4"})], ids=["unset", "set"]
+)
+def test_an_executor_decides_where_cells_run_and_which_devices_they_see(tmp_path, monkeypatch, visible, pairs):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     store = Store(tmp_path, Local(2, gpus=2))
     store.run(CELLS * 2, devices, jobs=1)
     table = store.table(CELLS)
-    assert set(table.devices) <= {"0,1", "2,3"}
+    assert set(table.devices) <= pairs
     assert (table.groupby("pid").devices.nunique() == 1).all()
     assert os.getpid() not in set(table.pid)
+
+
+@pytest.mark.parametrize("visible", ["", "7,8,9"])
+def test_devices_that_are_not_visible_are_not_handed_out(tmp_path, monkeypatch, visible):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(UfomError, match=f"4 GPUs are needed and CUDA_VISIBLE_DEVICES={visible}: take fewer"):
+        Store(tmp_path, Local(2, gpus=2)).run(CELLS, devices)
 
 
 def test_states_tell_cells_apart_and_change_nothing(tmp_path, monkeypatch):
@@ -91,6 +105,17 @@ def test_states_tell_cells_apart_and_change_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("REPAIRED", "1")
     assert Store(tmp_path, retry=True).run(CELLS, fails_once).ran == 3
     assert set(store.states().values()) == {"done"}
+
+
+def test_a_copy_is_no_cell(tmp_path):
+    store = Store(tmp_path)
+    store.run(CELLS[:1], square)
+    for kind in ("copy.json", "failed.copy.json", "json.json"):
+        (tmp_path / f"{store.cell(CELLS[0]).id}.{kind}").write_bytes(store.path(CELLS[0]).read_bytes())
+    assert list(store.states().values()) == ["done"]
+    store.path(CELLS[0]).unlink()
+    assert store.states() == {}
+    assert store.everything().empty
 
 
 def test_everything_is_a_table_of_what_is_done(tmp_path):
@@ -144,17 +169,27 @@ def test_without_slurm_it_says_so(tmp_path, monkeypatch):
     assert not list((tmp_path / "cells").glob("jobs-*"))
 
 
-def test_slurm_is_asked_for_what_the_options_say_and_jobs_are_given_names_alone(tmp_path, monkeypatch):
-    answers = {
-        "sbatch": f"cp $1 {tmp_path}/script; echo Submitted batch job 7",
-        "squeue": "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1",
-        "srun": "",
-    }
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """A SLURM that forgets its jobs; its answers may be replaced."""
+
+    def answer(**answers):
+        for name, said in answers.items():
+            (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{said}\n")
+            (tmp_path / "bin" / name).chmod(0o755)
+
     (tmp_path / "bin").mkdir()
-    for name, answer in answers.items():
-        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{answer}\n")
-        (tmp_path / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    answer(
+        sbatch=f"cp $1 {tmp_path}/script; echo Submitted batch job 7",
+        squeue="echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1",
+        scancel=f"echo $* >> {tmp_path}/cancelled",
+        srun="",
+    )
+    return answer
+
+
+def test_slurm_is_asked_for_what_the_options_say_and_jobs_are_given_names_alone(tmp_path, slurm):
     cells = [{**cell, "secret": "of the configuration"} for cell in CELLS[1:]]
     store = Store(tmp_path / "cells", Slurm(2, "gpu", 30, 1))
     with pytest.raises(UfomError, match=r"3 cells were not run: their jobs ended early.*run again"):
@@ -168,6 +203,32 @@ def test_slurm_is_asked_for_what_the_options_say_and_jobs_are_given_names_alone(
     assert all(b"secret" not in pickled for pickled in given)
     assert all(sum(store.cell(cell).id.encode() in pickled for pickled in given) == 1 for cell in cells)
     assert list(store.states().values()) == ["missing"] * 3
+
+
+def cancelled_by_name(tmp_path):
+    (name,) = (line.partition("=")[2] for line in (tmp_path / "script").read_text().splitlines() if "job-name" in line)
+    return (tmp_path / "cancelled").read_text().split() == [f"--name={name}"]
+
+
+def test_jobs_end_with_a_sweep_that_is_stopped_while_they_are_submitted(tmp_path, slurm):
+    slurm(sbatch=f"cp $1 {tmp_path}/script; kill -TERM $PPID; echo Submitted batch job 7")
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as studies does
+    try:
+        with pytest.raises(SystemExit):
+            Store(tmp_path / "cells", Slurm(2)).run(CELLS, square)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert cancelled_by_name(tmp_path)
+
+
+@pytest.mark.parametrize("squeue", ["echo 'Unable to contact slurm controller' >&2; exit 1", "exec sleep 30"])
+def test_a_slurm_that_no_longer_answers_is_not_waited_for_without_end(tmp_path, slurm, monkeypatch, squeue):
+    monkeypatch.setattr("studies.executors._SECONDS", 1)
+    monkeypatch.setattr("studies.executors._PATIENCE", 0)
+    slurm(squeue=squeue)
+    with pytest.raises(UfomError, match=r"squeue has not answered for .*: scancel 7, which may still run.*run again"):
+        Store(tmp_path / "cells", Slurm(2)).run(CELLS, square)
+    assert cancelled_by_name(tmp_path)
 
 
 @dataclass(frozen=True)

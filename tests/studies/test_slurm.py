@@ -43,7 +43,9 @@ def slurm(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     try:
-        started = subprocess.run(["bash", SCRIPT, "start", folder], capture_output=True, text=True)
+        started = subprocess.run(["bash", SCRIPT, "start", folder], capture_output=True, text=True, timeout=1300)
+        if started.returncode == 77:
+            pytest.skip(f"NOT TESTED: SLURM is not installed and cannot be fetched: {started.stderr[-300:]}")
         assert started.returncode == 0, started.stdout + started.stderr
         yield
         said("scancel", "--user=root")

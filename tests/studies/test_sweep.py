@@ -1,5 +1,6 @@
 """The cell store: what is done is never run again, what failed is never done, what is damaged is named."""
 
+import errno
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -116,6 +118,17 @@ def test_a_failure_is_recorded_and_retried_only_on_request(tmp_path, jobs):
     assert len(store.table(CELLS)) == 8
 
 
+def test_a_name_that_is_no_utf_8_fails_the_cell_alone(tmp_path):
+    def undecodable(config):
+        if config["x"] == 3:
+            raise ValueError(os.fsdecode(b"no /\xff"))
+        return [{"name": os.fsdecode(b"\xff")}] if config["seed"] else square(config)
+
+    (_, first), (_, second), (_, third) = Store(tmp_path).run(CELLS, undecodable).failed
+    assert first == second == r"ValueError: no /\udcff"
+    assert third.endswith("surrogates not allowed; give plain numbers and strings")
+
+
 def test_rows_that_are_none_fail_the_cell(tmp_path):
     outcome = Store(tmp_path).run(CELLS[:1], lambda config: [{"x": object()}])
     assert "cannot be stored as JSON" in outcome.failed[0][1]
@@ -136,6 +149,26 @@ def test_a_damaged_file_is_named_and_moved_aside(tmp_path, damage):
     assert len(list(tmp_path.glob("*.damaged-*"))) == 1
     assert store.run(CELLS[:2], square).ran == 1
     assert store.load(CELLS[0]) == square(CELLS[0])
+
+
+@pytest.mark.parametrize("call", ["stat", "rename"])
+def test_a_file_that_can_be_neither_read_nor_moved_is_named(tmp_path, call):
+    store = Store(tmp_path)
+    store.run(CELLS[:1], square)
+    path = store.path(CELLS[0])
+    path.write_text("{")
+    with mock.patch.object(Path, call, side_effect=OSError(errno.EROFS, os.strerror(errno.EROFS))):
+        if call == "stat":
+            with pytest.raises(UfomError, match=f"{path.name} cannot be read: Read-only file system"):
+                store.load(CELLS[0])
+            with pytest.raises(UfomError, match=f"{tmp_path} cannot be read: Read-only file system"):
+                store.states()
+        else:
+            with pytest.warns(UserWarning, match=f"{path.name} is damaged.*cannot be moved aside: Read-only"):
+                assert store.load(CELLS[0]) is None
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.warns(UserWarning, match="was moved to"):
+        assert store.run(CELLS[:1], square).ran == 1
 
 
 def test_an_interrupt_is_no_failure_and_keeps_what_is_done(tmp_path):
@@ -225,6 +258,7 @@ def test_a_process_that_dies_is_named_and_its_cell_not_done(tmp_path):
     [
         ([{"x": math.nan}], {}, "cannot be stored as JSON"),
         ([{"x": object()}], {}, "cannot be stored as JSON"),
+        ([{"x": os.fsdecode(b"\xff")}], {}, "cannot be stored as JSON: .*surrogates not allowed"),
         ([3], {}, "no mapping of names"),
         ([{3: 1}], {}, "no mapping of names"),
         (CELLS, {"jobs": 0}, "jobs = 0 must be at least 1"),
