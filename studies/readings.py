@@ -350,7 +350,7 @@ def draw(table: pd.DataFrame) -> Figure:
         _draw_exponents(axes[3], table, readings)
         axes[0].set_title(title)
         for one in axes:
-            legend_below(one, 1, 30 if one is not axes[3] else 64)  # tick labels of three lines, upright
+            legend_below(one, 1, 40 if one is not axes[3] else 56)  # tick labels of two lines
     return figure
 
 
@@ -413,7 +413,7 @@ def _draw_exponents(axes: Axes, table: pd.DataFrame, readings: list[Reading]) ->
         i = rules.index(reading.rule)
         label = "predicted" if reading is readings[0] else None
         axes.plot([i - 0.3, i + 0.45], [reading.m] * 2, color=GREY, lw=2, label=label)
-    names = [_typeset(fill(rule.removeprefix("constant, "), 6)) for rule in rules]
+    names = [_typeset(fill(rule.removeprefix("constant, "), 7)) for rule in rules]
     axes.set_xticks(range(len(rules)), names, fontsize=SIZE)
     axes.set_ylim(bottom=0)
     axes.set(xlabel="outer steps; last two constant", ylabel="exponent $m$ fitted")
