@@ -35,6 +35,7 @@ from studies.commands import Gpus, Jobs, Kind, Minutes, Partition, Size
 from studies.configuration import read_config
 from studies.executors import Executor, executor
 from studies.sweep import Store
+from ufom_runtime.style import SHEET
 from ufom_theory import UfomError, Verdict
 
 HERE = Path(__file__).parent
@@ -224,10 +225,10 @@ def _draw(study: ModuleType, path: Path) -> Path:
     """The figure in all formats and its caption, under figures/ as the table is under results/; the PNG's path."""
     table, figures = _table(path), _folder("figures", path.parent.name)
     undated: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
-    with rc_context({"svg.hashsalt": "ufom"}):  # the same table draws the same bytes
+    with rc_context(SHEET):  # with its hash salt the same table draws the same bytes
         figure = study.draw(table)
         for kind, metadata in undated.items():
-            figure.savefig(figures / f"{path.stem}.{kind}", dpi=150, metadata=metadata)
+            figure.savefig(figures / f"{path.stem}.{kind}", metadata=metadata)
     (figures / f"{path.stem}.txt").write_text(study.caption(table) + "\n")
     return figures / f"{path.stem}.png"
 

@@ -17,9 +17,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from studies.drawing import legend_below, shades
 from studies.optimal_q import outer_step_size
 from studies.sweep import Store
-from ufom_runtime.style import BLUE, GREEN, GREY, PINK, VERMILLION
+from ufom_runtime.style import GREY, LOOKS, WIDTH
 from ufom_theory import TwoTaskProblem, Verdict, diverging_problem
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Array = NDArray[np.float64]
-COLOURS = {"FOM": VERMILLION, "UFOM": BLUE}
+ESTIMATORS = ("FOM", "UFOM")
 DRAWN = 6  # runs of each estimator whose lines are drawn; the mean is over all
 
 question = "Does first-order meta-learning stall where Theorem 2 says, and does UFOM get through?"
@@ -91,7 +92,7 @@ def run_cell(cell: Mapping[str, Any]) -> pd.DataFrame:
     )
     thetas = simulate(pair, theta, cell["q"], logged, np.random.default_rng([20260102, cell["seed"]]))
     norms = np.abs(pair.gradients(thetas)[1].mean(axis=0))
-    index = pd.MultiIndex.from_product([logged, COLOURS, numbers.tolist()], names=["step", "estimator", "start"])
+    index = pd.MultiIndex.from_product([logged, ESTIMATORS, numbers.tolist()], names=["step", "estimator", "start"])
     table = pd.DataFrame({"theta": thetas.ravel(), "gradient_norm": norms.ravel()}, index).reset_index()
     return table.assign(theta_fo=pair.theta_fo, theta_star=pair.theta_star)
 
@@ -145,42 +146,45 @@ def draw(table: pd.DataFrame) -> Figure:
     """The two tasks (Fig. 1a), M with the ends of the runs (1b), gradient norms over steps with the floor (1c)."""
     from matplotlib.figure import Figure as NewFigure
 
-    figure = NewFigure(figsize=(13, 4.4), layout="constrained")
-    tasks, objective, norms = figure.subplots(1, 3)
+    figure = NewFigure(figsize=(WIDTH, 7.2))
+    panels = figure.subplot_mosaic([["tasks", "objective"], ["norms", "norms"]])
+    tasks, objective, norms = panels.values()
     row = table.iloc[0]
     pair = diverging_problem(row.D, int(row.r), row.alpha)
     phi, theta = np.linspace(-12, 24, 401), np.linspace(pair.theta_star - 3, pair.theta_fo + 3, 401)
-    for loss, colour, number in zip(losses(pair, phi)[1], (GREEN, PINK), (1, 2), strict=True):
-        tasks.plot(phi, loss, color=colour, label=f"$f_{number}$")
+    for loss, colour, style, number in zip(losses(pair, phi)[1], shades(2), ("-", "--"), (1, 2), strict=True):
+        tasks.plot(phi, loss, style, color=colour, label=f"$f_{number}$")
     tasks.set(xlabel="inner parameter $\\phi$", ylabel="loss", title="Two equally likely tasks")
     objective.plot(theta, losses(pair, theta)[0].mean(axis=0), color=GREY, label="$M(\\theta)$")
     final = table[table.step == table.step.max()]
-    for name, colour in COLOURS.items():
+    for name in ESTIMATORS:
         ends = final[final.estimator == name].theta.to_numpy()
-        objective.plot(ends, losses(pair, ends)[0].mean(axis=0), "o", color=colour, mfc="none", label=f"ends of {name}")
+        objective.plot(
+            ends, losses(pair, ends)[0].mean(axis=0), **LOOKS[name] | {"ls": ""}, label=f"{len(ends)} ends of {name}"
+        )  # fmt: skip
     for x, label in ((pair.theta_fo, "$\\theta_{FO}$, predicted"), (pair.theta_star, "$\\theta_*$, predicted")):
-        colour = VERMILLION if x == pair.theta_fo else BLUE
+        colour = LOOKS["FOM" if x == pair.theta_fo else "UFOM"]["color"]
         objective.axvline(x, color=colour, lw=0.9, ls="--", label=label)
     objective.set(xlabel="outer parameter $\\theta$", ylabel="$M(\\theta)$, mean loss", title="Where outer SGD ends")
     _draw_norms(norms, table)
     for axes in (tasks, objective, norms):
-        axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15), frameon=False)
+        legend_below(axes, 2)
     return figure
 
 
 def _draw_norms(axes: Axes, table: pd.DataFrame) -> None:
     D = table.D.iloc[0]
     shown = np.unique(np.linspace(0, table.start.max(), DRAWN).astype(int))
-    for name, colour in COLOURS.items():
-        runs = table[table.estimator == name]
+    for name in ESTIMATORS:
+        runs, colour = table[table.estimator == name], LOOKS[name]["color"]
         for _, run in runs[runs.start.isin(shown)].groupby("start"):
             axes.loglog(run.step, run.gradient_norm, color=colour, lw=0.5, alpha=0.35)
         rms = (runs.gradient_norm**2).groupby(runs.step).mean() ** 0.5
         label = name if name == "FOM" else f"{name}, $q={table.q.iloc[0]:g}$"
-        axes.loglog(rms.index, rms, color=colour, lw=2, label=f"{label}, root mean square")
-    axes.axhline(math.sqrt(2 * D), color="black", lw=1, ls=":", label="$\\sqrt{2D}$, FOM's limit")
-    axes.axhline(math.sqrt(D), color="black", lw=1, ls="--", label="$\\sqrt{D}$, the floor")
-    axes.set(xlabel="outer step $k$", ylabel="$|\\nabla M(\\theta_k)|$", title="Convergence")
+        axes.loglog(rms.index, rms, **LOOKS[name], lw=2, markevery=(0.05, 0.1), label=f"{label}, root mean square")
+    axes.axhline(math.sqrt(2 * D), color=GREY, lw=1, ls=":", label="$\\sqrt{2D}$, FOM's limit")
+    axes.axhline(math.sqrt(D), color=GREY, lw=1, ls="--", label="$\\sqrt{D}$, the floor")
+    axes.set(xlabel="outer step $k$", ylabel="$|\\nabla M(\\theta_k)|$", title="Convergence (thin lines: single runs)")
     axes.set_ylim(bottom=math.sqrt(D) / 300)
 
 
@@ -208,8 +212,8 @@ def caption(table: pd.DataFrame) -> str:
     """What the figure shows, with its sizes."""
     row = table.iloc[0]
     return (
-        f"Theorem 2's counterexample for D = {row.D:g} (r = {row.r}, α = {row.alpha:g}, a = (0.5, 1.5)). Left: the two "
-        "tasks. Middle: M, the ends of FOM and UFOM and where theory puts them. Right: |∇M(θ_k)|, exact at each θ_k; "
+        f"Theorem 2's counterexample for D = {row.D:g} (r = {row.r}, α = {row.alpha:g}, a = (0.5, 1.5)). Above: the "
+        "two tasks; M, the ends of FOM and UFOM and where theory puts them. Below: |∇M(θ_k)|, exact at each θ_k; "
         f"thin lines: {DRAWN} single runs. n = {table.start.nunique()} starts evenly over [{row.low:g}, "
         f"{row.high:g}], one run each, {table.step.max()} outer steps of 10/(k + 100), one task a step. CPU."
     )

@@ -27,6 +27,7 @@ from ufom_runtime.data import cifar100, omniglot
 from ufom_runtime.problem import Task
 from ufom_runtime.problems.few_shot import FewShotProblem, cifar100_few_shot, digits_few_shot, omniglot_few_shot
 from ufom_runtime.steps import Steps
+from ufom_runtime.style import WIDTH
 from ufom_theory import CostModel, Moments, Sweep, UfomError, Verdict, optimal_q
 
 if TYPE_CHECKING:
@@ -282,21 +283,23 @@ def draw(table: pd.DataFrame) -> Figure:
     from matplotlib.ticker import FuncFormatter
 
     settings = list(table.groupby(["data", "ways"], sort=False))
-    figure = NewFigure(figsize=(12, 0.8 + 3.4 * len(settings)), layout="constrained")
+    figure = NewFigure(figsize=(WIDTH, 0.8 + 5.6 * len(settings)))
+    cells = [row for i in range(len(settings)) for row in ([f"accuracy {i}"] * 2, [f"q {i}", f"ratio {i}"])]
+    panels = figure.subplot_mosaic(cells)
     limit = _limit(table)
-    for axes, ((data, ways), runs) in zip(figure.subplots(len(settings), 3, squeeze=False), settings, strict=True):
+    for i, ((data, ways), runs) in enumerate(settings):
         ratio = runs[runs.method.isin([*ADAPTIVE, "UFOM"])].assign(ratio=lambda t: t.d2 / t.v2)
-        for axis, shown, y, label in (
-            (axes[0], runs, "accuracy", "test accuracy (%)"),
-            (axes[1], runs[runs.method != "Reptile"], "q", "probability q in force"),
-            (axes[2], ratio, "ratio", "estimate of $D^2$ over that of $V^2$"),
+        for shown, y, label, title in (
+            (runs, "accuracy", "test accuracy (%)", f"{data.capitalize()}, {ways} ways, 1 shot"),
+            (runs[runs.method != "Reptile"], "q", "probability q in force", "q over a run"),
+            (ratio, "ratio", "estimate of $D^2$ over that of $V^2$", "What q is chosen by"),
         ):
-            draw_curves(axis, shown, "calls", y, limit, step=y != "accuracy")
-            axis.set(xlabel="function calls (recomputed sweep)", ylabel=label, xlim=(0, limit))
-            axis.set_title(f"{data}, {ways} ways, 1 shot")
-            axis.xaxis.set_major_formatter(FuncFormatter(lambda calls, _: f"{calls / 1000:g}k"))
-        axes[1].set_ylim(-0.03, 1.05)
-        axes[2].set_yscale("log")
+            axes = panels[f"{y} {i}"]
+            draw_curves(axes, shown, "calls", y, limit, step=y != "accuracy")
+            axes.set(xlabel="function calls (recomputed sweep)", ylabel=label, title=title, xlim=(0, limit))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda calls, _: f"{calls / 1000:g}k"))
+        panels[f"q {i}"].set_ylim(-0.03, 1.05)
+        panels[f"ratio {i}"].set_yscale("log")
     legend(figure)
     return figure
 

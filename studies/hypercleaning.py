@@ -34,7 +34,7 @@ from ufom_runtime.data import mnist
 from ufom_runtime.problem import single
 from ufom_runtime.problems.hypercleaning import HypercleaningProblem, digits_hypercleaning, mnist_hypercleaning
 from ufom_runtime.steps import Steps
-from ufom_runtime.style import GREY
+from ufom_runtime.style import GREY, LOOKS, WIDTH
 from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, Verdict, optimal_q
 
 if TYPE_CHECKING:
@@ -344,12 +344,12 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Above: training curves (Fig. 3), at one γ and at the γ of each. Below: what the adaptive rules do with q."""
+    """Training curves (Fig. 3), at one γ and at the γ of each, and what the adaptive rules do with q."""
     from matplotlib.figure import Figure as NewFigure
     from matplotlib.ticker import FuncFormatter
 
-    figure = NewFigure(figsize=(12, 7), layout="constrained")
-    axes = figure.subplots(2, 3)
+    figure = NewFigure(figsize=(WIDTH, 9))
+    axes = figure.subplots(3, 2)
     own, _ = own_gamma(table)
     one, each = _chosen(table, dict.fromkeys(METHODS, own["exact"])), _chosen(table, own)
     limit, r = _limit(table), int(table.r.iloc[0])
@@ -358,32 +358,30 @@ def draw(table: pd.DataFrame) -> Figure:
             axes[0, 0],
             one,
             "validation",
-            "validation cross entropy",
-            f"All at the exact gradient's γ = {own['exact']:g}",
+            "validation cross entropy (nats)",
+            f"All at exact's outer step size γ = {own['exact']:g}",
         ),
-        (axes[0, 1], each, "validation", "validation cross entropy", "Each at its own γ"),
-        (axes[0, 2], each, "test", "test accuracy (%)", "Each at its own γ"),
-        (axes[1, 0], one, "q", "probability q in force", "q over a run, all at one γ"),
+        (axes[0, 1], each, "validation", "validation cross entropy (nats)", "Each at its own outer step size γ"),
+        (axes[1, 0], each, "test", "test accuracy (%)", "Each at its own outer step size γ"),
+        (axes[1, 1], one, "q", "probability q in force", "q over a run, all at one γ"),
     ):
         draw_curves(axis, runs, "calls", y, limit, step=y == "q")
         axis.set(xlabel="function calls (recomputed sweep)", ylabel=label, title=title, xlim=(0, limit))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda calls, _: f"{calls / 1000:g}k"))
-    axes[1, 0].set_ylim(-0.03, 1.05)
-    _draw_data_free(axes[1, 1], r)
-    _draw_bias(axes[1, 2], one, limit)
-    axes[1, 2].xaxis.set_major_formatter(FuncFormatter(lambda calls, _: f"{calls / 1000:g}k"))
+    axes[1, 1].set_ylim(-0.03, 1.05)
+    _draw_data_free(axes[2, 0], r)
+    _draw_bias(axes[2, 1], one, limit)
+    axes[2, 1].xaxis.set_major_formatter(FuncFormatter(lambda calls, _: f"{calls / 1000:g}k"))
     legend(figure)
     return figure
 
 
 def _draw_data_free(axis: Any, r: int) -> None:
-    from studies.training import COLOURS
-
-    for method in ADAPTIVE:
+    for i, method in enumerate(ADAPTIVE):
         q = data_free_q(method, 1500, r)
-        axis.semilogx(range(1, len(q)), q[1:], color=COLOURS[method], lw=1.5)
-    axis.set(xlabel="updates of (23)–(24)", ylabel="probability q", ylim=(-0.03, 1.05))
-    axis.set_title("q by the rules alone: $G_{FO}=0$, $D^2=V^2$, no data")
+        axis.semilogx(range(1, len(q)), q[1:], markevery=(0.03 * i, 0.16), **LOOKS[method])
+    axis.set(xlabel="updates of the rules (23)–(24)", ylabel="probability q", ylim=(-0.03, 1.05))
+    axis.set_title("q by the rules, without data: $D^2=V^2$")
 
 
 def _draw_bias(axis: Any, table: pd.DataFrame, limit: float) -> None:

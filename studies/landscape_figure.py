@@ -11,13 +11,34 @@ import pandas as pd
 from studies.drawing import place_labels, plain_ticks
 from studies.landscape_problems import PLANNED, memory
 from studies.training import markdown
-from ufom_runtime.style import BLACK, GREEN, GREY, PINK, VERMILLION
+from ufom_runtime.style import GREY, LOOKS, WIDTH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {"exact": BLACK, "unbiased": GREEN, "biased": VERMILLION, "other objective": PINK}
+LOOK = {  # the name in LOOKS of each method
+    "fom": "FOM",
+    "truncated": "truncated",
+    "implicit-cg": "implicit-cg",
+    "implicit-neumann": "implicit-neumann",
+    "es": "evolution",
+    "guided-es": "guided evolution",
+    "forward": "forward",
+    "reversible": "reversible",
+    "recomputed": "exact",
+    "checkpointed": "exact, checkpoints",
+    "checkpointed-root": "exact, checkpoints",
+    "stored": "exact, all states",
+    "unrolled": "exact, all states",
+    "ufom": "UFOM",
+    PLANNED: "UFOM",
+    "adaptive-ufom": "adaptive",
+    "roulette": "telescoping",
+    "single-sample": "telescoping",
+    "reptile": "Reptile",
+}
+KINDS = {"exact": "exact", "unbiased": "UFOM", "biased": "FOM", "other objective": "evolution"}  # with that colour
 SHOWN = 100  # r of the figure's panels, or the longest below it
 WINS = 1.1  # a gain smaller than this factor is none
 BEARABLE = 0.1  # a relative bias that the guide calls small
@@ -29,9 +50,9 @@ def draw(table: pd.DataFrame) -> Figure:
     from matplotlib.figure import Figure as NewFigure
 
     panels = list(_panels(table))
-    columns = min(3, len(panels) + 1)
-    figure = NewFigure(figsize=(5 * columns, 4.4 * -(-(len(panels) + 1) // columns)), layout="constrained")
-    several = figure.subplots(-(-(len(panels) + 1) // columns), columns, squeeze=False).ravel()
+    tall = len(panels) // 2 + 1
+    figure = NewFigure(figsize=(WIDTH, 3.6 * tall))
+    several = figure.subplots(tall, 2, squeeze=False).ravel()
     for axes, (name, r, rows) in zip(several, panels, strict=False):
         _points(axes, rows)
         axes.set(title=f"{name}, r = {r}", xlabel="function calls of one estimate")
@@ -44,8 +65,8 @@ def draw(table: pd.DataFrame) -> Figure:
         points, texts, colours, radii = [], [], [], []
         for (calls, error), same in rows.groupby(["at", "error"], sort=True):
             points.append((calls, error))
-            texts.append(", ".join(NAMES.get(m, m) for m in same.method) + " ")  # a space, so that no names touch
-            colours.append(COLOURS[same.kind.iloc[0]])
+            texts.append(",\n".join(NAMES.get(m, m) for m in same.method))
+            colours.append(LOOKS[LOOK[same.method.iloc[0]]]["color"])
             radii.append(_area(same.states.max()) ** 0.5 / 2)
         place_labels(axes, np.array(points), texts, colours, np.array(radii))
     return figure
@@ -62,12 +83,14 @@ def _panels(table: pd.DataFrame) -> Iterator[tuple[str, int, pd.DataFrame]]:
 
 
 def _area(states: Any) -> Any:
-    return 18 * (1 + np.sqrt(states))
+    return 30 * (1 + np.sqrt(states))
 
 
 def _points(axes: Axes, rows: pd.DataFrame) -> None:
     for row in rows.sort_values("states", ascending=False).itertuples():
-        axes.scatter(row.at, row.error, s=_area(row.states), color=COLOURS[row.kind], alpha=0.55, lw=0.8, ec="white")
+        look = LOOKS[LOOK[row.method]] | {"ls": ""}
+        axes.plot(row.at, row.error, **look, ms=4)
+        axes.plot(row.at, row.error, "o", mfc="none", mew=0.8, color=look["color"], ms=_area(row.states) ** 0.5)
     axes.axhline(0.1, color=GREY, lw=0.6, ls=(0, (4, 6)), zorder=0)
     axes.set(xscale="log", yscale="log")
     axes.margins(0.2)
@@ -76,16 +99,15 @@ def _points(axes: Axes, rows: pd.DataFrame) -> None:
 
 def _legend(axes: Axes) -> None:
     from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
-    handles = [Line2D([], [], marker="o", ls="", ms=8, color=c, alpha=0.7, label=kind) for kind, c in COLOURS.items()]
+    handles: list[Any] = [Patch(color=LOOKS[name]["color"], label=kind) for kind, name in KINDS.items()]
     handles += [
-        Line2D([], [], marker="o", ls="", color=GREY, mfc="none", ms=float(_area(n)) ** 0.5, label=f"{n} states held")
+        Line2D([], [], marker="o", ls="", color=GREY, mfc="none", mew=0.8, ms=_area(n) ** 0.5, label=f"{n} states held")
         for n in (0, 10, 100)
     ]
     handles.append(Line2D([], [], color=GREY, lw=0.6, ls=(0, (4, 6)), label="exact gradient, all states stored"))
-    axes.legend(
-        handles=handles, loc="center", frameon=False, labelspacing=1.1, title="lower, left and smaller is better"
-    )
+    axes.legend(handles=handles, loc="center", labelspacing=1.1, title="lower, left and smaller is better")
 
 
 def _ran(table: pd.DataFrame) -> pd.DataFrame:
@@ -206,13 +228,14 @@ def caption(table: pd.DataFrame) -> str:
     )
     return (
         "Every method spends the same function calls, those with which the exact gradient with stored states comes to "
-        "a relative error of 0.1 (dashed): error² = bias² + A·calls/budget, A the second moment. The area of a point "
-        "says how many inner states (or tangents) are held. What is unbiased and below the dashed line is quicker than "
-        f"the exact gradient; what is biased stops at its bias. float64, one thread, CPU.{skipped}\n\n{_READING}\n\n"
-        f"{guide(table)}\n\nbias, variance and own (the part of the variance that is the method's) are relative to "
-        "‖∇M‖ and ‖∇M‖², exact sums over the tasks and a method's randomness, ± standard errors where it was "
-        "sampled (<: a bias that may be none, two standard errors above); calls are counted, kB is the peak of live "
-        "tensors, ms the median of one task's time; time as above.\n\n"
+        "a relative error of 0.1 (dashed): error² = bias² + A·calls/budget, A the second moment. The area of a circle "
+        "around a mark says how many inner states (or tangents) are held. What is unbiased and below the dashed line "
+        "is quicker than the exact gradient; what is biased stops at its bias. float64, one thread, CPU."
+        f"{skipped}\n\n{_READING}\n\n{guide(table)}\n\n"
+        "bias, variance and own (the part of the variance that is the method's) are relative to ‖∇M‖ and ‖∇M‖², exact "
+        "sums over the tasks and a method's randomness, ± standard errors where it was sampled (<: a bias that may be "
+        "none, two standard errors above); calls are counted, kB is the peak of live tensors, ms the median of one "
+        "task's time; time as above.\n\n"
         f"{tables}\n\nThe debiased family: the best proxy K, sweep and q in a memory, by how much sooner it is than "
         f"the paper's UFOM (K = 0, recomputed) and than the exact gradient with the checkpoints that fit.\n\n"
         f"{markdown(_family(table))}"

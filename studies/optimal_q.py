@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from studies.drawing import plain_ticks
+from studies.drawing import SIZE, legend_below, plain_ticks, shades
 from studies.sweep import Store
-from ufom_runtime.style import BLUE, GREY, VERMILLION
+from ufom_runtime.style import GREY, LOOKS, WIDTH
 from ufom_theory import CostModel, Moments, UfomError, Verdict, optimal_q
 from ufom_theory.divergence import TwoTaskProblem, squared_gradient_norms
 
@@ -239,8 +239,9 @@ def draw(table: pd.DataFrame) -> Figure:
     """Moments over α (Fig. 1d), q* predicted and measured over α (Fig. 1e), and the time over q for each α."""
     from matplotlib.figure import Figure as NewFigure
 
-    figure = NewFigure(figsize=(12, 4.6), layout="constrained")
-    moments, optima, times = figure.subplots(1, 3)
+    figure = NewFigure(figsize=(WIDTH, 7))
+    panels = figure.subplot_mosaic([["moments", "optima"], ["times", "times"]])
+    moments, optima, times = panels.values()
     _draw_moments(moments, table)
     _draw_optima(optima, table)
     _draw_times(times, table)
@@ -249,70 +250,65 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def _draw_moments(axes: Axes, table: pd.DataFrame) -> None:
     by_alpha = table.groupby("alpha")[["d2", "v2", "sup_d2", "sup_v2"]].first()
-    for column, colour, label in (("v2", BLUE, "$V^2$"), ("d2", VERMILLION, "$D^2$")):
-        axes.loglog(by_alpha.index, by_alpha[column], "o-", color=colour, label=f"{label} at $\\theta^*$")
-        axes.loglog(
-            by_alpha.index,
-            by_alpha[f"sup_{column}"],
-            "s--",
-            color=colour,
-            alpha=0.6,
-            label=f"{label}, sup over $[-50, 50]$",
-        )
-    axes.set(xlabel="inner step size $\\alpha$", ylabel="squared gradient norm", title="Bias and second moment")
-    _finish(axes, 2)
+    for column, name, label in (("v2", "exact", "$V^2$"), ("d2", "FOM", "$D^2$")):
+        for prefix, style, where in (
+            ("", {"ls": "-"}, "at $\\theta^*$"),
+            ("sup_", {"ls": "--", "mfc": "white"}, "sup over $[-50, 50]$"),
+        ):
+            axes.loglog(by_alpha.index, by_alpha[prefix + column], **LOOKS[name] | style, label=f"{label}, {where}")
+    axes.set(xlabel="inner step size $\\alpha$", ylabel="squared gradient norm")
+    axes.set_title("Bias $D^2$ and second moment $V^2$")
+    plain_ticks(axes)
+    legend_below(axes, 2)
 
 
 def _draw_optima(axes: Axes, table: pd.DataFrame) -> None:
     predicted = table.groupby("alpha")[["q_star", "q_star_paper"]].first()
-    axes.loglog(predicted.index, predicted.q_star, "-", color=BLUE, label="predicted: $m=1$, moments at $\\theta^*$")
-    axes.loglog(
-        predicted.index, predicted.q_star_paper, "--", color=GREY, label="predicted: $m=2$, suprema (the paper's)"
-    )
+    colour, mark = LOOKS["UFOM"]["color"], LOOKS["UFOM"]["marker"]
+    axes.loglog(predicted.index, predicted.q_star, color=colour, label="predicted, $m=1$, at $\\theta^*$")
+    axes.loglog(predicted.index, predicted.q_star_paper, "--", color=GREY, label="predicted, $m=2$, suprema")
     mean = table[table.q > 0].groupby(["alpha", "q"]).log_time.mean()
     for i, (alpha, logs) in enumerate(mean.groupby("alpha")):
         logs = logs.droplevel("alpha")
         near = logs.index[logs <= logs.min() + math.log(TOLERATED)]
-        axes.plot([alpha, alpha], [near.min(), near.max()], "-", color=VERMILLION, lw=4, alpha=0.4,
-                  label="measured: within 5 % of the best" if i == 0 else None)  # fmt: skip
-        axes.plot(alpha, logs.idxmin(), "o", color=VERMILLION, label="measured: best of the grid" if i == 0 else None)
-    axes.set(xlabel="inner step size $\\alpha$", ylabel="probability $q$", title="Optimal $q$")
-    _finish(axes, 1)
+        axes.plot(alpha, logs.idxmin(), mark, color=colour, label="measured best" if i == 0 else None)
+        axes.plot([alpha, alpha], [near.min(), near.max()], "-", color=colour, lw=6, alpha=0.25,
+                  label="within 5 % of it" if i == 0 else None)  # fmt: skip
+    axes.set(xlabel="inner step size $\\alpha$", ylabel="probability $q$", title="Optimal $q$, predicted and measured")
+    plain_ticks(axes)
+    legend_below(axes, 2)
 
 
 def _draw_times(axes: Axes, table: pd.DataFrame) -> None:
-    from seaborn import color_palette
-
     groups = list(table[table.q > 0].groupby("alpha"))
-    for colour, (alpha, runs) in zip(color_palette("viridis", len(groups)), groups, strict=True):
+    for colour, (alpha, runs) in zip(shades(len(groups)), groups, strict=True):
         cost = CostModel(r=int(runs.r.iloc[0]))
         logs = runs.pivot(index="seed", columns="q", values="log_time")
         relative = logs.sub(logs[1.0], axis=0)
         axes.errorbar(
             relative.columns, np.exp(relative.mean()), yerr=1.96 * np.exp(relative.mean()) * relative.sem(), fmt="o",
-            color=colour, ms=4, label=f"{alpha:g}",
+            color=colour, ms=4,
         )  # fmt: skip
+        first = relative.columns.min()
+        axes.annotate(f"$\\alpha$ = {alpha:g}", (first, math.exp(relative[first].mean())), (0, 9), ha="center",
+                      textcoords="offset points", fontsize=SIZE, color=colour)  # fmt: skip
         moments = Moments(runs.d2.iloc[0], runs.v2.iloc[0])
         curve = np.geomspace(relative.columns.min(), 1, 200)
         axes.loglog(curve, cost.time(curve, moments, EXPONENT) / cost.time(1.0, moments, EXPONENT), color=colour, lw=1)
     axes.axhline(1, color=GREY, lw=0.8, ls=":")
     axes.set(
-        xlabel="probability $q$", ylabel="time to $\\delta$, over that of $q=1$", title="Time: measured and predicted"
-    )
-    _finish(axes, 4, "$\\alpha$")
-
-
-def _finish(axes: Axes, columns: int, title: str | None = None) -> None:
-    """Plain numbers at 1, 2, 5 on short axes, at powers of ten on long ones; the legend below the axes."""
+        xlabel="probability $q$", ylabel="time to precision $\\delta$, over that of $q=1$",
+        title="Time at each inner step size $\\alpha$: measured (points) and predicted (lines)",
+    )  # fmt: skip
+    axes.margins(y=0.15)
     plain_ticks(axes)
-    axes.legend(title=title, ncols=columns, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
 
 
 def caption(table: pd.DataFrame) -> str:
     """What the figure shows, with its sizes."""
     return (
-        f"The synthetic pair (r = {table.r.iloc[0]}, a = (0.5, 1.5), b = (0, 10), A = 400). Left: D² and V². Middle: "
-        "q* predicted, and the best q of the grid. Right: time to E‖∇M‖² ≤ δ in function calls (recomputed sweep), "
+        f"The synthetic pair (r = {table.r.iloc[0]}, a = (0.5, 1.5), b = (0, 10), A = 400). Above: D² and V²; "
+        "q* predicted, and the best q of the grid. Below: time to E‖∇M‖² ≤ δ in function calls (recomputed sweep), "
         "points with 95 % intervals, lines by theory (m = 1, moments at θ*). "
         f"δ = {table.delta.iloc[0]:g}, {table.seed.nunique()} seeds of {table.chains.iloc[0]} chains, outer steps "
         "10/(k + 100), θ_0 uniform on [−50, 50]. CPU."

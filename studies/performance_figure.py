@@ -7,27 +7,33 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from studies.drawing import place_labels, plain_ticks
-from ufom_runtime.style import BLUE, GREEN, GREY, VERMILLION
+from ufom_runtime.style import GREY, LOOKS, WIDTH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {"this package": BLUE, "this package, compiled": VERMILLION, "others": GREEN}
-MARKERS = {"exact": "o", "first-order": "^", "UFOM": "s"}
+FILLS = {"this package": "full", "this package, compiled": "bottom", "others": "none"}
+LOOK = {  # the name in LOOKS, by the first of these that is in a method's
+    "first-order": "FOM",
+    "UFOM": "UFOM",
+    "recomputed": "exact",
+    "checkpoint": "exact, checkpoints",
+    "": "exact, all states",
+}
 
 
 def draw(table: pd.DataFrame) -> Figure:
     """Few-shot learning, and hypercleaning at its longest loop."""
     from matplotlib.figure import Figure as NewFigure
 
-    figure = NewFigure(figsize=(13, 6.2), layout="constrained")
     panels = list(_panels(table))
-    several = figure.subplots(1, len(panels), squeeze=False)[0]
+    figure = NewFigure(figsize=(WIDTH, 0.8 + 4.8 * len(panels)))
+    several = figure.subplots(len(panels), 1, squeeze=False).ravel()
     for axes, (workload, rows) in zip(several, panels, strict=True):
         _points(axes, rows)
         axes.set(title=f"{workload}, r = {rows.r.iloc[0]:g}", xlabel="peak extra memory of a call, MiB")
-        axes.set_ylabel("time of a call, over the floor")
+        axes.set_ylabel("time of a call, over that of $r + 1$ bare gradients")
     _legend(figure)
     figure.draw_without_rendering()  # the labels are placed in the final layout
     for axes, (_, rows) in zip(several, panels, strict=True):
@@ -39,39 +45,42 @@ def _panels(table: pd.DataFrame) -> Any:
     measured = table[(table.group == "hypergradients") & table.ratio.notna() & ~table.method.str.contains("coin")]
     for workload, rows in measured.groupby("workload"):
         longest = rows[rows.r == rows.r.max()]
-        kind = longest.method.str.extract(f"({'|'.join(MARKERS)})")[0]
+        look = [next(look for word, look in LOOK.items() if word in method) for method in longest.method]
         compiled = longest.method.str.endswith("compiled").map({True: ", compiled", False: ""})
         whose = ("this package" + compiled).where(longest.library == "ufom", "others")
         memory = longest.resident_bytes.fillna(longest.live_bytes).clip(lower=4096) / 2**20
-        yield workload, longest.assign(kind=kind, whose=whose, memory=memory)
+        yield workload, longest.assign(look=look, whose=whose, memory=memory)
 
 
 def _points(axes: Axes, rows: pd.DataFrame) -> None:
     floor, methods = rows[rows.method == "floor"], rows[rows.method != "floor"]
     for row in methods.itertuples():
         axes.errorbar(row.memory, row.ratio, [[row.ratio - row.low], [row.high - row.ratio]],
-                      fmt=MARKERS[row.kind], color=COLOURS[row.whose], ms=6, lw=1)  # fmt: skip
+                      **LOOKS[row.look] | {"ls": ""}, fillstyle=FILLS[row.whose], ms=6, lw=1)  # fmt: skip
     axes.axhline(1, color=GREY, lw=1, ls=":")
     for memory in floor.memory:
         axes.axvline(memory, color=GREY, lw=1, ls=":")
     axes.set(xscale="log", yscale="log")
-    axes.margins(0.14)
+    axes.margins(0.2, 0.14)
     plain_ticks(axes)
 
 
 def _legend(figure: Figure) -> None:
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], marker="o", ls="", color=c, label=name) for name, c in COLOURS.items()]
-    handles += [Line2D([], [], marker=m, ls="", color=GREY, mfc="none", label=name) for name, m in MARKERS.items()]
+    handles = [Line2D([], [], marker="o", ls="", color=GREY, fillstyle=f, label=name) for name, f in FILLS.items()]
+    names = {"FOM": "first-order", "exact": "exact, recomputed"}
+    handles += [Line2D([], [], **LOOKS[look] | {"ls": ""}, label=names.get(look, look)) for look in LOOK.values()]
     handles.append(Line2D([], [], color=GREY, lw=1, ls=":", label="floor: r + 1 bare gradients"))
-    figure.legend(handles=handles, ncols=len(handles), loc="outside lower center", frameon=False, fontsize=8)
+    figure.legend(handles=handles, ncols=4, loc="outside lower center")
 
 
 def _labels(axes: Axes, rows: pd.DataFrame) -> None:
     rows = rows[rows.method != "floor"].sort_values(["ratio", "memory"])
-    texts = [row.method if row.library == "ufom" else f"{row.library}: {row.method}" for row in rows.itertuples()]
-    place_labels(axes, rows[["memory", "ratio"]].to_numpy(), texts, [COLOURS[whose] for whose in rows.whose])
+    short = rows.method.str.replace("^exact, |, compiled$", "", regex=True)  # as mark and fill say
+    theirs = short.where(rows.library == "ufom", rows.library + ": " + short.str.removeprefix("first-order, "))
+    texts = list(theirs.str.replace(": (unrolled|first-order)$", "", regex=True))
+    place_labels(axes, rows[["memory", "ratio"]].to_numpy(), texts, [LOOKS[look]["color"] for look in rows.look])
 
 
 def caption(table: pd.DataFrame) -> str:
@@ -81,6 +90,7 @@ def caption(table: pd.DataFrame) -> str:
     return (
         "Time of one hypergradient over that of r + 1 bare gradients of the inner loss (medians and quartiles of "
         "alternated runs), against the most by which a call raises resident memory. Left and below is better. Dotted: "
-        "the floor's time and memory. Every gradient was compared with plain autograd's in float64 before it was timed"
+        "the floor's time and memory. A library's name alone: the unrolled loop, or first-order. Every gradient "
+        "was compared with plain autograd's in float64 before it was timed"
         + (f"; not measured, for the reasons in the table: {absent}." if absent else ".")
     )

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import count
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,9 +26,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from studies import optimal_q as fast_enough
+from studies.drawing import SIZE, legend_below, shades
 from studies.optimal_q import RANGE, exact_norms, exact_run
 from studies.sweep import Store
-from ufom_runtime.style import BLUE, GREEN, GREY, PINK, VERMILLION
+from ufom_runtime.style import GREY, LOOKS, WIDTH
 from ufom_theory import CostModel, Moments, Prediction, Sweep, TwoTaskProblem, UfomError, Verdict, optimal_q
 
 if TYPE_CHECKING:
@@ -54,7 +56,6 @@ class Reading:
         rule: the outer steps that it is made for.
         m: exponent of the time to precision.
         sweep: decides the cost of the correction.
-        colour: in the figure.
     """
 
     name: str
@@ -62,7 +63,6 @@ class Reading:
     rule: str
     m: float
     sweep: Sweep
-    colour: str
 
     @property
     def cost(self) -> CostModel:
@@ -80,16 +80,18 @@ class Reading:
 
 RECOMPUTED = Sweep.recomputed()
 READINGS = (
-    Reading("printed", "[−50, 50]", "k^-0.5", 2, RECOMPUTED, BLUE),
-    Reading("printed, over ℝ", "ℝ", "k^-0.5", 2, RECOMPUTED, VERMILLION),
-    Reading("released", "[−50, 50]", "k^-1", 0.5, Sweep.stored(), BLUE),
-    *(
-        Reading(f"local, {rule}", "θ*", rule, 1 / s, RECOMPUTED, colour)
-        for (rule, s), colour in zip(DECAYING.items(), (BLUE, GREEN, VERMILLION), strict=True)
-    ),
-    Reading(f"local, {TUNED}", "θ*", TUNED, 1, RECOMPUTED, PINK),
+    Reading("printed", "[−50, 50]", "k^-0.5", 2, RECOMPUTED),
+    Reading("printed, over ℝ", "ℝ", "k^-0.5", 2, RECOMPUTED),
+    Reading("released", "[−50, 50]", "k^-1", 0.5, Sweep.stored()),
+    *(Reading(f"local, {rule}", "θ*", rule, 1 / s, RECOMPUTED) for rule, s in DECAYING.items()),
+    Reading(f"local, {TUNED}", "θ*", TUNED, 1, RECOMPUTED),
 )
-PANELS = ("printed", "released", "local")
+PANELS = {
+    "printed": "As printed: $m = 2$",
+    "released": "As released: $m = 1/2$",
+    "local": "Local, at $\\theta^*$",
+}
+MARKS = "osD^"  # of readings that share a panel
 
 
 @dataclass(frozen=True)
@@ -339,44 +341,38 @@ def draw(table: pd.DataFrame) -> Figure:
     """A column a reading: moments (Fig. 1d), q* predicted and measured (1e), convergence (1f), and the exponent."""
     from matplotlib.figure import Figure as NewFigure
 
-    figure = NewFigure(figsize=(13, 15.5), layout="constrained")
-    for axes, panel in zip(figure.subplots(4, 3).T, PANELS, strict=True):
+    figure = NewFigure(figsize=(WIDTH, 11.4))
+    for axes, (panel, title) in zip(figure.subplots(4, 3).T, PANELS.items(), strict=True):
         readings = [reading for reading in READINGS if reading.name.startswith(panel)]
         _draw_moments(axes[0], table, readings)
         _draw_optima(axes[1], table, readings)
         _draw_curves(axes[2], table, readings[:1] if panel != "local" else readings[2:3])
         _draw_exponents(axes[3], table, readings)
-        axes[0].set_title({"printed": "As printed", "released": "As released", "local": "Local"}[panel])
+        axes[0].set_title(title)
         for one in axes:
-            below = -0.17 if one is not axes[3] else -0.27  # tick labels of three lines
-            one.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, below), frameon=False)
+            legend_below(one, 1, 40 if one is not axes[3] else 56)  # tick labels of two lines
     return figure
 
 
 def _draw_moments(axes: Axes, table: pd.DataFrame, readings: list[Reading]) -> None:
     by_alpha = table.groupby("alpha").first()
-    for where, style in zip(dict.fromkeys(reading.where for reading in readings), ("-", "--"), strict=False):
-        for letter, colour in (("V²", BLUE), ("D²", VERMILLION)):
-            axes.loglog(by_alpha.index, by_alpha[f"{letter} {where}"], f"o{style}", ms=4, color=colour,
+    styles = ({"ls": "-"}, {"ls": "--", "mfc": "white"})
+    for where, style in zip(dict.fromkeys(reading.where for reading in readings), styles, strict=False):
+        for letter, name in (("V²", "exact"), ("D²", "FOM")):
+            axes.loglog(by_alpha.index, by_alpha[f"{letter} {where}"], **LOOKS[name] | style,
                         label=f"{letter}, {'at θ*' if where == 'θ*' else f'sup over {where}'}")  # fmt: skip
     axes.set(xlabel="inner step size $\\alpha$", ylabel="squared gradient norm")
 
 
 def _draw_optima(axes: Axes, table: pd.DataFrame, readings: list[Reading]) -> None:
-    for reading in readings:
+    for reading, mark, colour in zip(readings, MARKS, shades(len(readings)), strict=False):
         found = outcomes(table, reading)
-        label = _typeset(reading.name.removeprefix("local, "))
-        axes.loglog(found.index, found.q_star, color=reading.colour, label=f"predicted, {label}")
+        name = _typeset(reading.name.split(", ")[-1])
+        axes.loglog(found.index, found.q_star, color=colour, label=f"predicted, {name}")
         if reading.name != "printed, over ℝ":  # measured on the same outer steps as "printed"
-            axes.loglog(
-                found.index,
-                found.best,
-                "o",
-                mfc="none",
-                color=reading.colour,
-                label=f"best q, {_typeset(reading.rule)}",
-            )
-    axes.plot(PAPERS_ALPHA, PAPERS_Q, "k*", ms=9, label="the paper's 0.08")
+            label = "best of the grid" if reading is readings[0] else None
+            axes.loglog(found.index, found.best, mark, mfc="none", color=colour, label=label)
+    axes.plot(PAPERS_ALPHA, PAPERS_Q, "*", color=GREY, ms=9, label="the paper's 0.08")
     axes.set(xlabel="inner step size $\\alpha$", ylabel="probability $q$")
 
 
@@ -386,19 +382,19 @@ def _draw_curves(axes: Axes, table: pd.DataFrame, readings: list[Reading]) -> No
     q_star = float(reading.predict(runs.iloc[0]).q)
     grid = runs.q.unique()
     chosen = {
-        0.0: ("FOM, $q=0$", GREY),
-        1.0: ("exact, $q=1$", VERMILLION),
-        grid[np.abs(grid - q_star).argmin()]: ("", BLUE),
+        0.0: ("FOM", "FOM, $q=0$"),
+        1.0: ("exact", "exact, $q=1$"),
+        grid[np.abs(grid - q_star).argmin()]: ("UFOM", ""),
     }
-    for q, (label, colour) in chosen.items():
+    for q, (name, label) in chosen.items():
         run = runs[runs.q == q]
         time = run.steps * (reading.cost.c_det + reading.cost.c_rnd * q)
-        axes.loglog(time, run.final, color=colour, label=label or f"$q^*={q:.3f}$")
-    axes.axhline(runs.delta.iloc[0], color="black", lw=0.8, ls=":", label="δ")
+        axes.loglog(time, run.final, markevery=(0.05, 0.15), label=label or f"UFOM, $q^*={q:.3f}$", **LOOKS[name])
+    axes.axhline(runs.delta.iloc[0], color=GREY, lw=0.8, ls=":", label="δ")
     axes.set_ylim(runs.delta.iloc[0] / 3, None)
     axes.set_xlim(1e3, None)
     axes.set(
-        xlabel=f"time in function calls, {reading.cost.sweep} sweep; {_typeset(reading.rule)}",
+        xlabel=f"calls, {reading.cost.sweep}; steps {_typeset(reading.rule)}",
         ylabel="$E\\|\\nabla M\\|^2$",
     )
 
@@ -406,21 +402,21 @@ def _draw_curves(axes: Axes, table: pd.DataFrame, readings: list[Reading]) -> No
 def _draw_exponents(axes: Axes, table: pd.DataFrame, readings: list[Reading]) -> None:
     rules = [*DECAYING, TUNED, SAME]
     wheres = {reading.where: reading for reading in readings}
-    for offset, (where, reading) in enumerate(wheres.items()):
+    for offset, ((where, reading), mark, colour) in enumerate(zip(wheres.items(), MARKS, shades(2), strict=False)):
         fits = [exponents(table, rule, reading) for rule in rules]
-        colour = reading.colour if len(wheres) > 1 else BLUE
         axes.plot(
             np.concatenate([np.full(len(fit), i + 0.15 * offset) for i, fit in enumerate(fits)]),
-            np.concatenate(fits), "o", mfc="none", color=colour, label=f"fitted at each α, moments {where}",
+            np.concatenate(fits), mark, mfc="none", color=colour,
+            label=f"moments {'at' if where == 'θ*' else 'over'} {where}",
         )  # fmt: skip
     for reading in readings[:1] if readings[0].name == "printed" else readings:
         i = rules.index(reading.rule)
         label = "predicted" if reading is readings[0] else None
-        axes.plot([i - 0.3, i + 0.45], [reading.m] * 2, color="black", lw=2, label=label)
-    axes.set_xticks(range(len(rules)), [_typeset(rule).replace(" ", "\n", 1).replace(" q", "\nq") for rule in rules])
-    axes.tick_params(axis="x", labelsize=8)
+        axes.plot([i - 0.3, i + 0.45], [reading.m] * 2, color=GREY, lw=2, label=label)
+    names = [_typeset(fill(rule.removeprefix("constant, "), 7)) for rule in rules]
+    axes.set_xticks(range(len(rules)), names, fontsize=SIZE)
     axes.set_ylim(bottom=0)
-    axes.set(xlabel="outer steps", ylabel="exponent $m$ of the time")
+    axes.set(xlabel="outer steps; last two constant", ylabel="exponent $m$ fitted")
 
 
 def _typeset(name: str) -> str:

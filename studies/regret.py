@@ -30,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from studies.drawing import shades
 from studies.sweep import Store
 from studies.training import missing
 from ufom_runtime import EXACT, Estimator, hypergradient, measure_cost, measure_moments, outer_sgd
@@ -40,7 +41,7 @@ from ufom_runtime.problems.few_shot import omniglot_few_shot
 from ufom_runtime.problems.hypercleaning import digits_hypercleaning, mnist_hypercleaning
 from ufom_runtime.problems.quadratic import QuadraticProblem, quadratic
 from ufom_runtime.steps import Steps
-from ufom_runtime.style import BLUE, GREEN, GREY, PINK, VERMILLION
+from ufom_runtime.style import GREY, LOOKS, WIDTH
 from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, Verdict, optimal_q
 
 if TYPE_CHECKING:
@@ -61,9 +62,9 @@ READINGS = {  # name: (exponent m, where the moments are taken, sweep of the cos
     "m = 1, path": (1.0, "path", Sweep.recomputed()),
     "released, m = 1/2": (0.5, "start", Sweep.stored()),
 }
-COLOURS = dict(zip(READINGS, (BLUE, VERMILLION, GREEN, PINK), strict=True))
 UNITS = ("calls", "seconds")
 ALWAYS = "q = 1"  # what running the exact gradient would have lost
+COLUMNS = 3  # of the figure's panels, a problem each
 TOLERATED = 1.05  # the predicted q may be this much slower than the best of the grid
 VERSION = 1  # of the cells
 LOADERS: dict[str, Callable[[], object]] = {"mnist-hypercleaning": mnist, "omniglot": omniglot}
@@ -427,48 +428,59 @@ def draw(table: pd.DataFrame) -> Figure:
     from matplotlib.figure import Figure as NewFigure
 
     names = list(_measured(table).name.unique())
-    figure = NewFigure(figsize=(max(9.0, 2.9 * len(names)), 7), layout="constrained")
-    axes = figure.subplot_mosaic([["regret"] * len(names), names], height_ratios=(1, 1))
+    rows = [names[i : i + COLUMNS] for i in range(0, len(names), COLUMNS)]
+    below = [row + ["."] * (COLUMNS - len(row)) for row in rows]
+    figure = NewFigure(figsize=(WIDTH, 3.5 + 2.3 * len(rows)))
+    axes = figure.subplot_mosaic([["regret"] * COLUMNS, *below], height_ratios=(1.3, *[1] * len(rows)))
     _draw_regrets(axes["regret"], regrets(table), names)
     for name in names:
         _draw_times(axes[name], table[table.name == name])
-        axes[name].set_title(name, fontsize=10)
-    axes[names[0]].set_ylabel("function calls to $\\delta$, over the best")
+        axes[name].set_title(name)
+    for first, *_ in rows:
+        axes[first].set_ylabel("calls to $\\delta$, over the best")
+    handles, labels = axes["regret"].get_legend_handles_labels()
+    title = "exponent $m$ of the reading, and where it takes $D^2$ and $V^2$"
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), title=title)
     return figure
 
 
 def _draw_regrets(axes: Axes, found: pd.DataFrame, names: list[str]) -> None:
     strategies = list(found.strategy.unique())
+    colours = dict(zip(READINGS, shades(len(READINGS)), strict=True)) | {ALWAYS: LOOKS["exact"]["color"]}
     for i, strategy in enumerate(strategies):
+        colour, reached = colours[strategy], LOOKS["exact"]["marker"] if strategy == ALWAYS else "o"
         for unit, shift, filled in (("calls", -0.03, True), ("seconds", 0.03, False)):
             rows = found[(found.strategy == strategy) & (found.unit == unit)]
             x = rows.name.map(names.index) + 0.17 * (i - (len(strategies) - 1) / 2) + shift
-            colour = COLOURS.get(strategy, GREY)
             axes.errorbar(
                 x, rows.regret, yerr=(rows.regret - rows.low, rows.high - rows.regret), fmt="none", ecolor=colour, lw=1
             )
-            for least, marker in ((False, "o"), (True, "^")):
+            for least, marker in ((False, reached), (True, "$↑$")):
                 some = rows.least == least
-                axes.plot(x[some], rows.regret[some], marker, color=colour, ms=6, mfc=colour if filled else "white",
-                          label=strategy if filled and not least else None)  # fmt: skip
+                axes.plot(
+                    x[some], rows.regret[some], ls="", marker=marker, color=colour, ms=6,
+                    mfc=colour if filled else "white", label=strategy if filled and not least else None,
+                )  # fmt: skip
     axes.axhline(1, color=GREY, lw=0.8)
     axes.axhline(TOLERATED, color=GREY, lw=0.8, ls=":")
     top = min(found.high.max(), 2 * found.regret.max())  # an interval of two seeds would hide all else
     axes.set_yscale("log")
     axes.set_ylim(0.9 * max(min(found.low.min(), 1), 0.7 * min(found.regret.min(), 1)), 1.1 * top)
-    axes.set(xticks=range(len(names)), xticklabels=names, xlim=(-0.5, len(names) - 0.5))
-    axes.set(ylabel="time at the predicted $q$, over the best", title="Regret (filled: calls, hollow: seconds)")
+    axes.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names])
+    axes.set(xlim=(-0.5, len(names) - 0.5), ylabel="time at the predicted $q$, over the best")
+    axes.set_title("Regret in function calls (filled) and seconds (hollow)")
     _plain(axes.yaxis)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, title="reading")
 
 
 def _draw_times(axes: Axes, runs: pd.DataFrame) -> None:
     logs = np.log(_measured(runs).query("q > 0").pivot(index="seed", columns="q", values="calls"))
     relative = logs.sub(logs[logs.mean().idxmin()], axis=0)
     mean, sem = np.exp(relative.mean()), relative.sem()
-    axes.errorbar(mean.index, mean, yerr=1.96 * mean * sem, fmt="o-", color="black", ms=3, lw=0.8)
-    for reading, colour in COLOURS.items():
-        axes.axvline(runs[f"q: {reading}"].iloc[0], color=colour, lw=1.2, ls="--")
+    axes.errorbar(mean.index, mean, yerr=1.96 * mean * sem, fmt="o-", color=LOOKS["UFOM"]["color"], ms=3, lw=0.8)
+    for i, (reading, colour) in enumerate(zip(READINGS, shades(len(READINGS)), strict=True)):
+        q = runs[f"q: {reading}"].iloc[0]
+        axes.axvline(q, color=colour, lw=0.8, ls="--")
+        axes.plot(q, 0.96 - 0.07 * i, "o", color=colour, ms=5, transform=axes.get_xaxis_transform())  # equal q are seen
     axes.set(xscale="log", yscale="log", xlabel="probability $q$")
     _plain(axes.xaxis)
     _plain(axes.yaxis)
@@ -496,8 +508,8 @@ def caption(table: pd.DataFrame) -> str:
     return (
         "Above: time to the precision δ at the q of each reading (and at q = 1) over that at the best q of the grid, "
         "which the even seeds chose, on the odd seeds, with 95 % t-intervals of the paired logarithms; dotted: 1.05; "
-        "▲: a run ended above δ, the regret is at least this. Below: function calls over q, all seeds; dashed: the "
-        f"q of each reading. Charged with the recomputed sweep. {runs.seed.nunique()} seeds; "
+        "↑: a run ended above δ, the regret is at least this. Below: function calls over q, all seeds; dashed, with "
+        f"its mark: the q of each reading. Charged with the recomputed sweep. {runs.seed.nunique()} seeds; "
         + "; ".join(f"{name}: r = {g.r.iloc[0]:g}, K = {g.proxy.iloc[0]:g}, batch {g.batch.iloc[0]:g}, "
                     f"δ = {g.delta.iloc[0]:.3g}" for name, g in runs.groupby("name", sort=False))
         + f". Seeds at which the proxy alone (q = 0) came to δ (its calls over the best q's): {'; '.join(alone)}. "

@@ -14,23 +14,12 @@ import numpy as np
 import pandas as pd
 
 from ufom_runtime import AdaptiveUFOM
-from ufom_runtime.style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, SKY, VERMILLION
+from ufom_runtime.style import LOOKS
 from ufom_theory import CostModel, Sweep, Truncated, UfomError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-COLOURS = {
-    "exact": BLACK,
-    "Reptile": PINK,
-    "FOM": GREY,
-    "adaptive": BLUE,
-    "adaptive ×0.1": SKY,
-    "released": VERMILLION,
-    "released ×0.1": ORANGE,
-    "UFOM": GREEN,
-}
 
 
 @dataclass(frozen=True)
@@ -101,9 +90,12 @@ def at(table: pd.DataFrame, keys: Sequence[str], x: str, budget: float | Mapping
 
 
 def draw_curves(axes: Axes, table: pd.DataFrame, x: str, y: str, end: float, step: bool = False) -> None:
-    """Mean over the seeds of each method's y over x, with a band of one standard error; `step` for what jumps."""
+    """Mean over the seeds of each method's y over x, with a band of one standard error; `step` for what jumps.
+
+    The marks are staggered, so that methods which coincide are all seen.
+    """
     grid = np.linspace(0, end, 200)
-    for method, colour in COLOURS.items():
+    for i, method in enumerate(m for m in LOOKS if m in set(table.method)):
         runs = [log for _, log in table[table.method == method].groupby("seed") if log[y].notna().any()]
         if not runs:
             continue
@@ -114,18 +106,16 @@ def draw_curves(axes: Axes, table: pd.DataFrame, x: str, y: str, end: float, ste
             values = log[y].to_numpy()[places] if step else np.interp(grid, log[x], log[y])
             curves.append(np.where(inside, values, np.nan))
         stacked = np.stack(curves)
-        shown = np.isfinite(stacked).all(0)
         mean, sem = stacked.mean(0), stacked.std(0, ddof=min(1, len(stacked) - 1)) / len(stacked) ** 0.5
-        style = "--" if method == "FOM" else "-"
-        axes.plot(grid[shown], mean[shown], style, color=colour, label=method, lw=1.5)
-        axes.fill_between(grid[shown], (mean - sem)[shown], (mean + sem)[shown], color=colour, alpha=0.2, lw=0)
+        axes.plot(grid, mean, label=method, markevery=(5 * i % 24, 24), **LOOKS[method])
+        axes.fill_between(grid, mean - sem, mean + sem, color=LOOKS[method]["color"], alpha=0.15, lw=0)
 
 
 def legend(figure: Figure) -> None:
     """One legend for all axes, below them."""
     handles = {label: h for axes in figure.axes for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    ordered = sorted(handles, key=[*COLOURS].index)
-    figure.legend([handles[m] for m in ordered], ordered, loc="outside lower center", ncols=len(ordered), frameon=False)
+    ordered = sorted(handles, key=[*LOOKS].index)
+    figure.legend([handles[m] for m in ordered], ordered, loc="outside lower center", ncols=4)
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -1,18 +1,20 @@
 """One look for every figure: an estimator has the same colour, mark and dashes everywhere. Plain data, no import.
 
 Colours are Okabe and Ito's, told apart by the colour-blind; they say what the mean is against ∇M: black is exact, the
-blues are unbiased by a coin, the reds are biased, green follows another objective. Within a colour, marks and dashes
-differ, so that a figure printed in grey can be read.
+blues are unbiased by a coin, orange is the released code's rule, red is biased, green follows another objective.
+Within a colour, marks and dashes differ, so that a figure printed in grey can be read. V² looks as the exact gradient
+whose moment it is, D² as FOM. Grey is for lines of reference, and what is no estimator (a task, a step size, a reading
+of the theory) has a shade of purple.
 """
 
 from typing import Any
 
 BLACK, BLUE, SKY, VERMILLION = "#000000", "#0072B2", "#56B4E9", "#D55E00"
-PINK, ORANGE, GREEN, GREY = "#CC79A7", "#E69F00", "#009E73", "#777777"
+ORANGE, GREEN, GREY, SHADES = "#E69F00", "#009E73", "#777777", "Purples"
 
 LOOKS: dict[str, dict[str, Any]] = {
     "exact": {"color": BLACK, "marker": "s", "ls": "-"},
-    "exact, one state": {"color": BLACK, "marker": "d", "ls": "--"},
+    "exact, checkpoints": {"color": BLACK, "marker": "d", "ls": "--"},
     "exact, all states": {"color": BLACK, "marker": "D", "ls": "-."},
     "forward": {"color": BLACK, "marker": ">", "ls": (0, (1, 1))},
     "reversible": {"color": BLACK, "marker": "<", "ls": (0, (5, 1, 1, 1, 1, 1))},
@@ -24,12 +26,15 @@ LOOKS: dict[str, dict[str, Any]] = {
     "released ×0.1": {"color": ORANGE, "marker": "x", "ls": "--"},
     "FOM": {"color": VERMILLION, "marker": "^", "ls": ":"},
     "truncated": {"color": VERMILLION, "marker": "v", "ls": "--"},
-    "implicit-cg": {"color": PINK, "marker": "8", "ls": "-"},
-    "implicit-neumann": {"color": PINK, "marker": "H", "ls": "--"},
+    "implicit-cg": {"color": VERMILLION, "marker": "8", "ls": "-"},
+    "implicit-neumann": {"color": VERMILLION, "marker": "H", "ls": "-."},
+    "guided evolution": {"color": VERMILLION, "marker": "1", "ls": (0, (3, 1, 1, 1))},
     "Reptile": {"color": GREEN, "marker": "*", "ls": "-"},
     "evolution": {"color": GREEN, "marker": "+", "ls": "--"},
 }
 """Keyword arguments of `axes.plot`, by estimator."""
+
+WIDTH = 8  # inches, of every figure of the studies: printed 7 inches wide, type of 8 points is 7 points high
 
 SHEET = {
     "font.family": "DejaVu Sans",

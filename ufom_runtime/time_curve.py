@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ufom_runtime.style import LOOKS
+from ufom_runtime.style import LOOKS, SHEET
 from ufom_theory import CostModel, Prediction, Sweep, UfomError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def draw_time_curve(prediction: Prediction) -> Figure:
         UfomError: matplotlib is missing, or the prediction holds arrays.
     """
     try:
+        from matplotlib import rc_context
         from matplotlib.figure import Figure
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
     except ImportError as error:
@@ -37,42 +38,43 @@ def draw_time_curve(prediction: Prediction) -> Figure:
     best = float(cost.time(max(q_star, left), moments, m))
     without_bias = float(cost.time(1.0, moments, m)) * float(cost.c_det / (cost.c_det + cost.c_rnd))
 
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    axes = figure.subplots()
-    blue = LOOKS["UFOM"]["color"]
-    times = np.asarray(cost.time(grid, moments, m)) / best
-    axes.loglog(grid, times, color=blue, lw=2, label=f"UFOM, {cost.sweep} sweep")
-    if high > low:
-        axes.axvspan(max(low, left), high, color=blue, alpha=0.15, lw=0, label="95 % interval of q*")
-    axes.plot(max(q_star, left), 1, **LOOKS["UFOM"], ms=8, lw=0, label=f"q* = {q_star:.3g}")
-    axes.plot(
-        1, cost.time(1.0, moments, m) / best, **LOOKS["exact"], ms=7, lw=0, clip_on=False, label="exact, same sweep"
-    )
-    for name, sweep, label in (
-        ("exact, one state", Sweep.checkpointed(1), "exact, one stored state"),
-        ("exact, all states", Sweep.stored(), f"exact, all {cost.r} states stored"),
-    ):
-        rival = CostModel(r=cost.r, c1=cost.c1, c2=cost.c2, sweep=sweep)
-        axes.axhline(
-            float(rival.time(1.0, moments, m)) / best, color=LOOKS[name]["color"], ls=LOOKS[name]["ls"], label=label
+    with rc_context(SHEET):
+        figure = Figure(figsize=(7, 5))
+        axes = figure.subplots()
+        blue = LOOKS["UFOM"]["color"]
+        times = np.asarray(cost.time(grid, moments, m)) / best
+        axes.loglog(grid, times, color=blue, lw=2, label=f"UFOM, {cost.sweep} sweep")
+        if high > low:
+            axes.axvspan(max(low, left), high, color=blue, alpha=0.15, lw=0, label="95 % interval of q*")
+        axes.plot(max(q_star, left), 1, **LOOKS["UFOM"], ms=8, lw=0, label=f"q* = {q_star:.3g}")
+        axes.plot(
+            1, cost.time(1.0, moments, m) / best, **LOOKS["exact"], ms=7, lw=0, clip_on=False, label="exact, same sweep"
         )
-    alone = f"K = {cost.proxy.steps} alone" if cost.proxy.steps else "FOM alone"
-    axes.axhline(
-        without_bias / best,
-        color=LOOKS["FOM"]["color"],
-        ls=LOOKS["FOM"]["ls"],
-        lw=2,
-        label=f"{alone}, were it not biased",
-    )
-    axes.set(
-        xlim=(left, 1), xlabel="q, probability of the exact correction", ylabel="time to a given precision, q* = 1"
-    )
-    axes.set_title(f"D² = {moments.d2:.4g}, V² = {moments.v2:.4g}, r = {cost.r}, m = {m:g}")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(NullFormatter())
-    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
+        for name, sweep, label in (
+            ("exact, checkpoints", Sweep.checkpointed(1), "exact, one stored state"),
+            ("exact, all states", Sweep.stored(), f"exact, all {cost.r} states stored"),
+        ):
+            rival = CostModel(r=cost.r, c1=cost.c1, c2=cost.c2, sweep=sweep)
+            axes.axhline(
+                float(rival.time(1.0, moments, m)) / best, color=LOOKS[name]["color"], ls=LOOKS[name]["ls"], label=label
+            )
+        alone = f"K = {cost.proxy.steps} alone" if cost.proxy.steps else "FOM alone"
+        axes.axhline(
+            without_bias / best,
+            color=LOOKS["FOM"]["color"],
+            ls=LOOKS["FOM"]["ls"],
+            lw=2,
+            label=f"{alone}, were it not biased",
+        )
+        axes.set(
+            xlim=(left, 1), xlabel="q, probability of the exact correction", ylabel="time to a given precision, q* = 1"
+        )
+        axes.set_title(f"D² = {moments.d2:.4g}, V² = {moments.v2:.4g}, r = {cost.r}, m = {m:g}")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())
+        figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
