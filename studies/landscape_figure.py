@@ -203,7 +203,9 @@ def page(table: pd.DataFrame) -> str:
     """The guide as a page of the documentation."""
     return (
         "# Which method for which problem\n\nWritten by `python -m studies index` from the stored table of the study "
-        f"`landscape`.\n\n{_READING}\n\n{guide(table)}\n\n{answer(table)}\n"
+        f"`landscape`. [Methods](methods.md) says what each name stands for and how to call it; planned UFOM is the "
+        "proxy, sweep and q that [`plan`](choose-a-sweep.md) chooses, and `ufom` the paper's, on FOM with recomputed "
+        f"states.\n\n{_READING}\n\n{guide(table)}\n\n{answer(table)}\n"
     )
 
 

@@ -58,7 +58,9 @@ def q(
     r: Annotated[int, typer.Option("-r", help="Inner steps.")] = 10,
     c1: Annotated[float, typer.Option(help="Cost of a gradient.")] = 1.0,
     c2: Annotated[float, typer.Option(help="Cost of a Hessian-vector product.")] = 1.0,
-    sweep: Annotated[str, typer.Option(help="stored, recomputed, checkpointed:SLOTS or unrolled.")] = "recomputed",
+    sweep: Annotated[
+        str, typer.Option(help="stored, recomputed[:one-pass], checkpointed:SLOTS[:one-pass] or unrolled.")
+    ] = "recomputed",
     proxy: Annotated[int, typer.Option(help="Backward steps K that the proxy keeps; 0 is FOM.")] = 0,
     m: Annotated[float | None, typer.Option(help="Exponent of the time to precision; 2 if not given.")] = None,
     epsilon: Annotated[float | None, typer.Option(help="The paper's ε: m = 2/(1 − 2ε).")] = None,
@@ -165,7 +167,7 @@ def measure(
 ) -> None:
     """Measure D², V², bias, C1 and C2 of a problem, and say which q to run.
 
-    Built in: synthetic, quadratic, digits-hypercleaning, mnist-hypercleaning, digits-few-shot, omniglot.
+    Built in: synthetic, quadratic, digits-hypercleaning, mnist-hypercleaning, digits-few-shot, omniglot, cifar100.
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -188,7 +188,10 @@ def hypergradient(
 def refuse_divergence(gradient: Tensor) -> Tensor:
     """The gradient itself, if finite; else a `UfomError`."""
     if not all_finite(gradient):
-        raise UfomError("the hypergradient is not finite: the inner loop diverged; take smaller step_sizes or fewer")
+        raise UfomError(
+            "the hypergradient is not finite: the inner loop diverged; take smaller inner step_sizes, or fewer, or, "
+            "where outer steps have led to this θ, smaller outer steps"
+        )
     return gradient
 
 

@@ -182,7 +182,7 @@ def _why(by_memory: list[dict[str, Any]], vanishes: bool) -> str:
     if enough is not least:
         gain = least["relative_time"] / enough["relative_time"]
         least_that = f"Holding {enough['states']} states, the least that come within 1.5× of the best"
-        said.append(f"{least_that}, {_advice(enough)}: {gain:.3g}× sooner than that.")
+        said.append(f"{least_that}, is {gain:.3g}× sooner than that: {_advice(enough)}.")
     return " ".join(said)
 
 
@@ -200,5 +200,10 @@ def _advice(row: dict[str, Any]) -> str:
     proxy = f", proxy=Truncated({row['proxy']})" if row["proxy"] else ""
     if row["q"] == 0:
         return f"run Estimator(0.0{proxy}), which is exact here" if proxy else "run FOM, which is exact here"
-    name = "the exact gradient, UFOM(1" if row["q"] == 1 else f"UFOM({row['q']:.3g}"
-    return f"run {name}{sweep}{proxy})"
+    exact = f"the exact gradient, UFOM(1{sweep}{proxy})"
+    ufom = f"UFOM({row['q']:.3g}{sweep}{proxy})"
+    if row["pays"] != "cannot tell":
+        return f"run {exact if row['q'] == 1 else ufom}"
+    if row["q"] == 1:
+        return f"run {exact}; the data cannot tell whether a smaller q is sooner"
+    return f"run {ufom} or {exact}; both are unbiased, and the data cannot tell which is sooner"

@@ -212,17 +212,21 @@ class Prediction:
     @cached_property
     def why(self) -> Any:
         """The reason for `pays` in a sentence; an array of sentences where the inputs were arrays."""
-        low, high = self.interval
-        fields = (self.pays, self.q, self.rho, self.condition_margin, self.speedup_over_exact, low, high, self.m)
+        assert self.moments.cov is not None
+        sampled = self.moments.cov.any(axis=(-2, -1))
+        fields = (self.pays, self.q, self.rho, self.condition_margin, self.speedup_over_exact, *self.interval, self.m)
         with np.errstate(all="ignore"):
-            return plain(np.vectorize(_reason, otypes=[object])(*fields))
+            return plain(np.vectorize(_reason, otypes=[object])(*fields, sampled))
 
 
-def _reason(pays: str, q: float, rho: float, margin: float, speedup: float, low: float, high: float, m: float) -> str:
+def _reason(
+    pays: str, q: float, rho: float, margin: float, speedup: float, low: float, high: float, m: float, sampled: bool
+) -> str:
     if rho == 0:
         return "D² = 0: the proxy is exact here, so the best q tends to 0: run the proxy alone, or any small q"
     if pays == "cannot tell":
-        return f"the 95 % interval of q*, [{low:.3g}, {high:.3g}], reaches 1: measure D² and V² on more tasks"
+        remedy = "D² and V² on more tasks" if sampled else "C1 and C2 again, on a quiet machine"
+        return f"the 95 % interval of q*, [{low:.3g}, {high:.3g}], reaches 1; measure {remedy}"
     if pays == "no":
         return f"condition (20) fails at m = {m:g}: D²/V² = {rho:.3g} is too large for the exact correction to be rare"
     held = "condition (20) holds" if margin > 0 else "condition (20) fails, but below m = 1 it is only sufficient"

@@ -4,9 +4,11 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from ufom_runtime import cli
+from ufom_runtime.report import _row, _why
 from ufom_theory import CostModel, Moments, Sweep, Truncated, optimal_q
 
 
@@ -146,6 +148,25 @@ def test_measure_says_that_the_first_order_gradient_vanishes(capsys, monkeypatch
     assert code == 0
     assert "first-order gradient is identically zero" in out
     assert "proxy=Truncated(" in out
+
+
+def test_where_the_data_cannot_tell_the_answer_says_what_to_run_and_what_to_do():
+    doubtful, known = Moments(0.35, 1.0, np.diag([0.1, 0.01])), Moments(0.1, 1.0)
+    rows = {
+        states: {"states": states, **_row(moments, CostModel(r=10, sweep=sweep), 2.0, 1.0)}
+        for states, moments, sweep in (
+            (1, doubtful, Sweep.recomputed()),
+            (2, known, Sweep.checkpointed(1)),
+            (4, doubtful, Sweep.checkpointed(3)),
+        )
+    }
+    said = _why([rows[1], rows[2]], vanishes=False)
+    assert "run UFOM(0.806) or the exact gradient, UFOM(1); both are unbiased" in said
+    assert "the data cannot tell which is sooner: the 95 % interval of q*" in said
+    assert "measure D² and V² on more tasks. Holding 2 states" in said
+    assert said.endswith("sooner than that: run UFOM(0.346, Sweep.checkpointed(1)).")
+    said = _why([{**rows[4], "q": 1.0}], vanishes=False)
+    assert "run the exact gradient, UFOM(1, Sweep.checkpointed(3)); the data cannot tell whether" in said
 
 
 def test_measure_a_problem_of_ones_own(tmp_path):

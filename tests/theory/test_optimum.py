@@ -178,6 +178,9 @@ def test_interval_at_the_end_of_the_range():
     p = optimal_q(Moments(0.35, 1.0, cov=np.diag([0.1, 0.01])), CostModel(r=10))
     assert (p.pays, p.interval[1]) == ("cannot tell", 1.0)
     assert "more tasks" in p.why
+    p = optimal_q(Moments(0.42, 1.0), CostModel(r=10, c1=1.0, c2=1.0, c1_sem=0.5))
+    assert (p.pays, p.interval[1]) == ("cannot tell", 1.0)
+    assert "C1 and C2 again" in p.why
 
 
 def test_interval_of_a_batch_uses_the_mean_gradient():
