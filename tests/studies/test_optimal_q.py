@@ -99,7 +99,11 @@ def test_delta_above_foms_floor_is_refused():
 def test_figure_has_labelled_axes(table):
     figure = study.draw(table)
     assert len(figure.axes) == 3
-    assert all(a.get_xlabel() and a.get_ylabel() and a.get_legend() for a in figure.axes)
+    assert all(a.get_xlabel() and a.get_ylabel() for a in figure.axes)
+    moments, optima, times = figure.axes
+    assert moments.get_legend()
+    assert optima.get_legend()
+    assert [text.get_text() for text in times.texts] == [f"$\\alpha$ = {alpha:g}" for alpha in np.unique(table.alpha)]
     assert "δ = 0.004, 6 seeds of 100 chains" in study.caption(table)
 
 

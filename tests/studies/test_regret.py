@@ -181,7 +181,7 @@ def test_the_figure_has_labelled_axes(table):
     top, *below = figure.axes
     assert len(below) == 2
     assert top.get_ylabel()
-    assert top.get_legend()
+    assert figure.legends
     assert [axes.get_xlabel() for axes in below] == ["probability $q$"] * 2
     assert "4 seeds" in study.caption(table)
     assert "Greatest regret" in study.answer(table)
