@@ -24,13 +24,18 @@ def shades(n: int) -> list[str]:
     return [to_hex(colour) for colour in colormaps[SHADES](np.linspace(1, 0.55, n))]
 
 
+def plain_number(value: float, _: int | None = None) -> str:
+    """As a tick says it: 20000 is 20k."""
+    return f"{value:g}" if value < 1e3 else f"{value / 1e3:g}k"
+
+
 def plain_ticks(axes: Axes) -> None:
     """Plain numbers on both axes, which are logarithmic: at 1, 2, 5 on short ones, at powers of ten on long ones."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1e3 else (1,)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value < 1e3 else f"{value / 1e3:g}k"))
+        axis.set_major_formatter(plain_number)
         axis.set_minor_formatter(NullFormatter())
 
 

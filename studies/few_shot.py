@@ -280,7 +280,6 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 def draw(table: pd.DataFrame) -> Figure:
     """For each setting: accuracy over calls (Fig. 2), q over calls, and the ratio of the estimates it comes from."""
     from matplotlib.figure import Figure as NewFigure
-    from matplotlib.ticker import FuncFormatter
 
     settings = list(table.groupby(["data", "ways"], sort=False))
     figure = NewFigure(figsize=(WIDTH, 0.8 + 5.6 * len(settings)))
@@ -295,9 +294,8 @@ def draw(table: pd.DataFrame) -> Figure:
             (ratio, "ratio", "estimate of $D^2$ over that of $V^2$", "What q is chosen by"),
         ):
             axes = panels[f"{y} {i}"]
-            draw_curves(axes, shown, "calls", y, limit, step=y != "accuracy")
-            axes.set(xlabel="function calls (recomputed sweep)", ylabel=label, title=title, xlim=(0, limit))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda calls, _: f"{calls / 1000:g}k"))
+            draw_curves(axes, shown, y, limit, step=y != "accuracy")
+            axes.set(ylabel=label, title=title)
         panels[f"q {i}"].set_ylim(-0.03, 1.05)
         panels[f"ratio {i}"].set_yscale("log")
     legend(figure)

@@ -346,7 +346,6 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 def draw(table: pd.DataFrame) -> Figure:
     """Training curves (Fig. 3), at one γ and at the γ of each, and what the adaptive rules do with q."""
     from matplotlib.figure import Figure as NewFigure
-    from matplotlib.ticker import FuncFormatter
 
     figure = NewFigure(figsize=(WIDTH, 9))
     axes = figure.subplots(3, 2)
@@ -365,13 +364,11 @@ def draw(table: pd.DataFrame) -> Figure:
         (axes[1, 0], each, "test", "test accuracy (%)", "Each at its own outer step size γ"),
         (axes[1, 1], one, "q", "probability q in force", "q over a run, all at one γ"),
     ):
-        draw_curves(axis, runs, "calls", y, limit, step=y == "q")
-        axis.set(xlabel="function calls (recomputed sweep)", ylabel=label, title=title, xlim=(0, limit))
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda calls, _: f"{calls / 1000:g}k"))
+        draw_curves(axis, runs, y, limit, step=y == "q")
+        axis.set(ylabel=label, title=title)
     axes[1, 1].set_ylim(-0.03, 1.05)
     _draw_data_free(axes[2, 0], r)
     _draw_bias(axes[2, 1], one, limit)
-    axes[2, 1].xaxis.set_major_formatter(FuncFormatter(lambda calls, _: f"{calls / 1000:g}k"))
     legend(figure)
     return figure
 
@@ -386,10 +383,10 @@ def _draw_data_free(axis: Any, r: int) -> None:
 
 def _draw_bias(axis: Any, table: pd.DataFrame, limit: float) -> None:
     shown = table[table.method.isin([*ADAPTIVE, "UFOM"])].assign(ratio=lambda t: t.d2 / t.v2)
-    draw_curves(axis, shown, "calls", "ratio", limit, step=True)
+    draw_curves(axis, shown, "ratio", limit, step=True)
     axis.axhline(1, color=GREY, lw=0.8, ls=":")
     axis.set_yscale("log")
-    axis.set(xlabel="function calls (recomputed sweep)", ylabel="estimate of $D^2$ over that of $V^2$", xlim=(0, limit))
+    axis.set_ylabel("estimate of $D^2$ over that of $V^2$")
     axis.set_title("What q is chosen by (for UFOM: at $\\theta_0$)")
 
 

@@ -346,7 +346,7 @@ def draw(table: pd.DataFrame) -> Figure:
         readings = [reading for reading in READINGS if reading.name.startswith(panel)]
         _draw_moments(axes[0], table, readings)
         _draw_optima(axes[1], table, readings)
-        _draw_curves(axes[2], table, readings[:1] if panel != "local" else readings[2:3])
+        _draw_curves(axes[2], table, readings[2 if panel == "local" else 0])
         _draw_exponents(axes[3], table, readings)
         axes[0].set_title(title)
         for one in axes:
@@ -376,8 +376,7 @@ def _draw_optima(axes: Axes, table: pd.DataFrame, readings: list[Reading]) -> No
     axes.set(xlabel="inner step size $\\alpha$", ylabel="probability $q$")
 
 
-def _draw_curves(axes: Axes, table: pd.DataFrame, readings: list[Reading]) -> None:
-    (reading,) = readings
+def _draw_curves(axes: Axes, table: pd.DataFrame, reading: Reading) -> None:
     runs = table[(table.part == "curve") & (table.rule == reading.rule)]
     q_star = float(reading.predict(runs.iloc[0]).q)
     grid = runs.q.unique()

@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from studies.drawing import shades
+from studies.drawing import plain_number, shades
 from studies.sweep import Store
 from studies.training import missing
 from ufom_runtime import EXACT, Estimator, hypergradient, measure_cost, measure_moments, outer_sgd
@@ -488,12 +488,12 @@ def _draw_times(axes: Axes, runs: pd.DataFrame) -> None:
 
 def _plain(axis: Axis) -> None:
     """Plain numbers: at 1, 2, 5 on a long axis, evenly on a short one."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high / low > 5 else MaxNLocator(5, steps=[1, 2, 5, 10]))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_formatter(plain_number)
 
 
 def caption(table: pd.DataFrame) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from studies.drawing import plain_number
 from ufom_runtime import AdaptiveUFOM
 from ufom_runtime.style import LOOKS
 from ufom_theory import CostModel, Sweep, Truncated, UfomError
@@ -89,8 +90,8 @@ def at(table: pd.DataFrame, keys: Sequence[str], x: str, budget: float | Mapping
     return pd.DataFrame.from_dict(found, orient="index").rename_axis(index=list(keys))
 
 
-def draw_curves(axes: Axes, table: pd.DataFrame, x: str, y: str, end: float, step: bool = False) -> None:
-    """Mean over the seeds of each method's y over x, with a band of one standard error; `step` for what jumps.
+def draw_curves(axes: Axes, table: pd.DataFrame, y: str, end: float, step: bool = False) -> None:
+    """Mean over the seeds of each method's y over the calls, with a band of one standard error; `step` for what jumps.
 
     The marks are staggered, so that methods which coincide are all seen.
     """
@@ -101,14 +102,16 @@ def draw_curves(axes: Axes, table: pd.DataFrame, x: str, y: str, end: float, ste
             continue
         curves = []
         for log in (log[log[y].notna()] for log in runs):
-            inside = (grid >= log[x].iloc[0]) & (grid <= log[x].iloc[-1] * (1 + 1e-9))
-            places = np.searchsorted(log[x].to_numpy(), grid, side="right").clip(1) - 1
-            values = log[y].to_numpy()[places] if step else np.interp(grid, log[x], log[y])
+            inside = (grid >= log.calls.iloc[0]) & (grid <= log.calls.iloc[-1] * (1 + 1e-9))
+            places = np.searchsorted(log.calls.to_numpy(), grid, side="right").clip(1) - 1
+            values = log[y].to_numpy()[places] if step else np.interp(grid, log.calls, log[y])
             curves.append(np.where(inside, values, np.nan))
         stacked = np.stack(curves)
         mean, sem = stacked.mean(0), stacked.std(0, ddof=min(1, len(stacked) - 1)) / len(stacked) ** 0.5
         axes.plot(grid, mean, label=method, markevery=(5 * i % 24, 24), **LOOKS[method])
         axes.fill_between(grid, mean - sem, mean + sem, color=LOOKS[method]["color"], alpha=0.15, lw=0)
+    axes.set(xlabel="function calls (recomputed sweep)", xlim=(0, end))
+    axes.xaxis.set_major_formatter(plain_number)
 
 
 def legend(figure: Figure) -> None:
