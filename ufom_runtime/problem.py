@@ -92,7 +92,7 @@ class BilevelProblem:
         if self.sample_tasks is not None:
             try:
                 tasks = self.sample_tasks(n, generator)
-            except UfomError:
+            except (UfomError, torch.OutOfMemoryError):
                 raise
             except Exception as error:  # it is the user's function
                 said = f"{type(error).__name__}: {error}"
