@@ -24,7 +24,7 @@ from ufom_runtime.derivatives import (
     total_loss,
 )
 from ufom_runtime.problem import BilevelProblem, Task
-from ufom_runtime.steps import Steps
+from ufom_runtime.steps import Record, Steps
 from ufom_theory import Sweep, UfomError
 
 
@@ -33,14 +33,15 @@ def first_state(problem: BilevelProblem, theta: Tensor, tasks: Task) -> Tensor:
     return start(problem, theta.detach(), tasks).detach()
 
 
-def inner_gd(steps: Steps, phi: Tensor, begin: int = 0, keep: int = 0) -> tuple[Tensor, list[Tensor]]:
-    """φ_r from φ_begin, and the last `keep` states before it, [φ_{r−keep}, …, φ_{r−1}]."""
-    kept, r = [], steps.problem.r
-    for j in range(begin, r):
-        if j >= r - keep:
-            kept.append(phi)
+def inner_gd(steps: Steps, phi: Tensor, begin: int = 0, keep: int = 0) -> tuple[Tensor, list[Record]]:
+    """φ_r from φ_begin, and the records of the last `keep` steps."""
+    records, r = [], steps.problem.r
+    for j in range(begin, r - keep):
         phi = steps.inner(phi, j)
-    return phi, kept
+    for j in range(max(begin, r - keep), r):
+        phi, record = steps.record(phi, j)
+        records.append(record)
+    return phi, records
 
 
 @torch.enable_grad()
@@ -57,17 +58,19 @@ def sweep_gradients(
     """G_K for each K in `lengths` (ascending): the gradient that keeps the last K backward steps.
 
     K = 0 is FOM (Algorithm 3), K = r the exact gradient; the proxies fall out on the way, from one backward loop. The
-    last `ring` states are kept from the forward loop; those before come by `sweep`: stored (Algorithm 2), or from φ_0
-    again with the sweep's slots (Algorithm 4 with none), in one pass already on the way to φ_r.
+    last `ring` steps are recorded in the forward loop; those before come by `sweep`: recorded too (stored: Algorithm 2,
+    and unrolled), or from φ_0 again with the sweep's slots (Algorithm 4 with none), in one pass already on the way to
+    φ_r.
 
     Returns:
         One tensor of shape (n, s) for each length.
     """
     last = lengths[-1]
-    if sweep.kind == "unrolled":
+    unrolled = sweep.kind == "unrolled"
+    if unrolled and not problem.compile:
         return _unrolled(problem, theta, tasks, lengths)
-    steps = Steps(problem, theta, tasks)
-    keep = last if sweep.kind == "stored" else min(ring, last)
+    steps = Steps(problem, theta, tasks, residuals=unrolled)
+    keep = last if sweep.keeps_steps else min(ring, last)
     phi, begin = first_state(problem, theta, tasks), 0
     earlier: Iterator[Tensor] = iter(())
     if again := last - keep:
@@ -75,17 +78,17 @@ def sweep_gradients(
         if sweep.one_pass:
             phi, begin = next(earlier), again - 1
             earlier = chain((phi,), earlier)
-    phi, kept = inner_gd(steps, phi, begin, keep)
+    phi, recorded = inner_gd(steps, phi, begin, keep)
     b1, b2 = steps.outer(phi)
     del phi  # the backward loop holds one state at a time
-    states = chain((kept.pop() for _ in range(keep)), earlier)
+    records: Iterator[Record] = chain((recorded.pop() for _ in range(keep)), earlier)
     gradients = []
     for k in range(last + 1):
         if k in lengths:
             gradients.append(pull_back(problem, theta, tasks, b1, b2))
         if k < last:
             j = problem.r - 1 - k
-            h1, b2 = steps.back(next(states), j, b2)
+            h1, b2 = steps.back(next(records), j, b2)
             b1 = minus(b1, problem.alphas[j], h1)
     return gradients
 
@@ -102,8 +105,6 @@ def _unrolled(problem: BilevelProblem, theta: Tensor, tasks: Task, lengths: Sequ
 
     A new leaf for θ begins where the proxy of each length begins, so that one backward pass tells the stretches apart.
     """
-    if problem.compile:
-        raise UfomError("the unrolled sweep keeps autograd's graph, and a compiled step has none: take Sweep.stored()")
     r, rows, steps = problem.r, len(theta), Steps(problem, theta, tasks)
     phi = first_state(problem, theta, tasks)
     for j in range(r - lengths[-1]):

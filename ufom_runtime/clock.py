@@ -16,12 +16,18 @@ from ufom_runtime.algorithms import first_state
 from ufom_runtime.estimators import Estimator, refuse_divergence
 from ufom_runtime.problem import BilevelProblem, Task, check, count, take
 from ufom_runtime.steps import Steps
-from ufom_theory import CostModel, UfomError
+from ufom_theory import CostModel, Sweep, UfomError
 
 
 @torch.enable_grad()
 def measure_cost(
-    problem: BilevelProblem, theta: Tensor, tasks: Task, *, seconds: float = 1.0, repeats: int = 20
+    problem: BilevelProblem,
+    theta: Tensor,
+    tasks: Task,
+    *,
+    sweep: Sweep | None = None,
+    seconds: float = 1.0,
+    repeats: int = 20,
 ) -> CostModel:
     """Time an inner step (a gradient, C1) and a backward step (a Hessian-vector product, C2), alternately, at φ_0.
 
@@ -29,12 +35,14 @@ def measure_cost(
         problem: the problem.
         theta: outer parameters, shape (s,).
         tasks: n stacked tasks, run as one batch; the times are a task's, so one task gives the cost of one at a time.
+        sweep: what will be run; if not given, the paper's. It matters where the problem is compiled and the sweep keeps
+            a step's residuals: the product then costs less.
         seconds: so long is timed, or as long as `repeats` take.
         repeats: and so often at least.
 
     Returns:
-        CostModel with r, and C1, C2 in seconds with standard errors; its sweep and proxy are the paper's. The medians
-        are given, since a busy machine's times have a long tail.
+        CostModel with r, and C1, C2 in seconds with standard errors; its proxy is the paper's. The medians are given,
+        since a busy machine's times have a long tail.
 
     Raises:
         UfomError: as `hypergradient`, or repeats < 5.
@@ -43,20 +51,21 @@ def measure_cost(
         raise UfomError(f"repeats = {repeats}: a median with an error needs at least 5")
     check(problem, theta, tasks)
     n = count(tasks)
-    rows = theta.expand(n, -1)
-    phi, steps = first_state(problem, rows, tasks), Steps(problem, rows, tasks)
+    rows, sweep = theta.expand(n, -1), sweep or Sweep.recomputed()
+    phi, steps = first_state(problem, rows, tasks), Steps(problem, rows, tasks, residuals=sweep.kind == "unrolled")
     b2 = refuse_divergence(steps.outer(phi)[1])
+    record = steps.record(phi, 0)[1] if sweep.keeps_steps else phi
 
     def gradient() -> object:
-        return steps.inner(phi, 0)
+        return steps.record(phi, 0) if sweep.keeps_steps else steps.inner(phi, 0)
 
     def product() -> object:
-        return steps.back(phi, 0, b2)
+        return steps.back(record, 0, b2)
 
     gradient(), product()  # warm-up: allocators, kernels chosen
     times = np.array(_alternate((gradient, product), theta.device, seconds, repeats)) / n
     (c1, c1_sem), (c2, c2_sem) = (_median(column) for column in times.T)
-    return CostModel(r=problem.r, c1=c1, c2=c2, c1_sem=c1_sem, c2_sem=c2_sem)
+    return CostModel(r=problem.r, c1=c1, c2=c2, c1_sem=c1_sem, c2_sem=c2_sem, sweep=sweep)
 
 
 def choose_chunk(problem: BilevelProblem, theta: Tensor, tasks: Task, estimator: Estimator) -> int | None:
@@ -79,8 +88,8 @@ def choose_chunk(problem: BilevelProblem, theta: Tensor, tasks: Task, estimator:
     n = count(tasks)
 
     def seconds(together: Task) -> float:
-        cost = measure_cost(problem, theta, together, seconds=0.1, repeats=5)
-        cost = replace(cost, sweep=estimator.sweep, proxy=estimator.proxy)
+        cost = measure_cost(problem, theta, together, sweep=estimator.sweep, seconds=0.1, repeats=5)
+        cost = replace(cost, proxy=estimator.proxy)
         return float(cost.c_det + estimator.q * cost.c_rnd)
 
     if seconds(take(tasks, slice(1))) <= seconds(tasks):

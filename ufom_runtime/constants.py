@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
-from ufom_runtime.algorithms import first_state, inner_gd
+from ufom_runtime.algorithms import first_state
 from ufom_runtime.derivatives import leaf, start, total_loss
 from ufom_runtime.estimators import EXACT, in_chunks, refuse_divergence
 from ufom_runtime.problem import BilevelProblem, Loss, Task, check, count, take
@@ -64,8 +64,10 @@ def estimate_constants(problem: BilevelProblem, thetas: Tensor, tasks: Task, *, 
     def step(x: Tensor) -> Tensor:
         return direction(x).mul(_STEP * (1 + x.norm(dim=1, keepdim=True)))
 
-    phi, states = inner_gd(Steps(problem, theta, rows), first_state(problem, theta, rows), keep=problem.r)
-    refuse_divergence(phi)
+    steps, states = Steps(problem, theta, rows), [first_state(problem, theta, rows)]
+    for j in range(problem.r):
+        states.append(steps.inner(states[-1], j))
+    phi = refuse_divergence(states.pop())
     states = [states[i] for i in torch.linspace(0, problem.r - 1, min(problem.r, _STATES)).round().int().tolist()]
     shift = step(theta)
     jacobian, moved = (_jacobian(problem, x, rows) for x in (theta, theta + shift))

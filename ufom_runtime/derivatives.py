@@ -131,17 +131,24 @@ def outer_gradients(problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: 
     return b1, b2
 
 
-def hessian_vector_products(
+def gradient_and_products(
     problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: Task, b2: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    """(∂²L_in/∂θ∂φ)ᵀb2, shape (n, s), and (∂²L_in/∂φ²)ᵀb2, shape (n, p); None where the block is identically zero."""
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """∂L_in/∂φ, and `hessian_vector_products` from its graph."""
     theta, phi = leaf(theta), leaf(phi)
     g = graph_of_inner_gradient(problem, theta, phi, tasks)
     if not g.requires_grad:
         _refuse_hidden_curvature(problem, theta, phi, tasks, g)
-        return None, None
+        return g, None, None
     h1, h2 = derivative("inner_loss", g, (theta, phi), grad_outputs=b2)
-    return h1, h2
+    return g.detach(), h1, h2
+
+
+def hessian_vector_products(
+    problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: Task, b2: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """(∂²L_in/∂θ∂φ)ᵀb2, shape (n, s), and (∂²L_in/∂φ²)ᵀb2, shape (n, p); None where the block is identically zero."""
+    return gradient_and_products(problem, theta, phi, tasks, b2)[1:]
 
 
 def _refuse_hidden_curvature(problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: Task, g: Tensor) -> None:

@@ -61,9 +61,8 @@ def forecast(problem: BilevelProblem, theta: Tensor, tasks: Task, estimator: Est
 def _seconds(problem: BilevelProblem, theta: Tensor, tasks: Task, estimator: Estimator) -> float:
     """Seconds a task."""
     n = count(tasks)
-    cost: CostModel = replace(
-        measure_cost(problem, theta, tasks), sweep=estimator.sweep, proxy=estimator.proxy
-    )  # one of the gradients it counts is the outer loss's, which is timed by itself
+    # one of the gradients it counts is the outer loss's, which is timed by itself
+    cost: CostModel = replace(measure_cost(problem, theta, tasks, sweep=estimator.sweep), proxy=estimator.proxy)
     rows = theta.expand(n, -1)
 
     def outside() -> object:

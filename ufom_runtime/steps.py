@@ -10,19 +10,30 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import CodeType, FunctionType, MethodType, ModuleType
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ufom_runtime.convolutions import rewrite_convolutions
-from ufom_runtime.derivatives import count_rows, hessian_vector_products, inner_gradient, outer_gradients
+from ufom_runtime.derivatives import (
+    count_rows,
+    gradient_and_products,
+    hessian_vector_products,
+    inner_gradient,
+    outer_gradients,
+)
 from ufom_runtime.problem import BilevelProblem, Task, parts
+from ufom_runtime.residuals import split
 from ufom_theory import UfomError
 
+T = TypeVar("T")
 Found = tuple[Tensor | None, ...]
 Graph = Callable[..., Found]  # of θ, the tensors of the tasks, φ and what else the step takes
+Record = Tensor | list[Tensor]
+"""What is kept of an inner step for its backward step: its state, or a compiled step's residuals."""
 
 
 def inner_step(problem: BilevelProblem, theta: Tensor, tasks: Task, phi: Tensor, alpha: Tensor) -> Found:
@@ -37,20 +48,28 @@ def outer_step(problem: BilevelProblem, theta: Tensor, tasks: Task, phi: Tensor)
 
 def backward_step(problem: BilevelProblem, theta: Tensor, tasks: Task, phi: Tensor, alpha: Tensor, b2: Tensor) -> Found:
     """(∂²L_in/∂θ∂φ)ᵀb2 and b2 − α·(∂²L_in/∂φ²)ᵀb2."""
-    h1, h2 = hessian_vector_products(problem, theta, phi, tasks, b2)
-    return h1, None if h2 is None else b2 - alpha * h2
+    return joint_step(problem, theta, tasks, phi, alpha, b2)[1:]
+
+
+def joint_step(problem: BilevelProblem, theta: Tensor, tasks: Task, phi: Tensor, alpha: Tensor, b2: Tensor) -> Found:
+    """An inner step and its backward step from one gradient: φ − α·∂L_in/∂φ, and what `backward_step` gives."""
+    g, h1, h2 = gradient_and_products(problem, theta, phi, tasks, b2)
+    return phi - alpha * g, h1, None if h2 is None else b2 - alpha * h2
 
 
 class Steps:
-    """The steps of a sweep at rows of θ, shape (n, s), and their tasks; they are counted here."""
+    """The steps of a sweep at rows of θ, shape (n, s), and their tasks; they are counted here.
 
-    def __init__(self, problem: BilevelProblem, theta: Tensor, tasks: Task) -> None:
-        self.problem, self._theta, self._tasks = problem, theta.detach(), tasks
+    Of compiled steps `record` keeps the residuals, with `residuals` whatever their size.
+    """
+
+    def __init__(self, problem: BilevelProblem, theta: Tensor, tasks: Task, residuals: bool = False) -> None:
+        self.problem, self._theta, self._tasks, self._any_size = problem, theta.detach(), tasks, residuals
         if problem.compile:
             self._inputs = tuple(t.contiguous() for t in (self._theta, *parts(tasks)))
             self._alphas = torch.tensor(problem.alphas, dtype=theta.dtype, device=theta.device).unbind()
             self._baked = list(_reached((problem.inner_loss, problem.outer_loss), set()))
-            self._graphs: dict[Callable[..., Found], Graph] = {}
+            self._made: dict[object, Any] = {}
 
     def inner(self, phi: Tensor, j: int) -> Tensor:
         """φ_{j+1} from φ_j, (3); j counts from 0."""
@@ -60,6 +79,19 @@ class Steps:
         g = inner_gradient(self.problem, self._theta, phi, self._tasks)
         return phi.sub(g, alpha=self.problem.alphas[j])
 
+    def record(self, phi: Tensor, j: int) -> tuple[Tensor, Record]:
+        """φ_{j+1} from φ_j, and what `back` will need of this step.
+
+        That is φ_j; or the residuals of a compiled step, if they take no more bytes than φ_j or may be of any size.
+        """
+        if self.problem.compile:
+            arguments = (*self._inputs, phi.contiguous(), self._alphas[j])
+            if halves := self._once(joint_step, arguments):
+                count_rows("gradients", len(phi))
+                following, *residuals = halves[0](*arguments)
+                return cast(Tensor, following), residuals
+        return self.inner(phi, j), phi
+
     def outer(self, phi: Tensor) -> tuple[Tensor | None, Tensor]:
         """b1 = ∂L_out/∂θ, None where L_out is free of θ, and b2 = ∂L_out/∂φ."""
         count_rows("gradients", len(phi))
@@ -68,31 +100,98 @@ class Steps:
             return b1, cast(Tensor, b2)
         return outer_gradients(self.problem, self._theta, phi, self._tasks)
 
-    def back(self, phi: Tensor, j: int, b2: Tensor) -> tuple[Tensor | None, Tensor]:
-        """(∂²L_in/∂θ∂φ)ᵀb2, None where it is identically zero, and b2 − α_{j+1}(∂²L_in/∂φ²)ᵀb2, both at φ_j."""
-        count_rows("hessian_vector_products", len(phi))
-        if self.problem.compile:
-            h1, earlier = self._run(backward_step, phi, self._alphas[j], b2)
-            return h1, b2 if earlier is None else earlier
-        h1, h2 = hessian_vector_products(self.problem, self._theta, phi, self._tasks, b2)
-        return h1, b2 if h2 is None else b2.sub(h2, alpha=self.problem.alphas[j])
+    def back(self, record: Record, j: int, b2: Tensor) -> tuple[Tensor | None, Tensor]:
+        """(∂²L_in/∂θ∂φ)ᵀb2, None where it is identically zero, and b2 − α_{j+1}(∂²L_in/∂φ²)ᵀb2, both at φ_j.
+
+        `record` is φ_j, or what `record` kept of the step from it.
+        """
+        count_rows("hessian_vector_products", len(b2))
+        if not self.problem.compile:
+            h1, h2 = hessian_vector_products(self.problem, self._theta, cast(Tensor, record), self._tasks, b2)
+            return h1, b2 if h2 is None else b2.sub(h2, alpha=self.problem.alphas[j])
+        if isinstance(record, Tensor):
+            h1, earlier = self._run(backward_step, record, self._alphas[j], b2)
+        else:
+            backward = self._made[joint_step][1]
+            h1, earlier = backward(*self._inputs, self._alphas[j], b2.contiguous(), *record)
+        return h1, b2 if earlier is None else earlier
 
     def _run(self, step: Callable[..., Found], *state: Tensor) -> Found:
         arguments = (*self._inputs, *(t.contiguous() for t in state))
-        graph = self._graphs.get(step)
-        if graph is None:
-            key = (step, *((t.shape, t.dtype, t.device) for t in arguments))
-            baked, graph = self.problem.graphs.get(key, (None, None))
-            if graph is None or not _same(baked, self._baked):
-                graph = _compile(self.problem, step, isinstance(self._tasks, tuple), arguments)
-                self.problem.graphs[key] = self._baked, graph
-            self._graphs[step] = graph
-        with torch.no_grad():
-            return graph(*arguments)
+        return cast(Found, self._once(step, arguments)(*arguments))
+
+    def _once(self, step: Callable[..., Found], arguments: tuple[Tensor, ...]) -> Any:
+        """The compiled step, or the joint step's halves; kept with the problem while a trace would be the same."""
+        if step not in self._made:
+            joint = step is joint_step
+            key = (step, joint and self._any_size, *((t.shape, t.dtype, t.device) for t in arguments))
+            baked, made = self.problem.graphs.get(key, (None, None))
+            if baked is None or not _same(baked, self._baked):
+                tupled = isinstance(self._tasks, tuple)
+                if joint:
+                    made = _compile_halves(self.problem, tupled, arguments, self._any_size)
+                else:
+                    made = _compile(self.problem, step, tupled, arguments)
+                self.problem.graphs[key] = self._baked, made
+            self._made[step] = made
+        return self._made[step]
 
 
 def _compile(problem: BilevelProblem, step: Callable[..., Found], tupled: bool, arguments: tuple[Tensor, ...]) -> Graph:
     """The step as a compiled graph, held to the plain one; or the plain one, with a warning, where none can be made."""
+    plain = _plain(problem, step, tupled, arguments)
+    expected = plain(*arguments)  # first, so that an error of the user's own comes out as it is
+    if not any(tensor is not None for tensor in expected):
+        return plain
+
+    def compiled() -> tuple[Graph, Found]:
+        graph = _built(_traced(plain, arguments), arguments, expected)
+        return graph, graph(*arguments)
+
+    made = _attempt(compiled, f"the plain path is used, since the {step.__name__} cannot be compiled")
+    if made is None:
+        return plain
+    _hold(step, made[1], expected)
+    return made[0]
+
+
+def _compile_halves(
+    problem: BilevelProblem, tupled: bool, arguments: tuple[Tensor, ...], any_size: bool
+) -> tuple[Graph, Graph] | None:
+    """The joint step's two halves as compiled graphs, held to the plain ones; None where the state is to be kept.
+
+    That is, where the residuals take more bytes than it, unless they may be of any size; where no second derivative is;
+    and, with a warning, where they cannot be made.
+    """
+    *inputs, phi, alpha = arguments
+    # any b2 will do; but since the halves are held to the plain step at it, let it be no special one
+    b2 = torch.randn(phi.shape, generator=torch.Generator().manual_seed(0), dtype=phi.dtype).to(phi.device)
+    plain = _plain(problem, joint_step, tupled, (*arguments, b2))
+    expected = plain(*arguments, b2)
+    if not any(tensor is not None for tensor in expected[1:]):
+        return None
+
+    def compiled() -> tuple[tuple[Graph, Graph], Found] | None:
+        first, second, size = split(_small(_traced(plain, (*arguments, b2)), (*arguments, b2)))
+        if size > phi.nbytes and not any_size:
+            return None
+        forward = _built(first, arguments)
+        following, *residuals = forward(*arguments)
+        given = (*inputs, alpha, b2, *cast(list[Tensor], residuals))
+        backward = _built(second, given, expected[1:])
+        return (forward, backward), (following, *backward(*given))
+
+    made = _attempt(compiled, "no residuals are kept, since the steps cannot be traced and compiled together")
+    if made is None:
+        return None
+    _hold(joint_step, made[1], expected)
+    return made[0]
+
+
+def _plain(
+    problem: BilevelProblem, step: Callable[..., Found], tupled: bool, arguments: tuple[Tensor, ...]
+) -> Callable[..., Found]:
+    """The step as a function of tensors alone."""
     n_tasks = len(arguments) - 1 - (step.__code__.co_argcount - 3)
 
     @torch.enable_grad()
@@ -100,48 +199,71 @@ def _compile(problem: BilevelProblem, step: Callable[..., Found], tupled: bool, 
         tasks = rest[:n_tasks]
         return step(problem, theta, tasks if tupled else tasks[0], *rest[n_tasks:])
 
-    expected = plain(*arguments)  # first, so that an error of the user's own comes out as it is
-    present = [i for i, tensor in enumerate(expected) if tensor is not None]
-    if not present:
-        return plain
+    return cast(Callable[..., Found], plain)
+
+
+def _traced(plain: Callable[..., Found], arguments: tuple[Tensor, ...]) -> GraphModule:
+    """What the function does, without what it gives None for."""
+    # clones, since one tensor given twice would become one input of the graph
+    traced = make_fx(lambda *a: [t for t in plain(*a) if t is not None])(*(t.clone() for t in arguments))
+    rewrite_convolutions(traced)
+    return traced
+
+
+def _small(traced: GraphModule, arguments: tuple[Tensor, ...]) -> GraphModule:
+    """The same in the compiler's own small operations, most of which are cheap to repeat."""
+    from torch._inductor.decomposition import select_decomp_table
+
+    return make_fx(traced, decomposition_table=select_decomp_table())(*(t.clone() for t in arguments))
+
+
+def _built(traced: GraphModule, arguments: tuple[Tensor, ...], like: Found | None = None) -> Graph:
+    """The trace, compiled, with None again where `like` has it."""
+    on_cuda = arguments[0].device.type == "cuda"
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the compiler says of its own parts
+        if on_cuda:  # small steps are bound by their launches: CUDA graphs
+            compiled = torch.compile(traced, dynamic=False, fullgraph=True, mode="reduce-overhead")
+            compiled(*arguments)  # compiles it
+        else:  # straight to inductor: dynamo's guards, checked at every call, take a tenth of a small step
+            compiled = torch._inductor.compile(traced, list(arguments))
+
+    @torch.no_grad()
+    def graph(*a: Tensor) -> Found:
+        found = compiled(*a)
+        if on_cuda:  # a CUDA graph writes its next result into these
+            found = [t.clone() for t in found]
+        if like is None:
+            return tuple(found)
+        given = iter(found)
+        return tuple(None if t is None else next(given) for t in like)
+
+    return cast(Graph, graph)
+
+
+def _attempt(make: Callable[[], T], otherwise: str) -> T | None:
+    """What is made, or None and a warning: of the compiler's or the tracer's errors none is the user's to mend here."""
     try:
-        # clones, since one tensor given twice would become one input of the graph
-        traced = make_fx(lambda *a: [t for t in plain(*a) if t is not None])(*(t.clone() for t in arguments))
-        rewrite_convolutions(traced)
-        on_cuda = arguments[0].device.type == "cuda"
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what the compiler says of its own parts
-            if on_cuda:  # small steps are bound by their launches: CUDA graphs
-                compiled = torch.compile(traced, dynamic=False, fullgraph=True, mode="reduce-overhead")
-            else:  # straight to inductor: dynamo's guards, checked at every call, take a tenth of a small step
-                compiled = torch._inductor.compile(traced, list(arguments))
-
-            def graph(*a: Tensor) -> Found:
-                found: list[Tensor | None] = [None] * len(expected)
-                for i, tensor in zip(present, compiled(*a), strict=True):
-                    found[i] = tensor.clone() if on_cuda else tensor  # a CUDA graph writes its next result there
-                return tuple(found)
-
-            found = graph(*arguments)
+        return make()
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # the compiler's or the tracer's: many kinds, none of them the user's to mend here
+    except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        warnings.warn(f"the plain path is used, since the {step.__name__} cannot be compiled: {reason}", stacklevel=2)
-        return plain
-    for i in present:
-        _hold(step, cast(Tensor, found[i]), cast(Tensor, expected[i]))
-    return graph
+        warnings.warn(f"{otherwise}: {reason}", stacklevel=2)
+        return None
 
 
-def _hold(step: Callable[..., Found], found: Tensor, expected: Tensor) -> None:
-    allowed = 10 * torch.finfo(expected.dtype).eps ** 0.5
-    error = float((found - expected).norm() / expected.norm().clamp(min=torch.finfo(expected.dtype).tiny))
-    if not error <= allowed and expected.isfinite().all():
-        raise UfomError(
-            f"the compiled {step.__name__} differs from the plain one by {error:.2g} of its norm, more than "
-            f"{allowed:.2g}: leave compile=False for this problem"
-        )
+def _hold(step: Callable[..., Found], found: Found, expected: Found) -> None:
+    for a, b in zip(found, expected, strict=True):
+        if a is None or b is None:
+            continue
+        allowed = 10 * torch.finfo(b.dtype).eps ** 0.5
+        error = float((a - b).norm() / b.norm().clamp(min=torch.finfo(b.dtype).tiny))
+        if not error <= allowed and b.isfinite().all():
+            raise UfomError(
+                f"the compiled {step.__name__} differs from the plain one by {error:.2g} of its norm, more than "
+                f"{allowed:.2g}: leave compile=False for this problem"
+            )
 
 
 _VALUES = (int, float, complex, str, bytes)  # compared as such, all else by identity

@@ -66,7 +66,7 @@ class Sweep:
         scalar("slots", self.slots, integer, 0)
         if self.slots and self.kind != "checkpointed":
             raise UfomError(f"slots = {self.slots} go with Sweep.checkpointed(slots), not with {self.kind}")
-        if self.one_pass and self.kind in ("stored", "unrolled"):
+        if self.one_pass and self.keeps_steps:
             raise UfomError(f"one_pass goes with recomputed and checkpointed: {self.kind} repeats no step")
 
     @classmethod
@@ -106,10 +106,15 @@ class Sweep:
         slots = f":{self.slots}" if self.kind == "checkpointed" else ""
         return f"{self.kind}{slots}{':one-pass' if self.one_pass else ''}"
 
+    @property
+    def keeps_steps(self) -> bool:
+        """Whether of every step on the way to φ_r something is kept, so that none is repeated."""
+        return self.kind in ("stored", "unrolled")
+
     def extra_steps(self, n: Any) -> Any:
         """Inner steps repeated while n states are visited backwards, φ_{n−1} to φ_0; n an int or an array of them."""
         n = integer("the number of backward steps", n, 0)
-        if self.kind in ("stored", "unrolled"):
+        if self.keeps_steps:
             return n * 0
         if self.kind == "recomputed":
             steps = n * (n - 1) // 2
@@ -123,7 +128,7 @@ class Sweep:
         `unrolled` holds at least these n, and what its graph keeps besides.
         """
         n = scalar("the number of backward steps", n, integer, 0)
-        if self.kind in ("stored", "unrolled"):
+        if self.keeps_steps:
             return n
         return min(self.slots + 1, n)
 

@@ -49,7 +49,7 @@ def test_bytes_are_foreseen_within_a_fifth(make, chunk, estimator):
 def test_seconds_are_the_counts_times_a_steps(monkeypatch):
     problem = quadratic(dim=2, r=9)
     tasks = problem.sample(4, torch.Generator().manual_seed(0))
-    monkeypatch.setattr(forecasting, "measure_cost", lambda *args: CostModel(r=9, c1=2.0, c2=5.0))
+    monkeypatch.setattr(forecasting, "measure_cost", lambda *_, sweep: CostModel(r=9, c1=2.0, c2=5.0, sweep=sweep))
     monkeypatch.setattr(forecasting, "median_seconds", lambda function, device: (function(), 6.0)[1])
     estimator = UFOM(0.25, Sweep.checkpointed(2), Truncated(3))
     # 4 tasks: 9 gradients, 3 products, what stands outside the loop (6 s for the 2 tasks run together), and the coin's
@@ -64,7 +64,7 @@ def test_loop_or_vmap_by_the_clock(monkeypatch, together, chunk):
     monkeypatch.setattr(
         clock,
         "measure_cost",
-        lambda p, t, tasks, **how: CostModel(r=10, c1=1.0, c2=together if count(tasks) == 3 else 1.0),
+        lambda p, t, tasks, sweep, **_: CostModel(r=10, sweep=sweep, c1=1.0, c2=together if count(tasks) == 3 else 1.0),
     )
     assert choose_chunk(problem, problem.initial, tasks, EXACT) == chunk
     assert choose_chunk(replace(problem, compile=True), problem.initial, tasks, EXACT) == (chunk or 3)

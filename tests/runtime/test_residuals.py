@@ -1,0 +1,129 @@
+"""What a compiled step keeps for its backward step: the fewest bytes, and never a wrong gradient."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from tests.oracles import unrolled_gradient
+from tests.runtime.conftest import F64
+from tests.runtime.test_steps import failing, few_shot, hypercleaning, sines
+from ufom_runtime import EXACT, UFOM, Estimator, count_calls, hypergradient
+from ufom_runtime.algorithms import first_state
+from ufom_runtime.problems.hypercleaning import digits_hypercleaning
+from ufom_runtime.residuals import split
+from ufom_runtime.steps import Steps
+from ufom_theory import Sweep, Truncated
+
+UNROLLED = Estimator(1.0, Sweep.unrolled())
+X, PHI, ALPHA, B2 = (torch.linspace(0.1, 1, n, dtype=F64) for n in (4, 3, 1, 3))
+
+
+def halves(step):
+    """The two halves of a step (x, φ, α, b2) → [next φ, …], which together do as the whole; and their residuals."""
+    arguments = (X, PHI, ALPHA[0], B2)
+    first, second, size = split(make_fx(step)(*arguments))
+    following, *residuals = first(*arguments[:3])
+    found = [following, *second(X, ALPHA[0], B2, *residuals)]
+    for a, b in zip(found, step(*arguments), strict=True):
+        assert torch.equal(a, b)
+    assert sum(r.nbytes for r in residuals) == size
+    return residuals, second
+
+
+def test_of_a_chain_the_smallest_link_is_kept():
+    def step(x, phi, alpha, b2):
+        wide = torch.outer(x, phi)  # no elementwise operation of those at hand alone: its inputs or itself are kept
+        narrow = wide.sum(0, keepdim=True).cumsum(1).sum()
+        return [phi - alpha * narrow, b2 * torch.exp(torch.sin(narrow))]
+
+    residuals, _ = halves(step)
+    assert [r.shape for r in residuals] == [()]
+
+
+def test_what_is_cheap_is_computed_again_and_what_is_not_is_kept():
+    def step(x, phi, alpha, b2):
+        mixed = torch.cumsum(phi, 0)
+        return [phi - alpha * mixed, b2 * torch.cos(mixed), b2 * torch.sin(mixed) * x[:3]]
+
+    residuals, second = halves(step)
+    assert len(residuals) == 1
+    assert torch.equal(residuals[0], torch.cumsum(PHI, 0))
+    called = {str(n.target) for n in second.graph.nodes if n.op == "call_function"}
+    assert called >= {"aten.cos.default", "aten.sin.default"}
+    assert "aten.cumsum.default" not in called
+
+
+def test_of_a_state_of_which_little_is_needed_a_copy_of_that_is_kept():
+    def step(x, phi, alpha, b2):
+        return [phi - alpha * torch.cumsum(phi, 0), b2 * phi[1:2]]
+
+    (kept,), _ = halves(step)
+    assert torch.equal(kept, PHI[1:2])
+    assert kept.untyped_storage().nbytes() == kept.nbytes
+
+
+def test_noise_is_not_drawn_again():
+    torch.manual_seed(0)
+    joint = make_fx(lambda x, phi, a, b2: [phi + (noise := torch.rand_like(phi)), b2 * noise])(X, PHI, ALPHA[0], B2)
+    first, second, _ = split(joint)
+    following, *residuals = first(X, PHI, ALPHA[0])
+    assert torch.allclose(second(X, ALPHA[0], B2, *residuals)[0], B2 * (following - PHI))
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """The halves as they were traced and cut, without minutes of compiling; test_steps compiles some."""
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, _: graph)
+
+
+def records(problem, theta, tasks, unrolled):
+    rows = theta.expand(len(tasks[0]), -1)
+    steps, phi = Steps(problem, rows, tasks, residuals=unrolled), first_state(problem, rows, tasks)
+    return phi, steps.record(phi, 0)[1]
+
+
+def wide():
+    """As few images as there are inputs: what the hidden layer says is less than its weights are."""
+    problem = digits_hypercleaning(n_train=15, n_validation=15, hidden=8, r=6, dtype=F64)
+    return problem, torch.linspace(-1, 1, 15, dtype=F64), problem.tasks
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize(("make", "small"), [(wide, True), (few_shot, False)])
+def test_a_stored_sweep_keeps_what_is_smaller_and_an_unrolled_one_the_residuals(make, small):
+    problem, theta, tasks = make()
+    compiled = replace(problem, compile=True)
+    phi, kept = records(compiled, theta, tasks, unrolled=True)
+    assert isinstance(kept, list)
+    assert (sum(t.nbytes for t in kept) <= phi.nbytes) == small
+    phi, kept = records(compiled, theta, tasks, unrolled=False)
+    assert isinstance(kept, list) == small
+    if not small:
+        assert kept is phi
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("make", [sines, hypercleaning, wide, few_shot])
+@pytest.mark.parametrize("sweep", [Sweep.stored(), Sweep.unrolled()])
+def test_gradients_from_residuals_are_those_of_the_unrolled_loop_and_counted_alike(make, sweep):
+    problem, theta, tasks = make()
+    compiled = replace(problem, compile=True)
+    n, r = len(tasks[0]) if isinstance(tasks, tuple) else len(tasks), problem.r
+    exact, last = (unrolled_gradient(problem, theta, tasks, k) for k in (r, 1))
+    with count_calls() as calls:
+        found = hypergradient(compiled, theta, tasks, Estimator(1.0, sweep), per_task=True)
+    assert (found - exact).norm() <= 1e-10 * max(1e-3, exact.norm())
+    assert (calls.gradients, calls.hessian_vector_products) == (n * (r + 1), n * r)
+    coins, ufom = torch.ones(n, dtype=torch.bool), UFOM(0.5, sweep, Truncated(1))
+    found = hypergradient(compiled, theta, tasks, ufom, coins=coins, per_task=True)
+    assert (found - (2 * exact - last)).norm() <= 1e-10 * max(1e-3, exact.norm())
+
+
+def test_without_a_compiler_an_unrolled_sweep_keeps_states_and_says_so(monkeypatch):
+    problem, theta, tasks = sines()
+    monkeypatch.setattr(torch._inductor, "compile", failing)
+    with pytest.warns(match="no residuals are kept.*no compiler"), pytest.warns(match="the plain path is used"):
+        found = hypergradient(replace(problem, compile=True), theta, tasks, UNROLLED)
+    assert (found - hypergradient(problem, theta, tasks, EXACT)).norm() <= 1e-12
