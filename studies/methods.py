@@ -106,7 +106,7 @@ def _all() -> list[Method]:
         "exact, 3 checkpoints": _exact(Sweep.checkpointed(3)),
         "exact, 9 checkpoints": _exact(Sweep.checkpointed(9)),
     }
-    compiled = ("first-order", "exact, stored", "exact, recomputed", "exact, 3 checkpoints")
+    compiled = ("first-order", "exact, stored", "exact, unrolled", "exact, recomputed", "exact, 3 checkpoints")
     first, by_hand, jax = {"second_order": False}, peers.by_hand, scanned
     return [
         Method("floor", "torch", _plain(_floor), None),

@@ -1,9 +1,11 @@
 """How long does a hypergradient take and how much memory, by our estimators and by the libraries people use?
 
 Time is given over the floor, r + 1 bare gradients of the inner loss, which is timed alternately with the method in one
-process; a fresh process for every row. What computes another gradient is not timed. Memory is the most that one call
-holds besides what was there before, by two meters: the tensors' bytes, where all tensors are this interpreter's; and
-for every method the growth of resident memory, which also counts a kernel's inner buffers. Run it on a quiet machine.
+process; a fresh process for every row. The floor has noise of its own, so in rows of a second kind all methods of one
+gradient take turns in one process, over plain autograd by hand. What computes another gradient is not timed. Memory is
+the most that one call holds besides what was there before, by two meters: the tensors' bytes, where all tensors are
+this interpreter's; and for every method the growth of resident memory, which also counts a kernel's inner buffers. Run
+it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -125,10 +127,10 @@ def build(config: Config, workload: str, r: int, double: bool = False) -> tuple[
 def measure(config: Config, progress: Callable[[float], object] = lambda share: None) -> pd.DataFrame:
     """One row for each thing measured; a method that fails or is not installed has a row that says why.
 
-    Columns: group (theory, hypergradients or promises), workload, r, method, library, version; seconds of one call;
-    ratio, low and high, the median and quartiles of its time over the floor (of theory calls: over the first; of
-    promises: of measured over predicted); live_bytes and resident_bytes, the peak of one call; difference, from the
-    gradient by plain autograd in float64 at r ≤ 10, relative; note.
+    Columns: group (theory, hypergradients, in turns or promises), workload, r, method, library, version; seconds of one
+    call; ratio, low and high, the median and quartiles of its time over the floor (of theory calls: over the first; in
+    turns: over plain autograd by hand; of promises: of measured over predicted); live_bytes and resident_bytes, the
+    peak of one call; difference, from the gradient by plain autograd in float64 at r ≤ 10, relative; note.
     """
     jobs = [*_jobs(config)]
     rows = theory_calls(config.rounds)
@@ -146,6 +148,8 @@ def _jobs(config: Config) -> Iterator[dict[str, Any]]:
         for r in lengths:
             chosen = [x for x, m in METHODS.items() if workload in m.workloads and (config.compiled or not m.compiled)]
             yield from ({"workload": workload, "r": r, "method": label} for label in chosen)
+            yield {"workload": workload, "r": r, "turns": "exact"}
+    yield {"workload": "few-shot", "r": config.steps, "turns": "first-order"}
     yield from ({"promise": name} for name in PROMISES)
 
 
@@ -172,6 +176,8 @@ def work(config: Config, job: dict[str, Any]) -> list[dict[str, Any]]:
     try:
         if "promise" in job:
             return [{"group": "promises", **row} for row in PROMISES[job["promise"]](config)]
+        if "turns" in job:
+            return in_turns(config, **job)
         return [{**_identity(job), **hypergradient_row(config, **job)}]
     except Exception as error:  # of another's library: whatever it raises, the row says it
         return _failed(job, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
@@ -180,6 +186,8 @@ def work(config: Config, job: dict[str, Any]) -> list[dict[str, Any]]:
 def _failed(job: dict[str, Any], why: str) -> list[dict[str, Any]]:
     if "promise" in job:
         return [{"group": "promises", "method": job["promise"], "note": why}]
+    if "turns" in job:
+        job = {**job, "method": f"torch: {job['turns']}, by hand"}
     return [{**_identity(job), "note": why}]
 
 
@@ -187,7 +195,8 @@ def _identity(job: dict[str, Any]) -> dict[str, Any]:
     from studies.methods import METHODS
 
     method = METHODS[job["method"]]
-    return {"group": "hypergradients", "workload": f"{job['workload']}, {images(job['workload'])}", "r": job["r"],
+    group = "in turns" if "turns" in job else "hypergradients"
+    return {"group": group, "workload": f"{job['workload']}, {images(job['workload'])}", "r": job["r"],
             "method": method.name, "library": method.library, "version": method.version}  # fmt: skip
 
 
@@ -209,15 +218,48 @@ def hypergradient_row(config: Config, workload: str, r: int, method: str) -> dic
         compared["difference"] = difference(config, workload, min(r, 10), method)
         if not compared["difference"] <= SAME:
             return {**compared, "note": "computes another gradient: not timed"}
-    with suppress(OSError, AttributeError):
-        for parameter, value in KEEPING.items():
-            ctypes.CDLL(None).mallopt(parameter, value)
+    _keep_memory()
     floor = METHODS["torch: floor"].make(problem, theta, task)
     pairs = np.array(alternate(floor, call, config.rounds, config.patience)) / (1, chosen.calls)
     low, ratio, high = np.quantile(pairs[:, 1] / pairs[:, 0], (0.25, 0.5, 0.75)).tolist()
     note = {"note": f"{len(pairs)} alternations"} if len(pairs) < config.rounds else {}
     times = {"seconds": float(np.median(pairs[:, 1])), "ratio": ratio, "low": low, "high": high}
     return {**compared, **memory, **times, **note}
+
+
+def in_turns(config: Config, workload: str, r: int, turns: str) -> list[dict[str, Any]]:
+    """One row for every method of the exact (or first-order) gradient that repeats no step and can be called."""
+    from studies.methods import METHODS
+    from ufom_runtime.problem import single, take
+
+    _keep_memory()
+    problem, theta, tasks = build(config, workload, r)
+    task = single(take(tasks, slice(1)))
+    calls: dict[str, Callable[[], object]] = {}
+    for label, method in METHODS.items():
+        slow = any(word in method.name for word in ("checkpoint", "recomputed"))
+        if method.name.startswith(turns) and not slow and (config.compiled or not method.compiled):
+            with suppress(Exception):  # of another's library: its own row says why
+                call = method.make(problem, theta, task)
+                call(), call()
+                calls[label] = call
+    times: list[list[float]] = []
+    while len(times) < config.rounds and (len(times) < 5 or sum(map(sum, times)) < config.patience * len(calls)):
+        times.append([seconds(call) for call in calls.values()])
+    taken = dict(zip(calls, np.array(times).T, strict=True))
+    rows = []
+    for label, one in taken.items():
+        low, ratio, high = np.quantile(one / taken[f"torch: {turns}, by hand"], (0.25, 0.5, 0.75)).tolist()
+        job = {"workload": workload, "r": r, "turns": turns, "method": label}
+        rows.append({**_identity(job), "seconds": float(np.median(one)), "ratio": ratio, "low": low, "high": high,
+                     "note": f"{len(times)} turns"})  # fmt: skip
+    return rows
+
+
+def _keep_memory() -> None:
+    with suppress(OSError, AttributeError):
+        for parameter, value in KEEPING.items():
+            ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def difference(config: Config, workload: str, r: int, method: str) -> float:
@@ -338,13 +380,16 @@ def judge(table: pd.DataFrame) -> list[Verdict]:
         worst = rows.difference.max()
         subject = f"largest difference of {len(rows)} gradients, {workload}, r = {r:g}"
         verdicts.append(Verdict(subject, "<=", SAME, worst, 0.0, "yes" if worst <= SAME else "no"))
-    exact = table[(table.group == "hypergradients") & table.method.str.startswith("exact") & table.ratio.notna()]
-    for (workload, r), rows in exact.groupby(["workload", "r"]):
-        ours, others = rows[rows.method == "exact, stored, compiled"], rows[rows.library != "ufom"]
-        if len(ours) and len(others):
-            over = ours.ratio.iloc[0] / others.ratio.min()
-            subject = f"time of stored states, compiled, over the quickest of the others, {workload}, r = {r:g}"
-            verdicts.append(Verdict(subject, "<=", 1.0, over, 0.0, "yes" if over <= 1 else "no"))
+    turns = table[(table.group == "in turns") & table.ratio.notna()]
+    for (workload, r), rows in turns.groupby(["workload", "r"]):
+        for method, bar in (("first-order", 1.03), ("exact, stored, compiled", 1.0), ("exact, unrolled", 1.05)):
+            ours = rows[(rows.library == "ufom") & (rows.method == method)]
+            compiling = [] if method.endswith("compiled") else ["jax"]
+            others = rows[~rows.library.isin(["ufom", *compiling])]
+            if len(ours) and len(others):
+                over = ours.ratio.iloc[0] / others.ratio.min()
+                subject = f"time of ours, {method}, over the quickest of the others, {workload}, r = {r:g}"
+                verdicts.append(Verdict(subject, "<=", bar, over, 0.0, "yes" if over <= bar else "no"))
     for row in table[table.group == "promises"].itertuples():
         subject = f"{row.method}, {row.workload}"
         if row.method.startswith("growth"):

@@ -47,7 +47,7 @@ def test_every_method_has_a_row_in_every_workload(table):
 
 
 def test_our_methods_compute_what_they_are_compared_to_and_are_measured(table):
-    ours = table[table.library == "ufom"]
+    ours = table[(table.library == "ufom") & (table.group == "hypergradients")]
     assert len(ours) == 18
     assert ours.difference.max() < 1e-12
     assert (ours[["seconds", "ratio", "live_bytes"]] > 0).all(axis=None)
@@ -104,6 +104,24 @@ def test_a_compiled_path_is_measured(random_images):
     (row,) = performance.work(TINY, job("ufom: first-order, compiled"))
     assert row["ratio"] > 0
     assert "live_bytes" not in row  # its tensors are not all this interpreter's
+
+
+def test_methods_of_one_gradient_take_turns_over_plain_autograd_by_hand(table):
+    turns = table[table.group == "in turns"]
+    assert set(turns.workload.str.partition(",")[0] + turns.method.str.partition(",")[0]) == {
+        "few-shotexact", "few-shotfirst-order", "hypercleaningexact"}  # fmt: skip
+    for (_, exact), rows in turns.groupby(["workload", turns.method.str.startswith("exact")]):
+        by_hand = rows[rows.method.str.endswith("by hand")]
+        assert by_hand[["low", "ratio", "high"]].to_numpy().tolist() == [[1, 1, 1]]
+        assert (rows.note == f"{TINY.rounds} turns").all()
+        assert (rows.library == "ufom").sum() == (2 if exact else 1)  # stored and unrolled; first-order
+
+
+def test_turns_with_ours_the_slower_are_judged_so(table):
+    turns = table[(table.group == "in turns") & table.workload.str.startswith("few-shot")]
+    for ratio, agrees in ((1.2, "no"), (0.9, "yes")):
+        ours = turns.library == "ufom"
+        assert {v.agrees for v in performance.judge(turns.assign(ratio=ours * ratio + ~ours))} == {agrees}
 
 
 def test_long_calls_are_repeated_less_often():
