@@ -69,7 +69,7 @@ def sweep_gradients(
     unrolled = sweep.kind == "unrolled"
     if unrolled and not problem.compile:
         return _unrolled(problem, theta, tasks, lengths)
-    steps = Steps(problem, theta, tasks, residuals=unrolled)
+    steps = Steps(problem, theta, tasks, unrolled=unrolled)
     keep = last if sweep.keeps_steps else min(ring, last)
     phi, begin = first_state(problem, theta, tasks), 0
     earlier: Iterator[Tensor] = iter(())

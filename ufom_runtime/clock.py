@@ -36,7 +36,8 @@ def measure_cost(
         theta: outer parameters, shape (s,).
         tasks: n stacked tasks, run as one batch; the times are a task's, so one task gives the cost of one at a time.
         sweep: what will be run; if not given, the paper's. It matters where the problem is compiled and the sweep keeps
-            a step's residuals: the product then costs less.
+            a step's residuals: the product then costs less, and the steps are timed as the sweep's backward loop has
+            them.
         seconds: so long is timed, or as long as `repeats` take.
         repeats: and so often at least.
 
@@ -52,7 +53,7 @@ def measure_cost(
     check(problem, theta, tasks)
     n = count(tasks)
     rows, sweep = theta.expand(n, -1), sweep or Sweep.recomputed()
-    phi, steps = first_state(problem, rows, tasks), Steps(problem, rows, tasks, residuals=sweep.kind == "unrolled")
+    phi, steps = first_state(problem, rows, tasks), Steps(problem, rows, tasks, unrolled=sweep.kind == "unrolled")
     b2 = refuse_divergence(steps.outer(phi)[1])
     record = steps.record(phi, 0)[1] if sweep.keeps_steps else phi
 

@@ -35,7 +35,9 @@ class BilevelProblem:
         initial: θ where training starts, shape (s,), or several worth measuring at, shape (k, s); optional. Where it is
             given, θ of another length is refused.
         compile: trace the steps where they are first used, and `torch.compile` them: quicker, after seconds to a minute
-            of waiting for each shape. The plain steps are used, with a warning, where no compiler is found.
+            of waiting for each shape. Of a step that is kept for its backward step a stored sweep then holds the state
+            or the residuals of its gradient, whichever are fewer bytes, and an unrolled one always the residuals. The
+            plain steps are used, with a warning, where no compiler is found.
 
     Raises:
         UfomError: step sizes that are not r ≥ 1 finite numbers > 0, neither `sample_tasks` nor `tasks`, or an `initial`

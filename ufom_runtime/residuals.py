@@ -22,12 +22,17 @@ def split(joint: GraphModule) -> tuple[GraphModule, GraphModule, int]:
     Returns:
         (*inputs, φ, α) → (next φ, *residuals); (*inputs, α, b2, *residuals) → what comes of b2; and the bytes of the
         residuals.
+
+    Raises:
+        ValueError: an operation that writes into its input: what it is then used for is not seen.
     """
+    for node in joint.graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+            raise ValueError(f"{node.target} writes into its input")
     *inputs, phi, alpha, b2 = joint.graph.find_nodes(op="placeholder")
-    late = _after(b2)
-    residuals = _minimum_cut(joint.graph, late, {*inputs, alpha, *joint.graph.find_nodes(op="get_attr")})
     following, *backward = cast(tuple[Node, ...], joint.graph.output_node().args[0])
-    first = _extract(joint, [*inputs, phi, alpha], [following, *residuals])
+    residuals = _minimum_cut(joint.graph, _after(b2), {*inputs, alpha, *joint.graph.find_nodes(op="get_attr")})
+    first = _extract(joint, [*inputs, phi, alpha], [following, *residuals], copy_views=True)
     second = _extract(joint, [*inputs, alpha, b2, *residuals], backward)
     return first, second, sum(_value(n).nbytes for n in residuals)
 
@@ -93,8 +98,10 @@ def _value(node: Node) -> Tensor:
     return cast(Tensor, node.meta["val"])
 
 
-def _extract(joint: GraphModule, given: Iterable[Node], wanted: Iterable[Node]) -> GraphModule:
-    """What computes the wanted nodes from the given ones; a view is copied, lest all that it views be kept for it."""
+def _extract(
+    joint: GraphModule, given: Iterable[Node], wanted: Iterable[Node], copy_views: bool = False
+) -> GraphModule:
+    """What computes the wanted nodes from the given ones; with copies of views, lest all that they view be kept."""
     graph, copies = Graph(), {}
     for node in given:
         copies[node] = graph.placeholder(node.name)
@@ -102,7 +109,8 @@ def _extract(joint: GraphModule, given: Iterable[Node], wanted: Iterable[Node]) 
     for node in joint.graph.nodes:
         if node not in copies and node.op not in ("placeholder", "output") and copies.keys() >= {*node.all_input_nodes}:
             copies[node] = graph.node_copy(node, copies.__getitem__)
+    copy = torch.ops.aten.clone.default
     found = [copies[n] for n in wanted]
-    graph.output([graph.call_function(torch.ops.aten.clone.default, (c,)) if _is_view(c) else c for c in found])
+    graph.output([graph.call_function(copy, (c,)) if copy_views and _is_view(c) else c for c in found])
     graph.eliminate_dead_code()
     return GraphModule(joint, graph)

@@ -48,7 +48,8 @@ def outer_step(problem: BilevelProblem, theta: Tensor, tasks: Task, phi: Tensor)
 
 def backward_step(problem: BilevelProblem, theta: Tensor, tasks: Task, phi: Tensor, alpha: Tensor, b2: Tensor) -> Found:
     """(∂²L_in/∂θ∂φ)ᵀb2 and b2 − α·(∂²L_in/∂φ²)ᵀb2."""
-    return joint_step(problem, theta, tasks, phi, alpha, b2)[1:]
+    h1, h2 = hessian_vector_products(problem, theta, phi, tasks, b2)
+    return h1, None if h2 is None else b2 - alpha * h2
 
 
 def joint_step(problem: BilevelProblem, theta: Tensor, tasks: Task, phi: Tensor, alpha: Tensor, b2: Tensor) -> Found:
@@ -60,11 +61,11 @@ def joint_step(problem: BilevelProblem, theta: Tensor, tasks: Task, phi: Tensor,
 class Steps:
     """The steps of a sweep at rows of θ, shape (n, s), and their tasks; they are counted here.
 
-    Of compiled steps `record` keeps the residuals, with `residuals` whatever their size.
+    With `unrolled`, `record` keeps a compiled step's residuals, whatever their size.
     """
 
-    def __init__(self, problem: BilevelProblem, theta: Tensor, tasks: Task, residuals: bool = False) -> None:
-        self.problem, self._theta, self._tasks, self._any_size = problem, theta.detach(), tasks, residuals
+    def __init__(self, problem: BilevelProblem, theta: Tensor, tasks: Task, unrolled: bool = False) -> None:
+        self.problem, self._theta, self._tasks, self._unrolled = problem, theta.detach(), tasks, unrolled
         if problem.compile:
             self._inputs = tuple(t.contiguous() for t in (self._theta, *parts(tasks)))
             self._alphas = torch.tensor(problem.alphas, dtype=theta.dtype, device=theta.device).unbind()
@@ -82,7 +83,7 @@ class Steps:
     def record(self, phi: Tensor, j: int) -> tuple[Tensor, Record]:
         """φ_{j+1} from φ_j, and what `back` will need of this step.
 
-        That is φ_j; or the residuals of a compiled step, if they take no more bytes than φ_j or may be of any size.
+        That is φ_j; or a compiled step's residuals, if they take no more bytes than φ_j or the sweep is unrolled.
         """
         if self.problem.compile:
             arguments = (*self._inputs, phi.contiguous(), self._alphas[j])
@@ -123,13 +124,12 @@ class Steps:
     def _once(self, step: Callable[..., Found], arguments: tuple[Tensor, ...]) -> Any:
         """The compiled step, or the joint step's halves; kept with the problem while a trace would be the same."""
         if step not in self._made:
-            joint = step is joint_step
-            key = (step, joint and self._any_size, *((t.shape, t.dtype, t.device) for t in arguments))
+            joint, tupled = step is joint_step, isinstance(self._tasks, tuple)
+            key = (step, joint and self._unrolled, tupled, *((t.shape, t.dtype, t.device) for t in arguments))
             baked, made = self.problem.graphs.get(key, (None, None))
             if baked is None or not _same(baked, self._baked):
-                tupled = isinstance(self._tasks, tuple)
                 if joint:
-                    made = _compile_halves(self.problem, tupled, arguments, self._any_size)
+                    made = _compile_halves(self.problem, tupled, arguments, self._unrolled)
                 else:
                     made = _compile(self.problem, step, tupled, arguments)
                 self.problem.graphs[key] = self._baked, made
@@ -156,30 +156,33 @@ def _compile(problem: BilevelProblem, step: Callable[..., Found], tupled: bool, 
 
 
 def _compile_halves(
-    problem: BilevelProblem, tupled: bool, arguments: tuple[Tensor, ...], any_size: bool
+    problem: BilevelProblem, tupled: bool, arguments: tuple[Tensor, ...], unrolled: bool
 ) -> tuple[Graph, Graph] | None:
     """The joint step's two halves as compiled graphs, held to the plain ones; None where the state is to be kept.
 
-    That is, where the residuals take more bytes than it, unless they may be of any size; where no second derivative is;
+    That is, where the residuals take more bytes than it, unless the sweep is unrolled; where no second derivative is;
     and, with a warning, where they cannot be made.
     """
     *inputs, phi, alpha = arguments
-    # any b2 will do; but since the halves are held to the plain step at it, let it be no special one
-    b2 = torch.randn(phi.shape, generator=torch.Generator().manual_seed(0), dtype=phi.dtype).to(phi.device)
+    generator = torch.Generator().manual_seed(0)
+    noise, b2 = (torch.randn(phi.shape, generator=generator, dtype=phi.dtype).to(phi.device) for _ in range(2))
+    # any φ and b2 will do; but since the halves are held to the plain step there, let them be no special ones
+    phi = phi + 0.01 * (1 + phi.abs()) * noise
     plain = _plain(problem, joint_step, tupled, (*arguments, b2))
-    expected = plain(*arguments, b2)
+    given = (*inputs, phi, alpha, b2)
+    expected = plain(*given)
     if not any(tensor is not None for tensor in expected[1:]):
         return None
 
     def compiled() -> tuple[tuple[Graph, Graph], Found] | None:
-        first, second, size = split(_small(_traced(plain, (*arguments, b2)), (*arguments, b2)))
-        if size > phi.nbytes and not any_size:
+        first, second, size = split(_small(_traced(plain, given), given))
+        if size > phi.nbytes and not unrolled:
             return None
-        forward = _built(first, arguments)
-        following, *residuals = forward(*arguments)
-        given = (*inputs, alpha, b2, *cast(list[Tensor], residuals))
-        backward = _built(second, given, expected[1:])
-        return (forward, backward), (following, *backward(*given))
+        forward = _built(first, given[:-1])
+        following, *residuals = forward(*given[:-1])
+        passed = (*inputs, alpha, b2, *cast(list[Tensor], residuals))
+        backward = _built(second, passed, expected[1:])
+        return (forward, backward), (following, *backward(*passed))
 
     made = _attempt(compiled, "no residuals are kept, since the steps cannot be traced and compiled together")
     if made is None:
@@ -211,14 +214,16 @@ def _traced(plain: Callable[..., Found], arguments: tuple[Tensor, ...]) -> Graph
 
 
 def _small(traced: GraphModule, arguments: tuple[Tensor, ...]) -> GraphModule:
-    """The same in the compiler's own small operations, most of which are cheap to repeat."""
+    """The same in the compiler's own small operations, most of which are cheap to repeat, and none of them in place."""
     from torch._inductor.decomposition import select_decomp_table
 
-    return make_fx(traced, decomposition_table=select_decomp_table())(*(t.clone() for t in arguments))
+    pure = torch.func.functionalize(traced, remove="mutations")
+    return make_fx(pure, decomposition_table=select_decomp_table())(*(t.clone() for t in arguments))
 
 
 def _built(traced: GraphModule, arguments: tuple[Tensor, ...], like: Found | None = None) -> Graph:
     """The trace, compiled, with None again where `like` has it."""
+    present = None if like is None else [tensor is not None for tensor in like]
     on_cuda = arguments[0].device.type == "cuda"
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the compiler says of its own parts
@@ -233,10 +238,10 @@ def _built(traced: GraphModule, arguments: tuple[Tensor, ...], like: Found | Non
         found = compiled(*a)
         if on_cuda:  # a CUDA graph writes its next result into these
             found = [t.clone() for t in found]
-        if like is None:
+        if present is None:
             return tuple(found)
         given = iter(found)
-        return tuple(None if t is None else next(given) for t in like)
+        return tuple(next(given) if there else None for there in present)
 
     return cast(Graph, graph)
 

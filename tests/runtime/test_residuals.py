@@ -9,12 +9,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from tests.oracles import unrolled_gradient
 from tests.runtime.conftest import F64
 from tests.runtime.test_steps import failing, few_shot, hypercleaning, sines
-from ufom_runtime import EXACT, UFOM, Estimator, count_calls, hypergradient
+from ufom_runtime import EXACT, UFOM, BilevelProblem, Estimator, count_calls, hypergradient, measure_cost, peak_bytes
 from ufom_runtime.algorithms import first_state
 from ufom_runtime.problems.hypercleaning import digits_hypercleaning
+from ufom_runtime.problems.quadratic import quadratic
 from ufom_runtime.residuals import split
 from ufom_runtime.steps import Steps
-from ufom_theory import Sweep, Truncated
+from ufom_theory import Sweep, Truncated, UfomError
 
 UNROLLED = Estimator(1.0, Sweep.unrolled())
 X, PHI, ALPHA, B2 = (torch.linspace(0.1, 1, n, dtype=F64) for n in (4, 3, 1, 3))
@@ -78,15 +79,35 @@ def uncompiled(monkeypatch):
     monkeypatch.setattr(torch._inductor, "compile", lambda graph, _: graph)
 
 
+def written_in_place():
+    """The state is written into a view of a fresh tensor, which a trace does not follow; it starts at zero."""
+
+    def inner(theta, phi, task):
+        w = torch.zeros_like(phi).view(1, -1).repeat(2, 1)
+        w[0] = phi
+        w[1].add_(2 * theta)
+        return ((w.sum(0) - task) ** 4).sum()
+
+    problem = BilevelProblem(inner, lambda t, p, x: (p**3).sum(), lambda t, x: torch.zeros_like(t), [0.01] * 4,
+                             tasks=torch.ones(1, 5, dtype=F64))  # fmt: skip
+    return problem, torch.linspace(-1, 1, 5, dtype=F64), problem.tasks
+
+
+def closed_over():
+    """Its Hessian is a constant, so that nothing of a step is needed but what is at hand."""
+    problem = quadratic(dim=3, r=4)
+    return problem, problem.initial, problem.sample(2, torch.Generator().manual_seed(0))
+
+
 def records(problem, theta, tasks, unrolled):
     rows = theta.expand(len(tasks[0]), -1)
-    steps, phi = Steps(problem, rows, tasks, residuals=unrolled), first_state(problem, rows, tasks)
+    steps, phi = Steps(problem, rows, tasks, unrolled=unrolled), first_state(problem, rows, tasks)
     return phi, steps.record(phi, 0)[1]
 
 
-def wide():
+def wide(r=6):
     """As few images as there are inputs: what the hidden layer says is less than its weights are."""
-    problem = digits_hypercleaning(n_train=15, n_validation=15, hidden=8, r=6, dtype=F64)
+    problem = digits_hypercleaning(n_train=15, n_validation=15, hidden=8, r=r, dtype=F64)
     return problem, torch.linspace(-1, 1, 15, dtype=F64), problem.tasks
 
 
@@ -105,7 +126,7 @@ def test_a_stored_sweep_keeps_what_is_smaller_and_an_unrolled_one_the_residuals(
 
 
 @pytest.mark.usefixtures("uncompiled")
-@pytest.mark.parametrize("make", [sines, hypercleaning, wide, few_shot])
+@pytest.mark.parametrize("make", [sines, hypercleaning, wide, few_shot, written_in_place, closed_over])
 @pytest.mark.parametrize("sweep", [Sweep.stored(), Sweep.unrolled()])
 def test_gradients_from_residuals_are_those_of_the_unrolled_loop_and_counted_alike(make, sweep):
     problem, theta, tasks = make()
@@ -119,6 +140,58 @@ def test_gradients_from_residuals_are_those_of_the_unrolled_loop_and_counted_ali
     coins, ufom = torch.ones(n, dtype=torch.bool), UFOM(0.5, sweep, Truncated(1))
     found = hypergradient(compiled, theta, tasks, ufom, coins=coins, per_task=True)
     assert (found - (2 * exact - last)).norm() <= 1e-10 * max(1e-3, exact.norm())
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_stored_sweep_holds_its_residuals_and_no_state():
+    def peak(r):
+        problem, theta, tasks = wide(r)
+        problem = replace(problem, compile=True)
+        hypergradient(problem, theta, tasks, EXACT)
+        return peak_bytes(lambda: hypergradient(problem, theta, tasks, EXACT), (theta, *tasks))
+
+    problem, theta, tasks = wide()
+    phi, kept = records(replace(problem, compile=True), theta, tasks, unrolled=False)
+    size = sum(t.nbytes for t in kept)
+    assert size < 0.9 * phi.nbytes
+    assert peak(60) - peak(20) == pytest.approx(40 * size, rel=0.02)
+
+
+def test_an_operation_that_writes_into_its_input_is_refused():
+    def step(x, phi, alpha, b2):
+        return [phi - alpha * phi, b2 * torch.zeros_like(phi).add_(phi)]
+
+    with pytest.raises(ValueError, match=r"aten.add_.Tensor writes into its input"):
+        halves(step)
+
+
+def test_wrongly_compiled_halves_are_caught(monkeypatch):
+    problem, theta, tasks = sines()
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, _: lambda *a: [1.01 * t for t in graph(*a)])
+    with pytest.raises(UfomError, match=r"compiled joint_step differs from the plain one by 0.01"):
+        hypergradient(replace(problem, compile=True), theta, tasks, UNROLLED)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_task_and_a_tuple_of_one_are_not_served_the_same_graph():
+    problem = BilevelProblem(lambda t, p, x: ((p * t - x[0]) ** 4).sum(), lambda t, p, x: (p**2).sum(), lambda t, x: t,
+                             [0.01] * 2, tasks=torch.tensor([[1.0, 2.0]], dtype=F64), compile=True)  # fmt: skip
+    theta = torch.tensor([0.5, -0.5], dtype=F64)
+    for tasks in (problem.tasks, (problem.tasks,)):
+        found = hypergradient(problem, theta, tasks, UNROLLED, per_task=True)
+        expected = hypergradient(replace(problem, compile=False), theta, tasks, UNROLLED, per_task=True)
+        assert (found - expected).norm() <= 1e-12 * expected.norm()
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_cost_is_of_the_steps_that_the_sweep_runs():
+    problem, theta, tasks = wide()
+    for sweep, steps in ((Sweep.stored(), {"outer_step", "joint_step"}),
+                         (None, {"outer_step", "inner_step", "backward_step"})):  # fmt: skip
+        compiled = replace(problem, compile=True)
+        cost = measure_cost(compiled, theta, tasks, sweep=sweep, seconds=0.01, repeats=5)
+        assert {key[0].__name__ for key in compiled.graphs} == steps
+        assert cost.sweep == (sweep or Sweep.recomputed())
 
 
 def test_without_a_compiler_an_unrolled_sweep_keeps_states_and_says_so(monkeypatch):
