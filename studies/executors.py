@@ -153,7 +153,12 @@ class Slurm:
                     )
                 with suppress(OSError):
                     folder.chmod(folder.stat().st_mode)  # makes NFS look again
-                names = set(os.listdir(folder))
+                try:
+                    names = set(os.listdir(folder))
+                except OSError as error:
+                    raise UfomError(
+                        f"{folder} cannot be read: {error.strerror}; the jobs are cancelled: mend that and run again"
+                    ) from error
                 for id in [i for i in ids if i in left and _settled(i, names)]:
                     left.remove(id)
                     yield id

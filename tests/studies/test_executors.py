@@ -1,5 +1,6 @@
 """Cells run the same wherever they run; other processes are given their names alone; the commands about stores."""
 
+import errno
 import json
 import os
 import signal
@@ -218,6 +219,17 @@ def test_jobs_end_with_a_sweep_that_is_stopped_while_they_are_submitted(tmp_path
             Store(tmp_path / "cells", Slurm(2)).run(CELLS, square)
     finally:
         signal.signal(signal.SIGTERM, before)
+    assert cancelled_by_name(tmp_path)
+
+
+def test_jobs_end_with_a_sweep_whose_folder_can_no_longer_be_read(tmp_path, slurm, monkeypatch):
+    def failing(folder):
+        raise OSError(errno.EIO, "Input/output error")
+
+    slurm(sbatch=f"cp $1 {tmp_path}/script; echo Submitted batch job 7")
+    monkeypatch.setattr("studies.executors.os.listdir", failing)
+    with pytest.raises(UfomError, match=r"cells cannot be read: Input/output error; the jobs are cancelled"):
+        Store(tmp_path / "cells", Slurm(2)).run(CELLS, square)
     assert cancelled_by_name(tmp_path)
 
 
