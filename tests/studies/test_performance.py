@@ -113,15 +113,33 @@ def test_methods_of_one_gradient_take_turns_over_plain_autograd_by_hand(table):
     for (_, exact), rows in turns.groupby(["workload", turns.method.str.startswith("exact")]):
         by_hand = rows[rows.method.str.endswith("by hand")]
         assert by_hand[["low", "ratio", "high"]].to_numpy().tolist() == [[1, 1, 1]]
-        assert (rows.note == f"{TINY.rounds} turns").all()
+        assert (rows.ratio.notna() == (rows.note == f"{TINY.rounds} turns")).all()
         assert (rows.library == "ufom").sum() == (2 if exact else 1)  # stored and unrolled; first-order
 
 
-def test_turns_with_ours_the_slower_are_judged_so(table):
-    turns = table[(table.group == "in turns") & table.workload.str.startswith("few-shot")]
-    for ratio, agrees in ((1.2, "no"), (0.9, "yes")):
-        ours = turns.library == "ufom"
-        assert {v.agrees for v in performance.judge(turns.assign(ratio=ours * ratio + ~ours))} == {agrees}
+def test_turns_are_judged_among_right_gradients_of_one_kind(table):
+    few = table[table.workload.str.startswith("few-shot", na=False) & table.group.isin(["hypergradients", "in turns"])]
+    ours = few.library == "ufom"
+    wrong = few.assign(difference=few.difference.where(ours, 1.0))
+    assert not [v for v in performance.judge(wrong) if v.subject.startswith("time of ours")]
+    # a first-order gradient takes less time than an exact one, and is no rival to it
+    few = few.assign(low=np.where(few.method.str.startswith("first"), 0.1, 1.0))
+    for factor, agrees in ((1.2, "no"), (0.9, "yes")):
+        ratio = few.low * np.where(ours, factor, 1.0)
+        found = performance.judge(few.assign(low=ratio, ratio=ratio, high=ratio))
+        found = {v.subject.partition(", over")[0]: v.agrees for v in found if v.subject.startswith("time of ours")}
+        assert found == {"time of ours, first-order": agrees, "time of ours, exact, unrolled": agrees}
+
+
+def test_what_fails_in_its_turn_is_a_row_that_says_so(monkeypatch, random_images):
+    monkeypatch.setitem(sys.modules, "higher", None)
+    job = {"workload": "hypercleaning", "r": 2, "turns": "exact"}
+    rows = pd.DataFrame(performance.work(TINY, job), columns=performance.COLUMNS)
+    (note,) = rows[rows.library == "higher"].note
+    assert note.startswith("ModuleNotFoundError: ")
+    assert rows[rows.library != "ufom"].ratio.isna().sum() == (rows.note.str.contains("Error")).sum()
+    (row,) = performance._in_process(replace(TINY, limit=0.01), job)
+    assert (row["group"], row["method"], row["note"]) == ("in turns", "exact, by hand", "given up after 0.01 s")
 
 
 def test_long_calls_are_repeated_less_often():
