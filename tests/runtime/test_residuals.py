@@ -126,7 +126,7 @@ def test_a_stored_sweep_keeps_what_is_smaller_and_an_unrolled_one_the_residuals(
 
 
 @pytest.mark.usefixtures("uncompiled")
-@pytest.mark.parametrize("make", [sines, hypercleaning, wide, few_shot, written_in_place, closed_over])
+@pytest.mark.parametrize("make", [sines, hypercleaning, wide, written_in_place, closed_over])
 @pytest.mark.parametrize("sweep", [Sweep.stored(), Sweep.unrolled()])
 def test_gradients_from_residuals_are_those_of_the_unrolled_loop_and_counted_alike(make, sweep):
     problem, theta, tasks = make()
