@@ -153,12 +153,7 @@ class Slurm:
                     )
                 with suppress(OSError):
                     folder.chmod(folder.stat().st_mode)  # makes NFS look again
-                try:
-                    names = set(os.listdir(folder))
-                except OSError as error:
-                    raise UfomError(
-                        f"{folder} cannot be read: {error.strerror}; the jobs are cancelled: mend that and run again"
-                    ) from error
+                names = _names(folder)
                 for id in [i for i in ids if i in left and _settled(i, names)]:
                     left.remove(id)
                     yield id
@@ -196,6 +191,15 @@ class Slurm:
             shutil.rmtree(logs)
             raise UfomError(f"SLURM refuses the jobs: {error}") from error
         return str(jobs[0].job_id).partition("_")[0], logs
+
+
+def _names(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except OSError as error:
+        raise UfomError(
+            f"{folder} cannot be read: {error.strerror}; the jobs are cancelled: mend that and run again"
+        ) from error
 
 
 class Share:

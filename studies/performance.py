@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -28,10 +28,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from studies.performance_figure import caption as caption
 from studies.performance_figure import draw as draw
-from ufom_theory import Verdict
+from studies.performance_verdicts import SAME
+from studies.performance_verdicts import judge as judge
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +42,6 @@ if TYPE_CHECKING:
     from ufom_runtime.problem import Task
 
 ROOT = Path(__file__).parents[1]
-SAME = 1e-6  # two gradients in float64 with a larger relative difference are not of the same function
 # glibc's allocator gives every block of 64 KiB or more back to the system as soon as it is freed, so that resident
 # memory is what is in use; and a common state of it for timing, which its defaults reach after some large blocks
 RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
@@ -223,10 +224,9 @@ def hypergradient_row(config: Config, workload: str, r: int, method: str) -> dic
             return {**compared, "note": "computes another gradient: not timed"}
     _keep_memory()
     floor = METHODS["torch: floor"].make(problem, theta, task)
-    pairs = np.array(alternate(floor, call, config.rounds, config.patience)) / (1, chosen.calls)
-    low, ratio, high = np.quantile(pairs[:, 1] / pairs[:, 0], (0.25, 0.5, 0.75)).tolist()
+    pairs = np.array(alternate([floor, call], config.rounds, config.patience)) / (1, chosen.calls)
     note = {"note": f"{len(pairs)} alternations"} if len(pairs) < config.rounds else {}
-    times = {"seconds": float(np.median(pairs[:, 1])), "ratio": ratio, "low": low, "high": high}
+    times = {"seconds": float(np.median(pairs[:, 1])), **spread(pairs[:, 1] / pairs[:, 0])}
     return {**compared, **memory, **times, **note}
 
 
@@ -245,18 +245,15 @@ def in_turns(config: Config, workload: str, r: int, turns: str) -> list[dict[str
         if method.name.startswith(turns) and not slow and (config.compiled or not method.compiled):
             try:
                 call = method.make(problem, theta, task)
-                call(), call()
+                call()
             except Exception as error:  # of another's library: whatever it raises, its row says it
                 rows += _failed({**job, "method": label}, _said(error))
             else:
                 calls[label] = call
-    times: list[list[float]] = []
-    while len(times) < config.rounds and (len(times) < 5 or sum(map(sum, times)) < config.patience * len(calls)):
-        times.append([seconds(call) for call in calls.values()])
+    times = alternate([*calls.values()], config.rounds, config.patience * len(calls))
     taken = dict(zip(calls, np.array(times).T, strict=True))
     for label, one in taken.items():
-        low, ratio, high = np.quantile(one / taken[f"torch: {turns}, by hand"], (0.25, 0.5, 0.75)).tolist()
-        found = {"seconds": float(np.median(one)), "ratio": ratio, "low": low, "high": high}
+        found = {"seconds": float(np.median(one)), **spread(one / taken[f"torch: {turns}, by hand"])}
         rows.append({**_identity({**job, "method": label}), **found, "note": f"{len(times)} turns"})
     return rows
 
@@ -285,15 +282,20 @@ def difference(config: Config, workload: str, r: int, method: str) -> float:
     return float((call() - wanted).norm() / max(wanted.norm(), exact.norm()))
 
 
-def alternate(
-    first: Callable[[], object], second: Callable[[], object], rounds: int, patience: float
-) -> list[tuple[float, float]]:
-    """Seconds of both, in turns, after a call of each that is not counted; fewer rounds, but 5, if they take long."""
-    first(), second()
-    found: list[tuple[float, float]] = []
+def alternate(calls: Sequence[Callable[[], object]], rounds: int, patience: float) -> list[list[float]]:
+    """Seconds of all, in turns, after a call of each that is not counted; fewer rounds, but 5, if they take long."""
+    for call in calls:
+        call()
+    found: list[list[float]] = []
     while len(found) < rounds and (len(found) < 5 or sum(map(sum, found)) < patience):
-        found.append((seconds(first), seconds(second)))
+        found.append([seconds(call) for call in calls])
     return found
+
+
+def spread(ratios: NDArray[np.float64]) -> dict[str, float]:
+    """The median and the quartiles, as a row has them."""
+    low, ratio, high = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
+    return {"ratio": ratio, "low": low, "high": high}
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -357,9 +359,9 @@ def theory_calls(rounds: int) -> list[dict[str, Any]]:
     for workload, things in workloads.items():
         times = np.array([[seconds(run) for run in things.values()] for _ in range(rounds)])
         base = np.median(times[:, 0])
-        for name, (low, median, high) in zip(things, np.quantile(times, (0.25, 0.5, 0.75), axis=0).T, strict=True):
-            rows.append({"group": "theory", "workload": workload, "method": name, "seconds": median,
-                         "ratio": median / base, "low": low / base, "high": high / base})  # fmt: skip
+        for name, taken in zip(things, times.T, strict=True):
+            found = {"seconds": float(np.median(taken)), **spread(taken / base)}
+            rows.append({"group": "theory", "workload": workload, "method": name, **found})
     return rows
 
 
@@ -375,57 +377,6 @@ def answer(table: pd.DataFrame) -> str:
         each = (f"{b.library} ({b.method}) {b.ratio:.2f}× in {b.resident_bytes / 1e6:.0f} MB" for b in best)
         said.append(f"{workload}, r = {rows.r.iloc[0]:g}: " + "; ".join(each))
     return "The quickest exact gradients, ours first. " + ". ".join(said) + "."
-
-
-def judge(table: pd.DataFrame) -> list[Verdict]:
-    """Do all compute the same gradient, and are the promises kept?"""
-    verdicts = []
-    compared = table[table.difference.notna()]
-    for (workload, r), rows in compared.groupby(["workload", "r"]):
-        worst = rows.difference.max()
-        subject = f"largest difference of {len(rows)} gradients, {workload}, r = {r:g}"
-        verdicts.append(Verdict(subject, "<=", SAME, worst, 0.0, "yes" if worst <= SAME else "no"))
-    verdicts += _judge_turns(table)
-    for row in table[table.group == "promises"].itertuples():
-        subject = f"{row.method}, {row.workload}"
-        if row.method.startswith("growth"):
-            verdicts.append(Verdict(subject, "<=", 0.0, row.live_bytes, 0.0, "yes" if row.live_bytes <= 0 else "no"))
-        elif row.method.startswith("memory"):
-            verdicts.append(Verdict(subject, "<=", 1.0, row.ratio, 0.01, "yes" if row.ratio <= 1.01 else "no"))
-        elif row.method.startswith("bytes"):
-            verdicts.append(Verdict(subject, "=", 1.0, row.ratio, 0.2, "yes" if abs(row.ratio - 1) <= 0.2 else "no"))
-        elif row.method == "simulation, compiled, numbers drawn before":
-            verdicts.append(Verdict(subject, ">=", 10.0, row.ratio, 0.0, "yes" if row.ratio >= 10 else "no"))
-        elif row.method.startswith("time"):
-            bar = 0.25 if "at once" in row.method else 0.2 if "forecast" in row.method else 0.1
-            half = (row.high - row.low) / 2
-            agrees = "yes" if abs(row.ratio - 1) <= bar else "inconclusive" if not half <= bar else "no"
-            verdicts.append(Verdict(subject, "=", 1.0, row.ratio, half, agrees))
-    return verdicts
-
-
-def _judge_turns(table: pd.DataFrame) -> list[Verdict]:
-    """Is ours as quick as the quickest of the others that compute the same gradient?"""
-    named = ["workload", "library", "method"]
-    right = table[(table.group == "hypergradients") & (table.difference <= SAME)][named].drop_duplicates()
-    turns = table[(table.group == "in turns") & table.ratio.notna()].merge(right, on=named)
-    verdicts = []
-    for (workload, r), rows in turns.groupby(["workload", "r"]):
-        for method, bar in (("first-order", 1.03), ("exact, unrolled", 1.05), ("exact, unrolled, compiled", 1.0),
-                            ("exact, stored, compiled", 1.0)):  # fmt: skip
-            others = rows[rows.method.str.startswith(method.partition(",")[0]) & (rows.library != "ufom")]
-            if not method.endswith("compiled"):
-                others = others[others.library != "jax"]
-            if others.empty:
-                continue
-            for ours in rows[(rows.library == "ufom") & (rows.method == method)].itertuples():
-                best = others.loc[others.ratio.idxmin()]
-                over = ours.ratio / best.ratio
-                half = over * ((ours.high - ours.low) / ours.ratio + (best.high - best.low) / best.ratio) / 2
-                agrees = "yes" if over <= bar else "inconclusive" if over - half <= bar else "no"
-                subject = f"time of ours, {method}, over the quickest of the others, {workload}, r = {r:g}"
-                verdicts.append(Verdict(subject, "<=", bar, over, half, agrees))
-    return verdicts
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from studies.methods import STREAM, Q
-from studies.performance import Config, build, seconds
+from studies.performance import Config, build, seconds, spread
 from studies.toy_benchmark import measure_toy
 from ufom_runtime import (
     EXACT,
@@ -29,7 +29,7 @@ from ufom_runtime import (
 from ufom_runtime.memory import LiveBytes
 from ufom_runtime.problem import count, parts, take
 from ufom_runtime.problems.quadratic import quadratic
-from ufom_theory import CostModel, Sweep, Truncated
+from ufom_theory import Sweep, Truncated
 
 Rows = Iterator[dict[str, Any]]
 BATCHES = {0: 0.4, 1: 0.4, 2: 0.2}  # ones among 8 coins, and how often: their mean is 8·Q
@@ -37,15 +37,12 @@ BATCHES = {0: 0.4, 1: 0.4, 2: 0.2}  # ones among 8 coins, and how often: their m
 
 def _over_predicted(pairs: list[tuple[float, float]]) -> dict[str, Any]:
     measured, predicted = np.array(pairs).T
-    low, ratio, high = np.quantile(measured / predicted, (0.25, 0.5, 0.75)).tolist()
     said = f"{np.median(measured):.4g} s, predicted {np.median(predicted):.4g} s"
-    return {"seconds": float(np.median(measured)), "ratio": ratio, "low": low, "high": high, "note": said}
+    return {"seconds": float(np.median(measured)), **spread(measured / predicted), "note": said}
 
 
-def _cost(problem: Any, theta: Any, tasks: Any, **changes: Any) -> CostModel:
-    """C1 and C2 timed anew, so that a machine that slows down slows both sides."""
-    timed = measure_cost(problem, theta, tasks, seconds=0.1, repeats=5)
-    return CostModel(r=problem.r, c1=timed.c1, c2=timed.c2, **changes)
+# C1 and C2 timed anew, so that a machine that slows down slows both sides
+_cost = partial(measure_cost, seconds=0.1, repeats=5)
 
 
 def checkpoint_time(config: Config) -> Rows:

@@ -45,11 +45,11 @@ def _as_weight_gradient(node: Node) -> None:
     last, swapped = node, False
     while len(last.users) == 1 and (_swaps(user := next(iter(last.users))) or _cuts(user)):
         last, swapped = user, swapped != _swaps(user)
-    weights = _value(last)
+    weights = value_of(last)
     # what is their convolution by such weights must have g's size
-    sizes = zip(_value(x).shape[2:], weights.shape[2:], dilation, padding, stride, strict=True)  # type: ignore[arg-type]
+    sizes = zip(value_of(x).shape[2:], weights.shape[2:], dilation, padding, stride, strict=True)  # type: ignore[arg-type]
     out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes]
-    if not swapped or out != list(_value(g).shape[2:]):
+    if not swapped or out != list(value_of(g).shape[2:]):
         return
     with node.graph.inserting_before(last):
         shape_only = node.graph.call_function(_aten.new_empty.default, (g, list(weights.shape)))
@@ -58,7 +58,8 @@ def _as_weight_gradient(node: Node) -> None:
         last.replace_all_uses_with(node.graph.call_function(operator.getitem, (backward, 1)))
 
 
-def _value(node: Node) -> Tensor:
+def value_of(node: Node) -> Tensor:
+    """What the trace knows of a node's tensor: its shape and type."""
     return cast(Tensor, node.meta["val"])
 
 

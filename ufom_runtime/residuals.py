@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from ufom_runtime.convolutions import value_of
+
 
 def split(joint: GraphModule) -> tuple[GraphModule, GraphModule, int]:
     """Cut a traced (*inputs, φ, α, b2) → (next φ, *what comes of b2) in two.
@@ -34,7 +36,7 @@ def split(joint: GraphModule) -> tuple[GraphModule, GraphModule, int]:
     residuals = _minimum_cut(joint.graph, _after(b2), {*inputs, alpha, *joint.graph.find_nodes(op="get_attr")})
     first = _extract(joint, [*inputs, phi, alpha], [following, *residuals], copy_views=True)
     second = _extract(joint, [*inputs, alpha, b2, *residuals], backward)
-    return first, second, sum(_value(n).nbytes for n in residuals)
+    return first, second, sum(value_of(n).nbytes for n in residuals)
 
 
 def _after(node: Node) -> set[Node]:
@@ -89,13 +91,9 @@ def _bytes(node: Node) -> float:
     viewed = node
     while _is_view(viewed):
         viewed = cast(Node, viewed.args[0])
-    if viewed is not node and _value(node).numel() >= _value(viewed).numel():
+    if viewed is not node and value_of(node).numel() >= value_of(viewed).numel():
         return math.inf
-    return _value(node).nbytes
-
-
-def _value(node: Node) -> Tensor:
-    return cast(Tensor, node.meta["val"])
+    return value_of(node).nbytes
 
 
 def _extract(

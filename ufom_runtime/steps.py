@@ -168,8 +168,8 @@ def _compile_halves(
     noise, b2 = (torch.randn(phi.shape, generator=generator, dtype=phi.dtype).to(phi.device) for _ in range(2))
     # any φ and b2 will do; but since the halves are held to the plain step there, let them be no special ones
     phi = phi + 0.01 * (1 + phi.abs()) * noise
-    plain = _plain(problem, joint_step, tupled, (*arguments, b2))
     given = (*inputs, phi, alpha, b2)
+    plain = _plain(problem, joint_step, tupled, given)
     expected = plain(*given)
     if not any(tensor is not None for tensor in expected[1:]):
         return None

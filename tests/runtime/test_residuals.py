@@ -11,6 +11,7 @@ from tests.runtime.conftest import F64
 from tests.runtime.test_steps import failing, few_shot, hypercleaning, sines
 from ufom_runtime import EXACT, UFOM, BilevelProblem, Estimator, count_calls, hypergradient, measure_cost, peak_bytes
 from ufom_runtime.algorithms import first_state
+from ufom_runtime.problem import count
 from ufom_runtime.problems.hypercleaning import digits_hypercleaning
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_runtime.residuals import split
@@ -100,7 +101,7 @@ def closed_over():
 
 
 def records(problem, theta, tasks, unrolled):
-    rows = theta.expand(len(tasks[0]), -1)
+    rows = theta.expand(count(tasks), -1)
     steps, phi = Steps(problem, rows, tasks, unrolled=unrolled), first_state(problem, rows, tasks)
     return phi, steps.record(phi, 0)[1]
 
@@ -131,7 +132,7 @@ def test_a_stored_sweep_keeps_what_is_smaller_and_an_unrolled_one_the_residuals(
 def test_gradients_from_residuals_are_those_of_the_unrolled_loop_and_counted_alike(make, sweep):
     problem, theta, tasks = make()
     compiled = replace(problem, compile=True)
-    n, r = len(tasks[0]) if isinstance(tasks, tuple) else len(tasks), problem.r
+    n, r = count(tasks), problem.r
     exact, last = (unrolled_gradient(problem, theta, tasks, k) for k in (r, 1))
     with count_calls() as calls:
         found = hypergradient(compiled, theta, tasks, Estimator(1.0, sweep), per_task=True)

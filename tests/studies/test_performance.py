@@ -143,8 +143,8 @@ def test_what_fails_in_its_turn_is_a_row_that_says_so(monkeypatch, random_images
 
 
 def test_long_calls_are_repeated_less_often():
-    assert len(performance.alternate(list, list, rounds=9, patience=0.0)) == 5
-    assert len(performance.alternate(list, list, rounds=9, patience=60.0)) == 9
+    assert len(performance.alternate([list, list], rounds=9, patience=0.0)) == 5
+    assert len(performance.alternate([list, list], rounds=9, patience=60.0)) == 9
 
 
 def test_promises_are_judged_and_can_be_broken(table):
