@@ -117,7 +117,7 @@ def figures(block: Any, block_vars: dict[str, Any], gallery_conf: dict[str, Any]
 
 def write_explorer(app: Any) -> None:
     """The page of `ufom explore`, beside the site's own."""
-    from ufom_runtime.explorer import explorer_page
+    from ufom_runtime.command.explorer import explorer_page
 
     folder = Path(app.confdir) / "_build" / "extra"
     folder.mkdir(parents=True, exist_ok=True)

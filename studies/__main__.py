@@ -30,12 +30,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from studies import commands
-from studies.commands import Gpus, Jobs, Kind, Minutes, Partition, Size
-from studies.configuration import read_config
-from studies.executors import Executor, executor
-from studies.sweep import Store
-from ufom_runtime.style import SHEET
+from studies.engine import commands
+from studies.engine.commands import Gpus, Jobs, Kind, Minutes, Partition, Size
+from studies.engine.configuration import read_config
+from studies.engine.executors import Executor, executor
+from studies.engine.sweep import Store
+from ufom_runtime.command.style import SHEET
 from ufom_theory import UfomError, Verdict
 
 HERE = Path(__file__).parent

@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from studies.drawing import legend_below, shades
+from studies.engine.sweep import Store
 from studies.optimal_q import outer_step_size
-from studies.sweep import Store
-from ufom_runtime.style import GREY, LOOKS, WIDTH
+from studies.shared.drawing import legend_below, shades
+from ufom_runtime.command.style import GREY, LOOKS, WIDTH
 from ufom_theory import TwoTaskProblem, Verdict, diverging_problem
 
 if TYPE_CHECKING:

@@ -19,15 +19,26 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from studies.sweep import Store
-from studies.training import ADAPTIVE, at, charged, corrected, draw_curves, legend, markdown, mean_sem, missing, rounded
+from studies.engine.sweep import Store
+from studies.shared.training import (
+    ADAPTIVE,
+    at,
+    charged,
+    corrected,
+    draw_curves,
+    legend,
+    markdown,
+    mean_sem,
+    missing,
+    rounded,
+)
 from ufom_runtime import EXACT, FOM, REPTILE, UFOM, hypergradient, measure_moments, outer_sgd
 from ufom_runtime.algorithms import inner_gd
-from ufom_runtime.data import cifar100, omniglot
+from ufom_runtime.command.style import WIDTH
 from ufom_runtime.problem import Task
+from ufom_runtime.problems.data import cifar100, omniglot
 from ufom_runtime.problems.few_shot import FewShotProblem, cifar100_few_shot, digits_few_shot, omniglot_few_shot
 from ufom_runtime.steps import Steps
-from ufom_runtime.style import WIDTH
 from ufom_theory import CostModel, Moments, Sweep, UfomError, Verdict, optimal_q
 
 if TYPE_CHECKING:
@@ -110,7 +121,7 @@ def measure(config: Config, store: Store, progress: Callable[[float], object] = 
     """
     cells = list(_cells(config, [setting for setting in config.settings if _is_there(setting[0])]))
     if not cells:
-        raise UfomError(f"none of the data of {config.settings} is there: call ufom_runtime.downloads.fetch")
+        raise UfomError(f"none of the data of {config.settings} is there: call ufom_runtime.problems.downloads.fetch")
     outcome = store.run(cells, run_cell, jobs=config.jobs, progress=progress)
     if outcome.failed:
         cell, error = outcome.failed[0]

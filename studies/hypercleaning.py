@@ -26,15 +26,26 @@ import pandas as pd
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from studies.sweep import Store
-from studies.training import ADAPTIVE, at, charged, corrected, draw_curves, legend, markdown, mean_sem, missing, rounded
+from studies.engine.sweep import Store
+from studies.shared.training import (
+    ADAPTIVE,
+    at,
+    charged,
+    corrected,
+    draw_curves,
+    legend,
+    markdown,
+    mean_sem,
+    missing,
+    rounded,
+)
 from ufom_runtime import EXACT, FOM, UFOM, measure_cost, measure_moments, outer_sgd
 from ufom_runtime.algorithms import first_state, inner_gd
-from ufom_runtime.data import mnist
+from ufom_runtime.command.style import GREY, LOOKS, WIDTH
 from ufom_runtime.problem import single
+from ufom_runtime.problems.data import mnist
 from ufom_runtime.problems.hypercleaning import HypercleaningProblem, digits_hypercleaning, mnist_hypercleaning
 from ufom_runtime.steps import Steps
-from ufom_runtime.style import GREY, LOOKS, WIDTH
 from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, Verdict, optimal_q
 
 if TYPE_CHECKING:

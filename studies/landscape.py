@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import pandas as pd
 
+from studies.engine.sweep import Store
 from studies.landscape_cell import SAMPLED, run
 from studies.landscape_figure import WINS, planned
 from studies.landscape_figure import answer as answer
@@ -32,9 +33,8 @@ from studies.landscape_figure import draw as draw
 from studies.landscape_figure import guide as guide
 from studies.landscape_figure import page as page
 from studies.landscape_problems import Setting
-from studies.sweep import Store
-from studies.training import missing
-from ufom_runtime.data import omniglot
+from studies.shared.training import missing
+from ufom_runtime.problems.data import omniglot
 from ufom_theory import UfomError, Verdict
 
 VERSION = 1  # of the cells

@@ -14,11 +14,11 @@ from torch import Tensor
 from studies.landscape_problems import PLANNED, Draw, Setting, candidates, make_method, memory, outcomes, proxies
 from ufom_runtime import EXACT, hypergradient
 from ufom_runtime.derivatives import Calls, count_calls
+from ufom_runtime.measure.moments import SquaredMean, moments_by_proxy
 from ufom_runtime.memory import peak_bytes
-from ufom_runtime.moments import SquaredMean, moments_by_proxy
+from ufom_runtime.methods import METHODS
 from ufom_runtime.problem import BilevelProblem, Task, parts, take
 from ufom_runtime.problems.quadratic import QuadraticProblem
-from ufom_runtime.rivals import METHODS
 from ufom_theory import Moments, Truncated, UfomError
 
 SAMPLED = ("es", "guided-es")

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from studies.drawing import place_labels, plain_ticks
 from studies.landscape_problems import PLANNED, memory
-from studies.training import markdown
-from ufom_runtime.style import GREY, LOOKS, WIDTH
+from studies.shared.drawing import place_labels, plain_ticks
+from studies.shared.training import markdown
+from ufom_runtime.command.style import GREY, LOOKS, WIDTH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

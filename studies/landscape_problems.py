@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from ufom_runtime import REPTILE, UFOM, Estimator, hypergradient
-from ufom_runtime.outer_loop import Rule
+from ufom_runtime.methods import ES, METHODS, GuidedES, RootCheckpointing, Telescoping
 from ufom_runtime.problem import BilevelProblem, Task, count
 from ufom_runtime.problems.few_shot import omniglot_few_shot
 from ufom_runtime.problems.hypercleaning import digits_hypercleaning
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_runtime.problems.synthetic import synthetic
-from ufom_runtime.rivals import ES, METHODS, GuidedES, RootCheckpointing, Telescoping
+from ufom_runtime.training.train import Rule
 from ufom_theory import Moments, Sweep, Truncated, UfomError, plan
 from ufom_theory.planner import Candidate
 

@@ -18,11 +18,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from studies.drawing import SIZE, legend_below, plain_ticks, shades
-from studies.sweep import Store
-from ufom_runtime.style import GREY, LOOKS, WIDTH
+from studies.engine.sweep import Store
+from studies.shared.drawing import SIZE, legend_below, plain_ticks, shades
+from ufom_runtime.command.style import GREY, LOOKS, WIDTH
 from ufom_theory import CostModel, Moments, UfomError, Verdict, optimal_q
-from ufom_theory.divergence import TwoTaskProblem, squared_gradient_norms
+from ufom_theory.two_tasks import TwoTaskProblem, squared_gradient_norms
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

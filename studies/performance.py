@@ -335,7 +335,9 @@ def _resident(key: str) -> int:
 
 _IMPORT_NUMPY = "import numpy"
 _FIRST_Q = "from ufom_theory import *; optimal_q(Moments(d2=.02, v2=.9), CostModel(r=10)).q"
-_COMMAND = "import sys; sys.argv = 'ufom q --d2 0.02 --v2 0.9'.split(); from ufom_runtime.cli import main; main()"
+_COMMAND = (
+    "import sys; sys.argv = 'ufom q --d2 0.02 --v2 0.9'.split(); from ufom_runtime.command.cli import main; main()"
+)
 
 
 def theory_calls(rounds: int) -> list[dict[str, Any]]:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from studies.drawing import place_labels, plain_ticks
-from ufom_runtime.style import GREY, LOOKS, WIDTH
+from studies.shared.drawing import place_labels, plain_ticks
+from ufom_runtime.command.style import GREY, LOOKS, WIDTH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -26,10 +26,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from studies import optimal_q as fast_enough
-from studies.drawing import SIZE, legend_below, shades
+from studies.engine.sweep import Store
 from studies.optimal_q import RANGE, exact_norms, exact_run
-from studies.sweep import Store
-from ufom_runtime.style import GREY, LOOKS, WIDTH
+from studies.shared.drawing import SIZE, legend_below, shades
+from ufom_runtime.command.style import GREY, LOOKS, WIDTH
 from ufom_theory import CostModel, Moments, Prediction, Sweep, TwoTaskProblem, UfomError, Verdict, optimal_q
 
 if TYPE_CHECKING:

@@ -30,18 +30,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from studies.drawing import plain_number, shades
-from studies.sweep import Store
-from studies.training import missing
+from studies.engine.sweep import Store
+from studies.shared.drawing import plain_number, shades
+from studies.shared.training import missing
 from ufom_runtime import EXACT, Estimator, hypergradient, measure_cost, measure_moments, outer_sgd
 from ufom_runtime.algorithms import first_state, inner_gd
-from ufom_runtime.data import mnist, omniglot
+from ufom_runtime.command.style import GREY, LOOKS, WIDTH
 from ufom_runtime.problem import BilevelProblem, Task, count
+from ufom_runtime.problems.data import mnist, omniglot
 from ufom_runtime.problems.few_shot import omniglot_few_shot
 from ufom_runtime.problems.hypercleaning import digits_hypercleaning, mnist_hypercleaning
 from ufom_runtime.problems.quadratic import QuadraticProblem, quadratic
 from ufom_runtime.steps import Steps
-from ufom_runtime.style import GREY, LOOKS, WIDTH
 from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, Verdict, optimal_q
 
 if TYPE_CHECKING:

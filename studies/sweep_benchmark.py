@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from studies.executors import Local
-from studies.sweep import Store
+from studies.engine.executors import Local
+from studies.engine.sweep import Store
 
 
 def work(cell: Mapping[str, Any]) -> list[dict[str, float]]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ufom_runtime import chains
 from ufom_theory import UfomError
-from ufom_theory.divergence import TwoTaskProblem
+from ufom_theory.two_tasks import TwoTaskProblem
 
 Array = NDArray[Any]
 PAIR = TwoTaskProblem(alpha=0.01, r=10, a=(0.5, 1.5), b=(0.0, 10.0), A=400.0)

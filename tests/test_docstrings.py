@@ -78,7 +78,7 @@ def test_it_is_documented(module, name):
     else:  # an instance: its class is documented, or Python's own, and it itself where it is made
         own = type(documented).__module__ != "builtins"
         assert not own or list(of_class(name, type(documented))) == []
-        source = inspect.getsource(inspect.getmodule(type(documented)) if own else ufom_runtime.rivals)
+        source = inspect.getsource(inspect.getmodule(type(documented)) if own else ufom_runtime.methods)
         assert re.search(rf'^{name}\b[^=\n]* = (.*|{{\n(.*\n)*?}})\n"""\w', source, re.M)
 
 

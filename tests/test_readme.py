@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ufom_runtime import cli
+from ufom_runtime.command import cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -9,13 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ufom_runtime.adaptive import AdaptiveUFOM as AdaptiveUFOM
-    from ufom_runtime.audit import Audit as Audit
-    from ufom_runtime.audit import audit_gradient as audit_gradient
-    from ufom_runtime.clock import choose_chunk as choose_chunk
-    from ufom_runtime.clock import measure_cost as measure_cost
-    from ufom_runtime.constants import compare_bounds as compare_bounds
-    from ufom_runtime.constants import estimate_constants as estimate_constants
+    from ufom_runtime.audit.audit import Audit as Audit
+    from ufom_runtime.audit.audit import audit_gradient as audit_gradient
     from ufom_runtime.derivatives import count_calls as count_calls
     from ufom_runtime.estimators import EXACT as EXACT
     from ufom_runtime.estimators import FOM as FOM
@@ -23,37 +18,42 @@ if TYPE_CHECKING:
     from ufom_runtime.estimators import UFOM as UFOM
     from ufom_runtime.estimators import Estimator as Estimator
     from ufom_runtime.estimators import hypergradient as hypergradient
-    from ufom_runtime.forecasting import forecast as forecast
+    from ufom_runtime.measure.clock import choose_chunk as choose_chunk
+    from ufom_runtime.measure.clock import measure_cost as measure_cost
+    from ufom_runtime.measure.constants import compare_bounds as compare_bounds
+    from ufom_runtime.measure.constants import estimate_constants as estimate_constants
+    from ufom_runtime.measure.forecast import forecast as forecast
+    from ufom_runtime.measure.moments import measure_moments as measure_moments
+    from ufom_runtime.measure.moments import moments_by_proxy as moments_by_proxy
     from ufom_runtime.memory import peak_bytes as peak_bytes
-    from ufom_runtime.moments import measure_moments as measure_moments
-    from ufom_runtime.moments import moments_by_proxy as moments_by_proxy
-    from ufom_runtime.outer_loop import outer_sgd as outer_sgd
+    from ufom_runtime.methods import ES as ES
+    from ufom_runtime.methods import METHODS as METHODS
+    from ufom_runtime.methods import Forward as Forward
+    from ufom_runtime.methods import GuidedES as GuidedES
+    from ufom_runtime.methods import Implicit as Implicit
+    from ufom_runtime.methods import Reversible as Reversible
+    from ufom_runtime.methods import Telescoping as Telescoping
+    from ufom_runtime.methods.adaptive import AdaptiveUFOM as AdaptiveUFOM
+    from ufom_runtime.methods.reptile import REPTILE as REPTILE
     from ufom_runtime.parameters import FlatModule as FlatModule
     from ufom_runtime.problem import BilevelProblem as BilevelProblem
-    from ufom_runtime.reptile import REPTILE as REPTILE
-    from ufom_runtime.rivals import ES as ES
-    from ufom_runtime.rivals import METHODS as METHODS
-    from ufom_runtime.rivals import Forward as Forward
-    from ufom_runtime.rivals import GuidedES as GuidedES
-    from ufom_runtime.rivals import Implicit as Implicit
-    from ufom_runtime.rivals import Reversible as Reversible
-    from ufom_runtime.rivals import Telescoping as Telescoping
+    from ufom_runtime.training.train import outer_sgd as outer_sgd
 
 _ROOMS = {
-    "adaptive": ["AdaptiveUFOM"],
-    "audit": ["Audit", "audit_gradient"],
-    "clock": ["choose_chunk", "measure_cost"],
-    "constants": ["compare_bounds", "estimate_constants"],
+    "methods.adaptive": ["AdaptiveUFOM"],
+    "audit.audit": ["Audit", "audit_gradient"],
+    "measure.clock": ["choose_chunk", "measure_cost"],
+    "measure.constants": ["compare_bounds", "estimate_constants"],
     "derivatives": ["count_calls"],
     "estimators": ["EXACT", "FOM", "RECOMPUTED", "UFOM", "Estimator", "hypergradient"],
-    "forecasting": ["forecast"],
+    "measure.forecast": ["forecast"],
     "memory": ["peak_bytes"],
-    "moments": ["measure_moments", "moments_by_proxy"],
-    "outer_loop": ["outer_sgd"],
+    "measure.moments": ["measure_moments", "moments_by_proxy"],
+    "training.train": ["outer_sgd"],
     "parameters": ["FlatModule"],
     "problem": ["BilevelProblem"],
-    "reptile": ["REPTILE"],
-    "rivals": ["ES", "METHODS", "Forward", "GuidedES", "Implicit", "Reversible", "Telescoping"],
+    "methods.reptile": ["REPTILE"],
+    "methods": ["ES", "METHODS", "Forward", "GuidedES", "Implicit", "Reversible", "Telescoping"],
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 __all__ = sorted(_ROOM_OF)

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from ufom_runtime.memory import budget
 from ufom_theory import UfomError
-from ufom_theory.divergence import TwoTaskProblem
-from ufom_theory.quantities import finite, instance, integer, positive, scalar
+from ufom_theory.checks import finite, instance, integer, positive, scalar
+from ufom_theory.two_tasks import TwoTaskProblem
 
 Array = NDArray[np.float64]
 Kernels = tuple[Callable[..., Any], Callable[..., Any]]

@@ -15,8 +15,8 @@ from ufom_runtime.derivatives import Calls, count_calls, count_rows
 from ufom_runtime.memory import budget, peak_bytes
 from ufom_runtime.problem import BilevelProblem, Task, all_finite, check, count, cpu_generator, parts, repeat, take
 from ufom_theory import CostModel, Sweep, Truncated, UfomError
+from ufom_theory.checks import integer
 from ufom_theory.planner import states_held
-from ufom_theory.quantities import integer
 
 Coin = Literal["task", "batch"]
 Each = Callable[[Callable[[Tensor], list[Tensor]], Sequence[Tensor]], Iterable[list[Tensor]]]
@@ -127,7 +127,7 @@ def gradients(
 
 @runtime_checkable
 class PerTask(Protocol):
-    """What has estimates of its own, one a task: the methods of `ufom_runtime.rivals`."""
+    """What has estimates of its own, one a task: the methods of `ufom_runtime.methods`."""
 
     def per_task(
         self, problem: BilevelProblem, theta: Tensor, tasks: Task, generator: Generator | None, chunk: int | None
@@ -152,7 +152,7 @@ def hypergradient(
         problem: the problem.
         theta: outer parameters, shape (s,); computed on its device and in its dtype.
         tasks: n tasks, stacked in the leading dimension.
-        estimator: FOM, EXACT, RECOMPUTED, UFOM(q, sweep, proxy), or a method of `ufom_runtime.rivals`.
+        estimator: FOM, EXACT, RECOMPUTED, UFOM(q, sweep, proxy), or a method of `ufom_runtime.methods`.
         coins: ξ of each task, boolean, shape (n,); for 0 < q < 1 give these or a generator.
         generator: a CPU generator that draws the coins, or what else a method draws; not the one that draws the tasks
             (Theorem 1).

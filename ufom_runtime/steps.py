@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ufom_runtime.convolutions import rewrite_convolutions
+from ufom_runtime.compiled.convolutions import rewrite_convolutions
+from ufom_runtime.compiled.residuals import split
 from ufom_runtime.derivatives import (
     count_rows,
     gradient_and_products,
@@ -26,7 +27,6 @@ from ufom_runtime.derivatives import (
     outer_gradients,
 )
 from ufom_runtime.problem import BilevelProblem, Task, parts
-from ufom_runtime.residuals import split
 from ufom_theory import UfomError
 
 T = TypeVar("T")

@@ -10,11 +10,12 @@ from ufom_theory.bounds import (
     smoothness_bound,
     time_bound,
 )
-from ufom_theory.complexity import CostModel, Sweep, Truncated
-from ufom_theory.divergence import TwoTaskProblem, diverging_problem, squared_gradient_norms
+from ufom_theory.checks import UfomError
+from ufom_theory.cost import CostModel, Sweep, Truncated
 from ufom_theory.optimum import Prediction, exponent, optimal_q
 from ufom_theory.planner import Candidate, plan
-from ufom_theory.quantities import AssumptionConstants, Moments, UfomError, Verdict
+from ufom_theory.quantities import AssumptionConstants, Moments, Verdict
+from ufom_theory.two_tasks import TwoTaskProblem, diverging_problem, squared_gradient_norms
 
 __all__ = [
     "AssumptionConstants",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ufom_theory.complexity import CostModel
+from ufom_theory.checks import UfomError, finite, integer, positive, scalar
+from ufom_theory.cost import CostModel
 from ufom_theory.optimum import optimal_q
-from ufom_theory.quantities import Moments, UfomError, finite, integer, positive, scalar
+from ufom_theory.quantities import Moments
 
 
 def bootstrap_interval(

@@ -10,8 +10,9 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ufom_theory.complexity import CostModel, Truncated
-from ufom_theory.quantities import AssumptionConstants, Moments, UfomError, finite, instance, positive, scalar
+from ufom_theory.checks import UfomError, finite, instance, positive, scalar
+from ufom_theory.cost import CostModel, Truncated
+from ufom_theory.quantities import AssumptionConstants, Moments
 
 
 def _factors(constants: AssumptionConstants, step_sizes: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ufom_theory.quantities import UfomError
+from ufom_theory.checks import UfomError
 
 _GRAMMAR = "write sgd:γ, adam:γ, tuned, decay:s, decay:s:γ₁ or paper, as in 'sgd:0.05', 'adam:1e-3' or 'decay:0.5:1'"
 

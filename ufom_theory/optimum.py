@@ -12,19 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ufom_theory.complexity import CostModel
-from ufom_theory.quantities import (
-    Z95,
-    Moments,
-    Number,
-    UfomError,
-    broadcast,
-    instance,
-    integer,
-    plain,
-    positive,
-    scalar,
-)
+from ufom_theory.checks import Number, UfomError, broadcast, instance, integer, plain, positive, scalar
+from ufom_theory.cost import CostModel
+from ufom_theory.quantities import Z95, Moments
 
 Array = NDArray[np.float64]
 

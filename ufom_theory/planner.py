@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from ufom_theory.complexity import CostModel, Sweep, Truncated
+from ufom_theory.checks import UfomError, instance, integer, positive, scalar
+from ufom_theory.cost import CostModel, Sweep, Truncated
 from ufom_theory.optimum import optimal_q
-from ufom_theory.quantities import Moments, UfomError, instance, integer, positive, scalar
+from ufom_theory.quantities import Moments
 
 
 @dataclass(frozen=True)

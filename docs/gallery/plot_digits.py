@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from ufom_runtime import FOM, RECOMPUTED, UFOM, BilevelProblem, FlatModule, measure_moments, outer_sgd
+from ufom_runtime.command.style import LOOKS, SHEET
 from ufom_runtime.problems.few_shot import digits_few_shot
-from ufom_runtime.style import LOOKS, SHEET
 from ufom_theory import CostModel, optimal_q
 
 torch.manual_seed(0)

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from ufom_runtime.style import BLACK, LOOKS, SHEET
+from ufom_runtime.command.style import BLACK, LOOKS, SHEET
 from ufom_theory import diverging_problem, squared_gradient_norms
 
 D, steps = 0.06, 10_000

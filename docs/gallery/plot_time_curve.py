@@ -9,8 +9,8 @@ follows is held against the true one.
 import torch
 
 from ufom_runtime import measure_moments
+from ufom_runtime.command.time_curve import draw_time_curve
 from ufom_runtime.problems.quadratic import quadratic
-from ufom_runtime.time_curve import draw_time_curve
 from ufom_theory import CostModel, optimal_q
 
 problem = quadratic(r=30, alpha=0.02)

@@ -14,8 +14,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from studies.executors import Local
-from studies.sweep import Store
+from studies.engine.executors import Local
+from studies.engine.sweep import Store
 from tests.faults.table import alive, children, until
 from ufom_theory import UfomError
 

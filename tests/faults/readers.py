@@ -18,10 +18,11 @@ import numpy as np
 import torch
 
 from studies import regret
-from studies.configuration import read_config
+from studies.engine.configuration import read_config
 from tests.faults.fuzz import Reader, mutate, mutate_json
-from ufom_runtime import UFOM, data, outer_sgd
+from ufom_runtime import UFOM, outer_sgd
 from ufom_runtime.files import digest, read_sealed, write_sealed
+from ufom_runtime.problems import data
 from ufom_runtime.problems.quadratic import quadratic
 
 MIB = 2**20

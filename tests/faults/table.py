@@ -23,10 +23,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from unittest import mock
 
-from studies.cell import name_of
-from studies.executors import Local, Share
-from studies.sweep import Store
-from ufom_runtime.downloads import SOURCES, Source, fetch
+from studies.engine.cell import name_of
+from studies.engine.executors import Local, Share
+from studies.engine.sweep import Store
+from ufom_runtime.problems.downloads import SOURCES, Source, fetch
 from ufom_theory import UfomError
 
 ROOT = Path(__file__).parents[2]
@@ -225,7 +225,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from studies import __main__ as main, commands
+from studies import __main__ as main
+    from studies.engine import commands
 from tests.faults import table
 
 @dataclass(frozen=True)
@@ -297,7 +298,7 @@ def requeued(folder: Path) -> str:
         return rows(config)
 
     names = (str(folder), name_of(rows), " ".join(store.cell(config).id for config in CELLS))
-    with mock.patch("studies.cell._find", return_value=interrupted):
+    with mock.patch("studies.engine.cell._find", return_value=interrupted):
         with suppress(SystemExit):
             Share()(*names)
             raise AssertionError("not interrupted")

@@ -16,9 +16,11 @@ from pathlib import Path
 
 import torch
 
-from ufom_runtime import measure, moments_by_proxy, processes
+from ufom_runtime import moments_by_proxy
+from ufom_runtime.measure import __main__ as measure
 from ufom_runtime.problems.few_shot import digits_few_shot
 from ufom_runtime.problems.quadratic import quadratic
+from ufom_runtime.training import processes
 from ufom_theory import Truncated, UfomError
 
 PROXIES = (Truncated(0), Truncated(1))

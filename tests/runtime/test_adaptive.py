@@ -9,11 +9,11 @@ import torch
 from tests.oracles import unrolled_gradient
 from tests.runtime.conftest import F64, coupled
 from ufom_runtime import UFOM, AdaptiveUFOM, hypergradient, outer_sgd
-from ufom_runtime.adaptive import AdaptiveState
 from ufom_runtime.estimators import draw_coins
-from ufom_runtime.outer_loop import generator
+from ufom_runtime.methods.adaptive import AdaptiveState
 from ufom_runtime.problem import take
 from ufom_runtime.problems.synthetic import synthetic
+from ufom_runtime.training.train import generator
 from ufom_theory import Sweep, Truncated, UfomError
 
 

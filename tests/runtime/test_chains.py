@@ -16,7 +16,7 @@ from ufom_runtime.chains import BLOCK, simulate
 from ufom_runtime.problem import take
 from ufom_runtime.problems.synthetic import synthetic
 from ufom_theory import UfomError
-from ufom_theory.divergence import TwoTaskProblem, squared_gradient_norms
+from ufom_theory.two_tasks import TwoTaskProblem, squared_gradient_norms
 
 PAIR = TwoTaskProblem(alpha=0.1, r=10, a=(0.5, 1.5), b=(0.0, 10.0), A=400.0)
 NARROW = TwoTaskProblem(alpha=0.3, r=10, a=(0.5, 1.5), b=(0.0, 10.0), A=2.0)  # all three pieces are visited

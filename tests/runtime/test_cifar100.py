@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ufom_runtime import UFOM, data, hypergradient
+from ufom_runtime import UFOM, hypergradient
+from ufom_runtime.problems import data
 from ufom_runtime.problems.few_shot import cifar100_few_shot
 from ufom_theory import UfomError
 

@@ -7,13 +7,13 @@ import sys
 import numpy as np
 import pytest
 
-from ufom_runtime import cli
-from ufom_runtime.report import _row, _why
+from ufom_runtime.command import cli
+from ufom_runtime.command.report import _row, _why
 from ufom_theory import CostModel, Moments, Sweep, Truncated, optimal_q
 
 
 def ufom(*arguments, cwd=None):
-    code = "from ufom_runtime.cli import main; main()"
+    code = "from ufom_runtime.command.cli import main; main()"
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=cwd)
 
 
@@ -108,7 +108,7 @@ def test_bad_input_is_one_line_and_status_2(capsys, monkeypatch, arguments, word
 
 def test_missing_data_are_one_line(capsys, monkeypatch):
     monkeypatch.delenv("UFOM_DATA", raising=False)
-    from ufom_runtime import data
+    from ufom_runtime.problems import data
 
     data.mnist.cache_clear()
     code, _, err = run(capsys, monkeypatch, "measure", "mnist-hypercleaning")
@@ -124,7 +124,7 @@ def test_an_extra_that_is_not_installed_is_named(capsys, monkeypatch):
 
 def test_q_loads_neither_torch_nor_sympy():
     code = (
-        "import sys; from ufom_runtime.cli import main; sys.argv = 'ufom q --d2 0.02 --v2 0.9'.split()\n"
+        "import sys; from ufom_runtime.command.cli import main; sys.argv = 'ufom q --d2 0.02 --v2 0.9'.split()\n"
         "try: main()\nexcept SystemExit: pass\n"
         "print(sorted({'torch', 'sympy', 'scipy', 'pandas'} & set(sys.modules)))"
     )

@@ -6,10 +6,10 @@ import torch
 from torch.autograd.functional import hessian, jacobian
 
 from tests.runtime.conftest import F64, coupled
-from ufom_runtime.constants import compare_bounds, estimate_constants
+from ufom_runtime.measure.constants import compare_bounds, estimate_constants
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_runtime.problems.synthetic import synthetic
-from ufom_theory.divergence import diverging_problem
+from ufom_theory.two_tasks import diverging_problem
 
 
 def test_quadratics_have_known_constants():

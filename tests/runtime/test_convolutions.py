@@ -6,7 +6,7 @@ from torch.autograd import grad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
-from ufom_runtime.convolutions import rewrite_convolutions
+from ufom_runtime.compiled.convolutions import rewrite_convolutions
 
 ATEN = torch.ops.aten
 CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}

@@ -19,12 +19,12 @@ from ufom_runtime import (
     measure_moments,
     outer_sgd,
 )
+from ufom_runtime.command.report import measure
 from ufom_runtime.problem import parts
 from ufom_runtime.problems.few_shot import digits_few_shot
 from ufom_runtime.problems.hypercleaning import digits_hypercleaning
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_runtime.problems.synthetic import synthetic
-from ufom_runtime.report import measure
 from ufom_theory import Sweep, Truncated, UfomError
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the GPU is not tested")

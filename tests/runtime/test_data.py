@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from tests.runtime.conftest import needs_data
-from ufom_runtime import data
+from ufom_runtime.problems import data
 from ufom_runtime.problems.few_shot import digits_few_shot, omniglot_few_shot, sample_episodes
 from ufom_runtime.problems.hypercleaning import digits_hypercleaning, mnist_hypercleaning
 from ufom_theory import UfomError

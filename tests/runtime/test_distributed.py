@@ -14,8 +14,9 @@ import pytest
 import torch.distributed as dist
 
 from tests.runtime import group
-from ufom_runtime import measure_moments, processes
-from ufom_runtime.report import measure
+from ufom_runtime import measure_moments
+from ufom_runtime.command.report import measure
+from ufom_runtime.training import processes
 from ufom_theory import UfomError
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not hasattr(os, "fork"), reason="needs gloo and fork")
@@ -136,7 +137,7 @@ def test_the_chunks_do_not_depend_on_the_processes(pairs, chunks, monkeypatch):
         seen.add(chunk)
         raise UfomError("enough")
 
-    monkeypatch.setattr("ufom_runtime.report.moments_by_proxy", caught)
+    monkeypatch.setattr("ufom_runtime.command.report.moments_by_proxy", caught)
     problem = next(problem for name, problem, *_ in group.problems() if name == "three θ")
     for size in {1, 2, 9} & set(range(chunks + 1)):
         with pytest.raises(UfomError, match="enough"):

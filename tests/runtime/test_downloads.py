@@ -11,8 +11,8 @@ import zipfile
 import pytest
 
 from tests.runtime.conftest import needs_data
-from ufom_runtime import data, downloads
-from ufom_runtime.downloads import SOURCES, Source, content_digest, fetch
+from ufom_runtime.problems import data, downloads
+from ufom_runtime.problems.downloads import SOURCES, Source, content_digest, fetch
 from ufom_theory import UfomError
 
 
@@ -98,7 +98,7 @@ def test_bad_input_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("UFOM_DATA", str(tmp_path))
     with pytest.raises(UfomError, match="unknown: fetch mnist, omniglot, cifar100"):
         fetch("imagenet")
-    with pytest.raises(UfomError, match=r"call ufom_runtime\.downloads\.fetch\('cifar100'\)"):
+    with pytest.raises(UfomError, match=r"call ufom_runtime\.problems\.downloads\.fetch\('cifar100'\)"):
         data.cifar100()
     monkeypatch.setitem(sys.modules, "pooch", None)
     with pytest.raises(ModuleNotFoundError, match="pip install"):

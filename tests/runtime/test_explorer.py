@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.runtime.test_cli import run
-from ufom_runtime.explorer import explorer_page
+from ufom_runtime.command.explorer import explorer_page
 from ufom_theory import CostModel, Moments, Sweep, UfomError, optimal_q
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -272,5 +272,5 @@ def test_a_vanishing_second_moment_is_refused():
 
 
 def test_sympy_is_loaded_for_the_page_alone():
-    code = "import sys, ufom_runtime.explorer; print(sorted({'torch', 'sympy'} & set(sys.modules)))"
+    code = "import sys, ufom_runtime.command.explorer; print(sorted({'torch', 'sympy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

@@ -7,9 +7,9 @@ from tests.runtime.conftest import F64
 from ufom_runtime import EXACT, FOM, RECOMPUTED, REPTILE, UFOM, AdaptiveUFOM, Estimator, hypergradient, outer_sgd
 from ufom_runtime.estimators import draw_coins
 from ufom_runtime.memory import LiveBytes
-from ufom_runtime.outer_loop import generator
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_runtime.problems.synthetic import synthetic
+from ufom_runtime.training.train import generator
 from ufom_theory import Sweep, Truncated, UfomError
 
 

@@ -5,9 +5,9 @@ import torch
 
 from tests.runtime.conftest import coupled
 from ufom_runtime import FOM, REPTILE, count_calls, outer_sgd
-from ufom_runtime.outer_loop import generator
 from ufom_runtime.problems.few_shot import digits_few_shot
 from ufom_runtime.problems.quadratic import quadratic
+from ufom_runtime.training.train import generator
 from ufom_theory import UfomError
 
 

@@ -18,10 +18,10 @@ import torch
 
 from ufom_runtime import EXACT, FOM, REPTILE, UFOM, AdaptiveUFOM, hypergradient, outer_sgd
 from ufom_runtime.files import digest, read_sealed, write_sealed, write_whole
-from ufom_runtime.outer_loop import generator
 from ufom_runtime.problems.few_shot import digits_few_shot
 from ufom_runtime.problems.quadratic import quadratic
-from ufom_runtime.resume import Checkpoint
+from ufom_runtime.training.resume import Checkpoint
+from ufom_runtime.training.train import generator
 from ufom_theory import UfomError
 
 ADAM = {"optimiser": lambda p: torch.optim.Adam(p, lr=0.03, betas=(0.8, 0.99), weight_decay=0.1)}

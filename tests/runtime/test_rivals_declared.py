@@ -9,8 +9,8 @@ import torch
 from tests.runtime.conftest import coupled
 from ufom_runtime import METHODS, BilevelProblem, Estimator, count_calls, hypergradient, outer_sgd
 from ufom_runtime.memory import peak_bytes
+from ufom_runtime.methods import ES, Entry, Forward, Implicit, Method, Reversible, Telescoping
 from ufom_runtime.problems.quadratic import quadratic
-from ufom_runtime.rivals import ES, Entry, Forward, Implicit, Method, Reversible, Telescoping
 from ufom_theory import Sweep, UfomError
 
 F64 = torch.float64

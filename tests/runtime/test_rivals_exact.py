@@ -8,10 +8,10 @@ import torch
 from tests.oracles import unrolled_gradient
 from tests.runtime.conftest import MAKERS, coupled
 from ufom_runtime import EXACT, METHODS, BilevelProblem, Estimator, hypergradient
+from ufom_runtime.methods import Checkpointing, Forward, Reversible, RootCheckpointing, TruncatedBackprop
+from ufom_runtime.methods.reversible import Loop
 from ufom_runtime.problem import count
 from ufom_runtime.problems.quadratic import quadratic
-from ufom_runtime.rivals import Checkpointing, Forward, Reversible, RootCheckpointing, TruncatedBackprop
-from ufom_runtime.rivals.reversible import Loop
 from ufom_theory import Sweep, UfomError
 
 F64 = torch.float64

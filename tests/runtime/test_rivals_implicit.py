@@ -10,10 +10,10 @@ import torch
 from tests.oracles import unrolled_gradient
 from tests.runtime.conftest import coupled
 from ufom_runtime import BilevelProblem, hypergradient, outer_sgd
+from ufom_runtime.methods import Implicit, proximal
+from ufom_runtime.methods.implicit import conjugate_gradient, neumann_series
 from ufom_runtime.problems.hypercleaning import digits_hypercleaning
 from ufom_runtime.problems.quadratic import quadratic
-from ufom_runtime.rivals import Implicit, proximal
-from ufom_runtime.rivals.implicit import conjugate_gradient, neumann_series
 from ufom_theory import UfomError
 
 F64 = torch.float64

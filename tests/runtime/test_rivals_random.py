@@ -12,12 +12,12 @@ from scipy.stats import norm
 from tests.oracles import unrolled_gradient
 from tests.runtime.conftest import MAKERS, coupled
 from ufom_runtime import UFOM, hypergradient
+from ufom_runtime.methods import ES, METHODS, GuidedES, Telescoping, TruncatedBackprop, powers_of_two
+from ufom_runtime.methods.evolution import antithetic
 from ufom_runtime.problem import repeat
 from ufom_runtime.problems.hypercleaning import digits_hypercleaning
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_runtime.problems.synthetic import synthetic
-from ufom_runtime.rivals import ES, METHODS, GuidedES, Telescoping, TruncatedBackprop, powers_of_two
-from ufom_runtime.rivals.evolution import antithetic
 from ufom_theory import Sweep, UfomError
 
 F64 = torch.float64

@@ -6,7 +6,7 @@ from importlib.resources import files
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from ufom_runtime import style
+from ufom_runtime.command import style
 
 
 def test_no_two_estimators_look_alike_even_in_grey():
@@ -29,7 +29,7 @@ def test_the_looks_and_the_sheet_are_matplotlibs():
 
 
 def test_the_page_has_the_same_colours():
-    page = files("ufom_runtime").joinpath("explorer.html").read_text(encoding="utf-8")
+    page = files("ufom_runtime.command").joinpath("explorer.html").read_text(encoding="utf-8")
     light = dict(re.findall(r"--(\w+): (#\w+);", page.split("@media")[0]))
     assert light["curve"] == style.LOOKS["UFOM"]["color"]
     assert light["fom"] == style.LOOKS["FOM"]["color"]

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from studies import divergence, few_shot, optimal_q, regret
-from studies.configuration import read_config
+from studies.engine.configuration import read_config
 from ufom_theory import UfomError
 
 

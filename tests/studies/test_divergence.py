@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from studies import divergence as study
+from studies.engine.sweep import Store
 from studies.optimal_q import outer_step_size
-from studies.sweep import Store
 from tests.oracles import unrolled_gradient
 from ufom_runtime import FOM, UFOM, hypergradient
 from ufom_runtime.problem import take

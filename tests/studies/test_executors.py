@@ -17,10 +17,10 @@ import pytest
 from typer.testing import CliRunner
 
 from studies import __main__ as main
-from studies import commands
-from studies.cell import Cell, name_of, run_cells
-from studies.executors import Local, Slurm, executor
-from studies.sweep import Store
+from studies.engine import commands
+from studies.engine.cell import Cell, name_of, run_cells
+from studies.engine.executors import Local, Slurm, executor
+from studies.engine.sweep import Store
 from ufom_theory import UfomError
 
 ROOT = Path(__file__).parents[2]
@@ -227,7 +227,7 @@ def test_jobs_end_with_a_sweep_whose_folder_can_no_longer_be_read(tmp_path, slur
         raise OSError(errno.EIO, "Input/output error")
 
     slurm(sbatch=f"cp $1 {tmp_path}/script; echo Submitted batch job 7")
-    monkeypatch.setattr("studies.executors.os.listdir", failing)
+    monkeypatch.setattr("studies.engine.executors.os.listdir", failing)
     with pytest.raises(UfomError, match=r"cells cannot be read: Input/output error; the jobs are cancelled"):
         Store(tmp_path / "cells", Slurm(2)).run(CELLS, square)
     assert cancelled_by_name(tmp_path)
@@ -235,8 +235,8 @@ def test_jobs_end_with_a_sweep_whose_folder_can_no_longer_be_read(tmp_path, slur
 
 @pytest.mark.parametrize("squeue", ["echo 'Unable to contact slurm controller' >&2; exit 1", "exec sleep 30"])
 def test_a_slurm_that_no_longer_answers_is_not_waited_for_without_end(tmp_path, slurm, monkeypatch, squeue):
-    monkeypatch.setattr("studies.executors._SECONDS", 1)
-    monkeypatch.setattr("studies.executors._PATIENCE", 0)
+    monkeypatch.setattr("studies.engine.executors._SECONDS", 1)
+    monkeypatch.setattr("studies.engine.executors._PATIENCE", 0)
     slurm(squeue=squeue)
     with pytest.raises(UfomError, match=r"squeue has not answered for .*: scancel 7, which may still run.*run again"):
         Store(tmp_path / "cells", Slurm(2)).run(CELLS, square)
@@ -301,7 +301,7 @@ def test_the_commands_name_what_they_do_not_know(study):
 def test_status_and_export_do_without_torch(tmp_path):
     Store(tmp_path / "cells" / "fake-quick").run(CELLS, square)
     code = (
-        "import sys; from pathlib import Path; from studies import commands; from studies.__main__ import app\n"
+        "import sys; from pathlib import Path; from studies.engine import commands; from studies.__main__ import app\n"
         f"commands.CELLS = Path({str(tmp_path / 'cells')!r})\n"
         "app(['status'], standalone_mode=False); app(['export', 'fake'], standalone_mode=False)\n"
         "print('loaded', [m for m in ('torch', 'sympy', 'submitit') if m in sys.modules])"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from studies import few_shot as study
-from studies.sweep import Store
+from studies.engine.sweep import Store
 from tests.oracles import unrolled_gradient
 from ufom_runtime import EXACT, FOM, hypergradient
 from ufom_theory import UfomError

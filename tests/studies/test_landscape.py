@@ -10,16 +10,16 @@ import torch
 from studies import landscape as study
 from studies import landscape_cell as cell
 from studies import landscape_problems as problems
+from studies.engine.sweep import Store
 from studies.landscape_problems import PLANNED, Setting
-from studies.sweep import Store
 from tests.oracles import unrolled_gradient
 from tests.runtime.conftest import needs_data
 from ufom_runtime import EXACT, FOM, UFOM, hypergradient
-from ufom_runtime.data import data_folder
-from ufom_runtime.moments import moments_by_proxy
+from ufom_runtime.measure.moments import moments_by_proxy
+from ufom_runtime.methods import METHODS, Telescoping
 from ufom_runtime.problem import take
+from ufom_runtime.problems.data import data_folder
 from ufom_runtime.problems.quadratic import quadratic
-from ufom_runtime.rivals import METHODS, Telescoping
 from ufom_theory import UfomError
 
 F64 = torch.float64

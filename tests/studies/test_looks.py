@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from studies import performance_figure
-from studies.drawing import SIZE
 from studies.landscape_figure import KINDS, LOOK
-from studies.training import ADAPTIVE
-from ufom_runtime import style
+from studies.shared.drawing import SIZE
+from studies.shared.training import ADAPTIVE
+from ufom_runtime.command import style
 
 STUDIES = sorted(Path(__file__).parents[2].joinpath("studies").glob("*.py"))
 FIGURES = sorted(Path(__file__).parents[2].joinpath("studies", "figures").glob("*.png"))

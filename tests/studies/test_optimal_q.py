@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from studies import optimal_q as study
-from studies.sweep import Store
+from studies.engine.sweep import Store
 from ufom_runtime import FOM, UFOM, hypergradient
 from ufom_runtime.problem import take
 from ufom_runtime.problems.synthetic import synthetic

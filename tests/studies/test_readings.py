@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from studies import readings as study
+from studies.engine.sweep import Store
 from studies.optimal_q import simulate
-from studies.sweep import Store
 from tests.oracles import unrolled_gradient
 from ufom_runtime.problems.synthetic import synthetic
 from ufom_theory import UfomError, optimal_q

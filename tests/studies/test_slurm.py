@@ -11,8 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from studies.executors import Slurm
-from studies.sweep import Store
+from studies.engine.executors import Slurm
+from studies.engine.sweep import Store
 from ufom_theory import UfomError
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from studies.sweep import Store
+from studies.engine.sweep import Store
 from ufom_theory import UfomError
 
 CELLS = [{"study": "test", "x": x, "seed": seed} for x in (3, 1) for seed in (0, 1)]
@@ -187,7 +187,7 @@ def test_an_interrupt_is_no_failure_and_keeps_what_is_done(tmp_path):
 
 SLOW = """
 import sys, time
-from studies.sweep import Store
+from studies.engine.sweep import Store
 
 def slow(config):
     if config["x"]:

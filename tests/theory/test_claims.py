@@ -8,7 +8,7 @@ import pytest
 import sympy as sp
 from typer.testing import CliRunner
 
-from ufom_runtime.cli import app
+from ufom_runtime.command.cli import app
 from ufom_theory import UfomError
 from ufom_theory.claims import CLAIMS, chosen, experiments, markdown
 from ufom_theory.claims.registry import Claim, bounds, measures, vanishes

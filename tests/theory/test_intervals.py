@@ -5,8 +5,8 @@ import pytest
 from matplotlib.colors import to_hex
 from typer.testing import CliRunner
 
-from ufom_runtime.cli import app
-from ufom_runtime.time_curve import draw_time_curve
+from ufom_runtime.command.cli import app
+from ufom_runtime.command.time_curve import draw_time_curve
 from ufom_theory import CostModel, Moments, UfomError, bootstrap_interval, optimal_q
 
 COST = CostModel(r=10)

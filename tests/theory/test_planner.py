@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from ufom_runtime.cli import app
+from ufom_runtime.command.cli import app
 from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, optimal_q, plan
 from ufom_theory.planner import states_held
 

@@ -12,9 +12,9 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ufom_runtime.data import CIFAR100_CLASSES, OMNIGLOT_TRAIN, cifar100, digits, omniglot
 from ufom_runtime.parameters import FlatModule
 from ufom_runtime.problem import BilevelProblem, Task
+from ufom_runtime.problems.data import CIFAR100_CLASSES, OMNIGLOT_TRAIN, cifar100, digits, omniglot
 from ufom_theory import UfomError
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import cross_entropy
 
-from ufom_runtime.data import digits, mnist
 from ufom_runtime.problem import BilevelProblem, Task
+from ufom_runtime.problems.data import digits, mnist
 from ufom_theory import UfomError
 
 

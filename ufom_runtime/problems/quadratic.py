@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from ufom_runtime.problem import BilevelProblem, Task
 from ufom_theory import Moments, UfomError
-from ufom_theory.quantities import integer, positive
+from ufom_theory.checks import integer, positive
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ufom_runtime.problem import BilevelProblem, Task
 from ufom_theory import AssumptionConstants
-from ufom_theory.divergence import TwoTaskProblem
+from ufom_theory.two_tasks import TwoTaskProblem
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

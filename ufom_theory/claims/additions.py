@@ -8,7 +8,7 @@ from typing import Any
 import sympy as sp
 
 from ufom_theory.claims.registry import Status, claim, holds, vanishes
-from ufom_theory.complexity import Sweep
+from ufom_theory.cost import Sweep
 from ufom_theory.derivations import bias_bound, complexity, convergence, divergence, optimum, second_moment, smoothness
 from ufom_theory.derivations.symbols import A_Q, D2, KAPPA, M1, RHO, V2, M, Q
 

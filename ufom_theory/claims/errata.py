@@ -11,7 +11,7 @@ import sympy as sp
 from ufom_theory.claims.experiments import toy_q
 from ufom_theory.claims.registry import Status, awaits, claim, holds, measures, vanishes
 from ufom_theory.claims.theory import BETA, M_PAPER, smoothed
-from ufom_theory.complexity import CostModel, Sweep, Truncated
+from ufom_theory.cost import CostModel, Sweep, Truncated
 from ufom_theory.derivations import bias_bound, chain_rule, convergence, divergence, optimum, second_moment
 from ufom_theory.derivations.symbols import A_Q, C_DET, C_RND, D2, DELTA, EPSILON, L2, V2, M, Q, step_sizes
 from ufom_theory.planner import plan

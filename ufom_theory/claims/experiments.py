@@ -10,10 +10,10 @@ import numpy as np
 import sympy as sp
 
 from ufom_theory.claims.registry import Status, awaits, claim, holds, measures
-from ufom_theory.complexity import CostModel
-from ufom_theory.divergence import TwoTaskProblem, diverging_problem, squared_gradient_norms
+from ufom_theory.cost import CostModel
 from ufom_theory.optimum import optimal_q
 from ufom_theory.quantities import Moments
+from ufom_theory.two_tasks import TwoTaskProblem, diverging_problem, squared_gradient_norms
 
 TOY = TwoTaskProblem(0.01, 10, (0.5, 1.5), (0.0, 10.0), 400.0)
 

@@ -12,7 +12,7 @@ import sympy as sp
 from ufom_theory.claims.registry import Status, claim, holds, measures, vanishes
 from ufom_theory.derivations import chain_rule, complexity, divergence, second_moment
 from ufom_theory.derivations.symbols import ALPHA, K, Q, R
-from ufom_theory.divergence import diverging_problem, squared_gradient_norms
+from ufom_theory.two_tasks import diverging_problem, squared_gradient_norms
 
 ALPHAS = [sp.Rational(1, n) for n in (2, 3, 5)]
 N = sp.Symbol("n", integer=True, positive=True)

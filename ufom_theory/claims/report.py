@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ufom_theory.checks import UfomError
 from ufom_theory.claims.registry import CLAIMS, Claim
-from ufom_theory.quantities import UfomError
 
 _MEANING = {
     "proved": "by exact simplification",

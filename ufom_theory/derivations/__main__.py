@@ -17,9 +17,9 @@ from typing import Any
 import sympy as sp
 
 from ufom_theory import derivations
+from ufom_theory.checks import UfomError
 from ufom_theory.derivations import chain_rule
 from ufom_theory.derivations.symbols import ALPHA
-from ufom_theory.quantities import UfomError
 
 MODULES = tuple(sorted(m.name for m in pkgutil.iter_modules(derivations.__path__) if not m.name.startswith("__")))
 EXAMPLES: dict[str, Any] = {

@@ -1,0 +1,204 @@
+"""The cells of a study, each run once and kept: one sealed JSON file a cell, named by the hash of its configuration.
+
+A cell is whatever JSON can say: `{"study": "table_2", "estimator": "fom", "seed": 3}`. The code that runs it is not
+part of its name: give the configuration a version, if the code may change.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from studies.engine.cell import Cell, Config, Function, name_of
+from studies.engine.executors import Executor, Local
+from ufom_runtime.files import MissingFile, canonical, digest, make_folder
+from ufom_theory import UfomError
+from ufom_theory.checks import integer
+
+Rows = list[dict[str, Any]]
+STATES = ("done", "failed", "damaged", "missing")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `Store.run` did.
+
+    Attributes:
+        found: cells that were done before.
+        ran: cells that were run now, and are done.
+        failed: configuration and error of each cell that failed, now or before.
+    """
+
+    found: int
+    ran: int
+    failed: tuple[tuple[Config, str], ...]
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of cells. Two may write to it at once, even the same cell: a file is whole or absent, the last stays.
+
+    One that is killed while it writes leaves a file `.*.tmp`, which counts for nothing and is never removed.
+
+    Attributes:
+        folder: where the files are; made if missing.
+        executor: runs the cells; None: what `run` is asked for.
+        retry: run failed cells again, whatever `run` is asked for.
+
+    Raises:
+        UfomError: a folder that cannot be made.
+    """
+
+    folder: Path
+    executor: Executor | None = None
+    retry: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder))
+        make_folder(self.folder)
+
+    def cell(self, config: Config) -> Cell:
+        """The files of a cell; `UfomError` for what is not JSON, or holds nan or ±inf."""
+        return Cell(self.folder, digest(_plain(config))[:32])
+
+    def path(self, config: Config) -> Path:
+        """Where the cell is kept once it is done; errors as `cell`."""
+        return self.cell(config).done
+
+    def load(self, config: Config) -> Rows | None:
+        """The rows of a finished cell; None where it is not finished. A damaged file is moved aside, with a warning."""
+        cell = self.cell(config)
+        content = cell.read(cell.done)
+        return None if content is None else content["rows"]
+
+    def failure(self, config: Config) -> str | None:
+        """The error of a cell that failed and has not succeeded since; None if there is none."""
+        cell = self.cell(config)
+        content = cell.read(cell.failed)
+        return None if content is None else content["error"]
+
+    def run(
+        self,
+        cells: Iterable[Config],
+        function: Function,
+        *,
+        jobs: int = 1,
+        retry: bool = False,
+        progress: Callable[[float], object] = lambda share: None,
+    ) -> Outcome:
+        """Run the cells that are not done. Ctrl-C keeps those that are, and starts no other.
+
+        Args:
+            cells: configurations; one that stands there twice is run once.
+            function: from a configuration, as JSON gives it back, to its rows, a table or a list of mappings of plain
+                numbers and strings. An exception makes the cell a failed one, which is recorded and not run again.
+            jobs: where the store has no executor, 1 runs the cells here, more in so many new processes of one thread
+                each; `function` must then be importable, not a lambda or one defined in another.
+            retry: run failed cells again.
+            progress: called with the share of the cells that are done or failed.
+
+        Raises:
+            UfomError: jobs that is no integer ≥ 1, a function that other processes cannot import, a process or job
+                that died, a store that cannot be read or written; what is done is kept.
+        """
+        runner = self.executor or (Local(jobs) if integer("jobs", jobs, 1) > 1 else None)
+        name = name_of(function) if runner else ""
+        wanted = {self.cell(config): config for config in cells}
+        found, errors, missing = 0, {}, {}
+        for cell, config in wanted.items():
+            if self.load(config) is not None:
+                found += 1
+            elif not (retry or self.retry) and (error := self.failure(config)) is not None:
+                errors[cell] = error
+            else:
+                missing[cell.id] = cell
+        for cell in missing.values():
+            cell.want(wanted[cell])
+        settled = len(wanted) - len(missing)
+        each = runner.each(self.folder, name, list(missing)) if runner and missing else _here(missing, function)
+        with closing(each):  # closed at once, also where `progress` raises
+            for id in each:
+                cell, settled = missing[id], settled + 1
+                if not os.path.exists(cell.done):  # Path.exists may raise
+                    error = self.failure(wanted[cell])
+                    if error is None:
+                        raise UfomError(f"{dict(wanted[cell])} was not run: {cell.wanted} was lost; run again")
+                    errors[cell] = error
+                progress(settled / len(wanted))
+        failed = tuple((config, errors[cell]) for cell, config in wanted.items() if cell in errors)
+        return Outcome(found, len(wanted) - found - len(failed), failed)
+
+    def table(self, cells: Iterable[Config]) -> pd.DataFrame:
+        """The rows of all cells, in their order, beside the configuration; where both name a column, the row decides.
+
+        Raises:
+            UfomError: a cell that is not done.
+        """
+        rows, missing = [], []
+        for config in cells:
+            found = self.load(config)
+            if found is None:
+                missing.append(config)
+            else:
+                rows += [{**config, **row} for row in found]
+        if missing:
+            error = self.failure(missing[0])
+            why = f"failed: {error}; run it with retry=True (python -m studies retry)" if error else "was not run"
+            raise UfomError(f"{len(missing)} cells are not done; the first, {dict(missing[0])}, {why}")
+        return pd.DataFrame(rows)
+
+    def states(self) -> dict[str, str]:
+        """Each cell's id, and whether it is done, failed, damaged or missing: wanted, and none of these.
+
+        Every file is read; none is changed. `UfomError` for a folder that cannot be read.
+        """
+        found: dict[str, set[str]] = {}
+        try:
+            paths = list(self.folder.glob("*.json*"))
+        except OSError as error:
+            raise UfomError(f"{self.folder} cannot be read: {error.strerror}; mend that and run again") from error
+        for path in paths:
+            id, _, kind = path.name.partition(".")
+            if id and (state := _state(Cell(self.folder, id), path, kind)):  # an unfinished file begins with a point
+                found.setdefault(id, set()).add(state)
+        return {id: next(state for state in STATES if state in found[id]) for id in sorted(found)}
+
+    def everything(self) -> pd.DataFrame:
+        """The rows of all cells that are done, by id, beside the configuration; what is nested, as JSON."""
+        rows = []
+        for id, state in self.states().items():
+            if state == "done":
+                content = Cell(self.folder, id).check(self.folder / f"{id}.json")
+                rows += [{"cell": id, **content["config"], **row} for row in content["rows"]]
+        nested = [{k: canonical(v) if isinstance(v, dict | list) else v for k, v in row.items()} for row in rows]
+        return pd.DataFrame(nested)
+
+
+def _here(cells: dict[str, Cell], function: Function) -> Generator[str, None, None]:
+    for id, cell in cells.items():
+        cell.run(function)
+        yield id
+
+
+def _state(cell: Cell, path: Path, kind: str) -> str:
+    if path.suffix != ".json":
+        return "damaged"
+    try:
+        cell.check(path)
+    except MissingFile:
+        return ""  # a sweep that goes on removed it
+    except UfomError:
+        return "damaged"
+    return {"json": "done", "failed.json": "failed", "wanted.json": "missing"}.get(kind, "")  # not a copy
+
+
+def _plain(config: Config) -> str:
+    if not isinstance(config, Mapping) or any(not isinstance(key, str) for key in config):
+        raise UfomError(f"the cell {config!r} is no mapping of names: give a dict")
+    return canonical(config, finite=True)

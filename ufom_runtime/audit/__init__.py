@@ -1,0 +1,1 @@
+"""Whether given hypergradient code is exact, first-order or wrong."""

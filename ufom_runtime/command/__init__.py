@@ -1,0 +1,1 @@
+"""The `ufom` command: arguments, tables, curves and the explorer page."""

@@ -1,0 +1,209 @@
+"""`ufom measure`: moments and costs of a problem, and the q* that follow for every sweep and proxy, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ufom_runtime.derivatives import start
+from ufom_runtime.measure.clock import measure_cost
+from ufom_runtime.measure.constants import compare_bounds
+from ufom_runtime.measure.moments import MeasuredMoments, moments_by_proxy
+from ufom_runtime.problem import BilevelProblem, Task, count, take
+from ufom_runtime.training.processes import Processes
+from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, bootstrap_interval, optimal_q, plan
+from ufom_theory.checks import integer, positive
+
+SWEEPS = (
+    Sweep.recomputed(),
+    Sweep.checkpointed(1),
+    Sweep.checkpointed(3),
+    Sweep.checkpointed(10),
+    Sweep.stored(),
+    Sweep.unrolled(),
+)
+_LENGTHS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)
+VANISHES = (
+    "The first-order gradient is identically zero: neither the start nor the outer loss contains θ. Then D² = V², "
+    "condition (20) fails for every m ≥ 1 and q* = 1: UFOM on FOM is no better than the exact gradient. Use a proxy "
+    "that keeps the last K > 0 backward steps (and K states), or spend the memory on checkpoints: the last table "
+    "compares them."
+)
+
+
+def measure(
+    problem: BilevelProblem,
+    n_tasks: int = 64,
+    seed: int = 0,
+    m: float = 2.0,
+    bounds: bool = False,
+    chunk: int | None = None,
+    progress: Callable[[float], object] | None = None,
+    processes: Processes | None = None,
+) -> dict[str, Any]:
+    """Measure D², V², the bias, C1 and C2 of a problem at its `initial` θ, and predict q* for every sweep and proxy.
+
+    Args:
+        problem: with `initial`, shape (s,) or (k, s).
+        n_tasks: tasks to draw, where the problem has no finite Ω.
+        seed: of the tasks, in [0, 2⁶³).
+        m: exponent of the time to precision.
+        bounds: also estimate the constants of Assumption 1, at up to 4 θ and 4 tasks, and compare the bounds.
+        chunk: (θ, task) pairs run together, as in `measure_moments`.
+        progress: called with the share of the work that is done.
+        processes: share the (θ, task) pairs, in chunks that do not depend on how many processes there are, nor on free
+            memory: `chunk`, or a 16th of the pairs, 256 at most.
+
+    Returns:
+        Numbers, strings, lists and dictionaries of them; times in seconds; "relative_time" is (19) over its value for
+        the paper's exact gradient, q = 1 with the recomputed sweep. Nothing on processes other than the first, which
+        times the costs alone.
+
+    Raises:
+        UfomError: a problem without `initial`, more processes than chunks, or what `measure_moments` and `measure_cost`
+            raise.
+    """
+    if problem.initial is None:
+        raise UfomError("the problem names no θ to measure at: give BilevelProblem(initial=...), shape (s,) or (k, s)")
+    if not 0 <= seed < 2**63:
+        raise UfomError(f"seed = {seed} must lie in [0, 2⁶³)")
+    m = float(positive("m", m))
+    thetas = problem.initial if problem.initial.ndim == 2 else problem.initial[None]
+    tasks = problem.tasks if problem.tasks is not None else problem.sample(n_tasks, torch.Generator().manual_seed(seed))
+    proxies = [Truncated(k) for k in _LENGTHS if k < problem.r]
+    if processes is None:
+        moments = moments_by_proxy(problem, thetas, tasks, proxies, chunk=chunk, progress=progress)
+    else:
+        chunk, each = _shared(len(thetas) * count(tasks), chunk, processes), partial(processes.map, thetas)
+        moments = moments_by_proxy(problem, thetas, tasks, proxies, chunk=chunk, progress=progress, each=each)
+        if processes.rank > 0:
+            return {}
+    one = take(tasks, slice(0, 1))
+    cost = measure_cost(problem, thetas[0], one)
+    first_order = moments[proxies[0]]
+    exact = float(cost.time(1.0, first_order, m))
+    by_sweep = [
+        _row(first_order, replace(cost, sweep=sweep), m, exact) for sweep in SWEEPS if (sweep.slots or 0) <= problem.r
+    ]
+    by_proxy = [_row(moments[p], replace(cost, proxy=p), m, exact) for p in proxies]
+    by_memory = _by_memory(moments, cost, m, exact)
+    return {
+        "s": thetas.shape[1],
+        "p": start(problem, thetas[:1], one).shape[1],
+        "r": problem.r,
+        "thetas": len(thetas),
+        "tasks": first_order.n,
+        "finite_tasks": problem.tasks is not None,
+        "device": str(thetas.device),
+        "m": m,
+        "d2": first_order.d2,
+        "d2_sem": first_order.d2_sem,
+        "v2": first_order.v2,
+        "v2_sem": first_order.v2_sem,
+        "cov_d2_v2": float(first_order.joint_cov()[0, 1]),
+        "mean_gradient_sq": first_order.mean_gradient_sq,
+        "bias_sq": first_order.bias_sq,
+        "bias_sq_sem": first_order.bias_sq_sem,
+        "cosine": None if first_order.cosine != first_order.cosine else first_order.cosine,
+        "c1": cost.c1,
+        "c1_sem": cost.c1_sem,
+        "c2": cost.c2,
+        "c2_sem": cost.c2_sem,
+        "bootstrap_interval": None if problem.tasks is not None else _bootstrap(first_order, cost, m),
+        "proxy_vanishes": first_order.vanishes,
+        "by_sweep": by_sweep,
+        "by_proxy": by_proxy,
+        "by_memory": by_memory,
+        "bounds": _bounds(problem, thetas, tasks) if bounds else None,
+        "why": " ".join([_why(by_memory, first_order.vanishes), *_doubts(first_order)]),
+    }
+
+
+def _shared(pairs: int, chunk: int | None, processes: Processes) -> int:
+    """(θ, task) pairs run together by each of several processes."""
+    chunk = min(256, -(-pairs // 16)) if chunk is None else integer("chunk, the tasks run together,", chunk, 1)
+    if (chunks := -(-pairs // chunk)) < processes.size:
+        raise UfomError(f"{processes.size} processes for {chunks} chunk(s): start no more than those, or --chunk fewer")
+    return chunk
+
+
+def _bootstrap(moments: MeasuredMoments, cost: CostModel, m: float) -> list[float]:
+    return list(bootstrap_interval(moments.samples[0], moments.samples[1], cost, m))
+
+
+def _bounds(problem: BilevelProblem, thetas: Tensor, tasks: Task) -> list[dict[str, Any]]:
+    """`compare_bounds` at no more than 4 θ, evenly spaced among those given, and the first 4 tasks."""
+    chosen = thetas[torch.linspace(0, len(thetas) - 1, min(4, len(thetas))).long()]
+    return compare_bounds(problem, chosen, take(tasks, slice(0, 4)), getattr(problem, "constants", None))
+
+
+def _row(moments: Moments, cost: CostModel, m: float, exact: Any) -> dict[str, Any]:
+    p = optimal_q(moments, cost, m)
+    # at q* = 0 the time's limit: the proxy is exact, and only C_det is paid
+    time = cost.time(p.q, moments, m) if p.q else moments.v2**m * cost.c_det
+    return {
+        "sweep": str(cost.sweep),
+        "slots": cost.sweep.slots,
+        "proxy": cost.proxy.steps,
+        "rho": p.rho,
+        "q": p.q,
+        "interval": list(p.interval),
+        "pays": p.pays,
+        "why": p.why,
+        "speedup_over_exact": p.speedup_over_exact,
+        "cost_over_fom": p.cost_over_fom,
+        "relative_time": float(time / exact),
+    }
+
+
+def _by_memory(
+    moments: dict[Truncated, MeasuredMoments], cost: CostModel, m: float, exact: float
+) -> list[dict[str, Any]]:
+    """The best proxy, sweep and q for budgets of inner states that double from 1 to r."""
+    rows: list[dict[str, Any]] = []
+    for budget in sorted({2**i for i in range(20) if 2**i < cost.r} | {cost.r}):
+        best = plan(moments, cost.r, float(cost.c1), float(cost.c2), budget, m)[0]
+        chosen = replace(cost, sweep=best.sweep, proxy=best.proxy)
+        rows.append({"states": best.states, **_row(moments[best.proxy], chosen, m, exact)})
+    return [row for i, row in enumerate(rows) if i == 0 or row["states"] != rows[i - 1]["states"]]
+
+
+def _why(by_memory: list[dict[str, Any]], vanishes: bool) -> str:
+    """What to run, in a few sentences: in the least memory, and in the least that comes near the best time."""
+    least, best = by_memory[0], by_memory[-1]
+    enough = next(row for row in by_memory if row["relative_time"] <= 1.5 * best["relative_time"])
+    said = [VANISHES] if vanishes else []
+    said.append(f"Holding one state, {_advice(least)}: {least['why']}.")
+    if enough is not least:
+        gain = least["relative_time"] / enough["relative_time"]
+        least_that = f"Holding {enough['states']} states, the least that come within 1.5× of the best"
+        said.append(f"{least_that}, is {gain:.3g}× sooner than that: {_advice(enough)}.")
+    return " ".join(said)
+
+
+def _doubts(moments: MeasuredMoments) -> list[str]:
+    """A warning where few heavy-tailed tasks make the delta method's interval too narrow."""
+    error = max(float(moments.d2_sem) / float(moments.d2 or 1), float(moments.v2_sem) / float(moments.v2 or 1))
+    said = (
+        f"D² and V² are known to ± {error:.0%} only, too little for these intervals: measure on more tasks (--tasks)."
+    )
+    return [said] if error > 0.2 else []
+
+
+def _advice(row: dict[str, Any]) -> str:
+    sweep = {"recomputed": "", "stored": ", Sweep.stored()"}.get(row["sweep"], f", Sweep.checkpointed({row['slots']})")
+    proxy = f", proxy=Truncated({row['proxy']})" if row["proxy"] else ""
+    if row["q"] == 0:
+        return f"run Estimator(0.0{proxy}), which is exact here" if proxy else "run FOM, which is exact here"
+    exact = f"the exact gradient, UFOM(1{sweep}{proxy})"
+    ufom = f"UFOM({row['q']:.3g}{sweep}{proxy})"
+    if row["pays"] != "cannot tell":
+        return f"run {exact if row['q'] == 1 else ufom}"
+    if row["q"] == 1:
+        return f"run {exact}; the data cannot tell whether a smaller q is sooner"
+    return f"run {ufom} or {exact}; both are unbiased, and the data cannot tell which is sooner"

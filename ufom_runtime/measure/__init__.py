@@ -1,0 +1,1 @@
+"""What is measured of a problem: moments, assumption constants, seconds and bytes."""

@@ -1,0 +1,91 @@
+"""What a hypergradient will take, in seconds and bytes, before a long run: from one step's cost and the counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ufom_runtime.algorithms import first_state
+from ufom_runtime.derivatives import pull_back
+from ufom_runtime.estimators import Estimator, hypergradient
+from ufom_runtime.measure.clock import measure_cost, median_seconds
+from ufom_runtime.memory import peak_bytes
+from ufom_runtime.problem import BilevelProblem, Task, check, count, parts, take
+from ufom_runtime.steps import Steps
+from ufom_theory import CostModel, Truncated
+from ufom_theory.checks import integer, scalar
+from ufom_theory.planner import states_held
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """One call of `hypergradient`.
+
+    Attributes:
+        seconds: of all tasks, in expectation over the coins.
+        bytes: the most that its tensors hold at once, as `peak_bytes` counts them, where a coin is 1 (if q > 0).
+    """
+
+    seconds: float
+    bytes: int
+
+
+def forecast(problem: BilevelProblem, theta: Tensor, tasks: Task, estimator: Estimator, chunk: int = 1) -> Forecast:
+    """Foresee the time and memory of `hypergradient(problem, theta, tasks, estimator, chunk=chunk)`.
+
+    A step and what stands outside the loop are timed at φ_0 and multiplied by the counts of Proposition 1; the bytes
+    are those of a loop of a few steps, and of the states that the sweep holds besides. So it takes a few steps, however
+    long the loop. The bytes are the plain path's, also where the problem is compiled, which needs no more.
+
+    Args:
+        problem: the problem.
+        theta: outer parameters, shape (s,).
+        tasks: n stacked tasks.
+        estimator: what will be run.
+        chunk: tasks run together.
+
+    Raises:
+        UfomError: as `hypergradient`, or chunk < 1.
+    """
+    check(problem, theta, tasks)
+    estimator.proxy.refuse_beyond(problem.r)
+    n = count(tasks)
+    chunk = min(scalar("chunk, the tasks run together,", chunk, integer, 1), n)
+    seconds = n * _seconds(problem, theta, take(tasks, slice(chunk)), estimator)
+    # with one task more than a chunk, so that the copies that a chunk takes of its tasks are seen
+    return Forecast(seconds, _bytes(problem, theta, take(tasks, slice(chunk + 1)), estimator, chunk))
+
+
+def _seconds(problem: BilevelProblem, theta: Tensor, tasks: Task, estimator: Estimator) -> float:
+    """Seconds a task."""
+    n = count(tasks)
+    # one of the gradients it counts is the outer loss's, which is timed by itself
+    cost: CostModel = replace(measure_cost(problem, theta, tasks, sweep=estimator.sweep), proxy=estimator.proxy)
+    rows = theta.expand(n, -1)
+
+    def outside() -> object:
+        phi = first_state(problem, rows, tasks)
+        return pull_back(problem, rows, tasks, *Steps(problem, rows, tasks).outer(phi))
+
+    with torch.enable_grad():
+        rest = median_seconds(outside, theta.device) / n
+    return float(cost.c_det + estimator.q * cost.c_rnd - cost.c1 + rest)
+
+
+def _bytes(problem: BilevelProblem, theta: Tensor, tasks: Task, estimator: Estimator, chunk: int) -> int:
+    r, sweep = problem.r, estimator.sweep
+    exact, k = estimator.q > 0, estimator.proxy.steps
+
+    def peak(steps: int) -> int:
+        short = replace(problem, step_sizes=problem.alphas[:steps], compile=False)
+        probe = Estimator(float(exact), sweep, Truncated(0 if exact else min(k, steps)))
+        return peak_bytes(lambda: hypergradient(short, theta, tasks, probe, chunk=chunk), (theta, *parts(tasks)))
+
+    few = min(r, 4)
+    kept = r if exact else k  # backward steps
+    if sweep.kind == "unrolled":
+        return peak(few) + max(0, kept - few) * (peak(few) - peak(few - 1)) if kept and few > 1 else peak(few)
+    held, held_of_few = (states_held(r, estimator.proxy, sweep), sweep.states_held(few)) if exact else (k, min(k, few))
+    return peak(few) + (held - held_of_few) * first_state(problem, theta[None], take(tasks, slice(1))).nbytes * chunk

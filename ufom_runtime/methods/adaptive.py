@@ -1,0 +1,157 @@
+"""Adaptive UFOM, section 4.5: q from smoothed estimates of D² and V², (22)–(24), as printed and as released."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from ufom_runtime.estimators import Estimator, debias, draw_coins, gradients, refuse_divergence
+from ufom_runtime.problem import BilevelProblem, Task, check, count
+from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, optimal_q
+from ufom_theory.checks import instance, positive, scalar
+
+
+class AdaptiveState(NamedTuple):
+    """What adaptive UFOM remembers.
+
+    Attributes:
+        q: probability in force.
+        d2_sm: smoothed ‖b_FO − b_Exact‖² of (23).
+        v2_sm: smoothed ‖b_Exact‖² of (24).
+        updates: k_upd of (22), how often the two were updated.
+    """
+
+    q: float
+    d2_sm: float = 0.0
+    v2_sm: float = 0.0
+    updates: int = 0
+
+
+@dataclass(frozen=True)
+class AdaptiveUFOM:
+    """UFOM with q = max(q*, q_min), q* by (21) from (22)–(24); for `outer_sgd`, which keeps its `AdaptiveState`.
+
+    Tasks have coins of their own, as with UFOM. A batch makes one update, with the means over its tasks whose ξ = 1,
+    and none where there is no such task. Before the first update (22) is 0/0: the run starts at q_min.
+    D² and V² are those of one task: for a batch of B the best q is below the one that this rule seeks, since its V² is
+    V² + (B − 1)·‖∇M‖².
+
+    Attributes:
+        q_min: floor of q, in (0, 1].
+        beta: β of (23)–(24), in (0, 1).
+        scale: factor of D² in (22); the paper's experiments use 0.1.
+        variant: "printed", or "released": the authors' code measures D² after it has overwritten the first-order
+            gradient with the estimate, and so smooths (1/q − 1)²·‖b_FO − b_Exact‖².
+        c1: cost of a gradient, in any unit.
+        c2: cost of a Hessian-vector product, in the same unit.
+        m: exponent of the time to precision, `exponent(ε)`.
+        sweep: how the exact gradient comes by its states.
+        proxy: what is debiased.
+
+    Raises:
+        UfomError: a value outside its range, or another variant.
+    """
+
+    q_min: float = 0.05
+    beta: float = 0.99
+    scale: float = 1.0
+    variant: Literal["printed", "released"] = "printed"
+    c1: float = 1.0
+    c2: float = 1.0
+    m: float = 2.0
+    sweep: Sweep = field(default_factory=Sweep.recomputed)
+    proxy: Truncated = field(default_factory=Truncated)
+
+    def __post_init__(self) -> None:
+        for name in ("q_min", "beta", "scale", "m"):
+            scalar(name, getattr(self, name), positive)
+        if self.q_min > 1 or self.beta >= 1:
+            raise UfomError(f"q_min = {self.q_min}, beta = {self.beta}: give 0 < q_min ≤ 1 and 0 < beta < 1")
+        if self.variant not in ("printed", "released"):
+            raise UfomError(f"variant {self.variant!r} is unknown: use printed or released")
+        instance("proxy", self.proxy, Truncated, "write Truncated(K), K = 0 for FOM")
+        self.cost(max(1, self.proxy.steps))  # refuses the rest
+
+    def cost(self, r: int) -> CostModel:
+        """C_det and C_rnd of a problem with r inner steps."""
+        return CostModel(r=r, c1=self.c1, c2=self.c2, sweep=self.sweep, proxy=self.proxy)
+
+    def begin(self) -> AdaptiveState:
+        """The state before the first step."""
+        return AdaptiveState(float(self.q_min))
+
+    def estimates(self, state: AdaptiveState) -> tuple[float, float]:
+        """D² (times `scale`) and V² of (22) that a `state` holds; nan before the first update."""
+        if not state.updates:
+            return math.nan, math.nan
+        weight = 1 - self.beta**state.updates
+        return self.scale * state.d2_sm / weight, state.v2_sm / weight
+
+    def update(self, state: AdaptiveState, bias_sq: float, exact_sq: float, r: int) -> AdaptiveState:
+        """The state after (23)–(24), and the q that follows, for r inner steps.
+
+        `bias_sq` is ‖b_FO − b_Exact‖² and `exact_sq` ‖b_Exact‖².
+        """
+        if self.variant == "released":
+            bias_sq *= (1 / state.q - 1) ** 2
+        d2_sm = self.beta * state.d2_sm + (1 - self.beta) * bias_sq
+        v2_sm = self.beta * state.v2_sm + (1 - self.beta) * exact_sq
+        later = AdaptiveState(state.q, d2_sm, v2_sm, state.updates + 1)
+        d2, v2 = self.estimates(later)
+        if d2 == v2 == 0:  # every q is equally good
+            return later
+        best = optimal_q(Moments(d2, v2), self.cost(r), self.m).q
+        return later._replace(q=max(float(best), float(self.q_min)))
+
+    def direction(
+        self,
+        problem: BilevelProblem,
+        theta: Tensor,
+        tasks: Task,
+        state: tuple[float, ...],
+        generator: Generator,
+        chunk: int | None = None,
+    ) -> tuple[Tensor, int, AdaptiveState, dict[str, float]]:
+        """One estimate of ∇M, as `hypergradient` with UFOM(q) makes it, and the state after it.
+
+        Args:
+            problem: the problem.
+            theta: outer parameters, shape (s,).
+            tasks: n stacked tasks.
+            state: an `AdaptiveState`.
+            generator: a CPU generator that draws the coins.
+            chunk: tasks run together, as in `hypergradient`.
+
+        Returns:
+            The mean estimate, shape (s,); how many tasks had ξ = 1; the next state; q, d2 and v2 as they were in force.
+
+        Raises:
+            UfomError: as `hypergradient`, and a state that this rule never has.
+        """
+        check(problem, theta, tasks)
+        now = AdaptiveState(*state)  # type: ignore[arg-type]  # from a checkpoint it comes as a plain tuple
+        if not self.q_min <= now.q <= 1 or not all(0 <= x < math.inf for x in now):
+            raise UfomError(f"{now} is no state of this rule: {self.q_min} ≤ q ≤ 1, and the others finite and ≥ 0")
+        n = count(tasks)
+        coins = draw_coins(n, now.q, generator)
+        total, squares = torch.zeros_like(theta), torch.zeros(2, dtype=torch.float64, device=theta.device)
+        both = Estimator(
+            0.5, self.sweep, self.proxy
+        )  # any q < 1 asks for the proxy, too: at q = 1 D² is still measured
+        for _, proxy, exact in gradients(problem, theta, tasks, coins, both, chunk):
+            if exact is None:
+                total.add_(proxy.sum(0), alpha=1 / n)
+                continue
+            total.add_(debias(proxy, exact, now.q).sum(0), alpha=1 / n)
+            squares += torch.stack([x.double().square().sum() for x in (exact - proxy, exact)])
+        refuse_divergence(total)
+        corrected = int(coins.sum())
+        columns = dict(zip(("q", "d2", "v2"), (now.q, *self.estimates(now)), strict=True))
+        if corrected:
+            bias_sq, exact_sq = (squares / corrected).tolist()
+            now = self.update(now, bias_sq, exact_sq, problem.r)
+        return total, corrected, now, columns

@@ -1,0 +1,1 @@
+"""Outer training: the loop, its checkpoints and its processes."""

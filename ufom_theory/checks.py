@@ -1,0 +1,79 @@
+"""Input checks: every bad value becomes a `UfomError` that names the value, the rule and the remedy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Number = float | NDArray[np.float64]
+LARGEST = 3_000_000_000  # of any count: r(r − 1) then fits in int64
+
+
+class UfomError(ValueError):
+    """Bad input: the message names the value, the rule it broke and the remedy."""
+
+
+def plain(value: Any) -> Any:
+    """A 0-d array as a Python scalar; anything else as it is."""
+    return value.item() if isinstance(value, np.generic | np.ndarray) and np.ndim(value) == 0 else value
+
+
+def finite(name: str, value: ArrayLike, rule: str = "finite", at_least: float = -math.inf) -> Number:
+    """`value` as float64 (a float, or an array), finite and no smaller than `at_least`; else `UfomError`."""
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise UfomError(f"{name} = {value!r} is not a number or an array of numbers") from error
+    if array.size == 0:
+        raise UfomError(f"{name} is empty: give at least one value")
+    bad = ~np.isfinite(array) | (array < at_least)
+    if bad.any():
+        raise UfomError(f"{name} = {array[bad].flat[0]:g} must be {rule}")
+    return plain(array + 0.0)  # type: ignore[no-any-return]  # −0.0 becomes 0.0: D²/V² must not be −∞
+
+
+def positive(name: str, value: ArrayLike) -> Number:
+    """`value` as float64, finite and above zero; else `UfomError`."""
+    return finite(name, value, "a finite number > 0", at_least=math.ulp(0.0))
+
+
+def integer(name: str, value: Any, at_least: int) -> Any:
+    """`value` as an int (or an int64 array), no smaller than `at_least`; else `UfomError`."""
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise UfomError(f"{name} = {value!r} is not an integer or an array of integers") from error
+    if not (np.issubdtype(array.dtype, np.integer) and array.size):
+        raise UfomError(f"{name} = {value!r} must be an integer, at most {LARGEST:.0e}")
+    if (array < at_least).any():
+        raise UfomError(f"{name} = {array.min()} must be at least {at_least}")
+    if (array > LARGEST).any():
+        raise UfomError(f"{name} = {array.max()} must be at most {LARGEST:.0e}: its square no longer fits in 64 bits")
+    return plain(array.astype(np.int64))
+
+
+def scalar(name: str, value: Any, check: Callable[..., Any] = finite, *rule: Any) -> Any:
+    """`value` as `finite`, `positive` or `integer` returns it, and a single number; else `UfomError`."""
+    checked = check(name, value, *rule)
+    if np.ndim(checked):
+        raise UfomError(f"{name} has shape {np.shape(checked)}, but must be one number: call once for each value")
+    return checked
+
+
+def instance(name: str, value: Any, kind: type, remedy: str) -> None:
+    """`UfomError` where `value` is of another type."""
+    if not isinstance(value, kind):
+        raise UfomError(f"{name} = {value!r} must be of type {kind.__name__}: {remedy}")
+
+
+def broadcast(**shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape to which all of these broadcast; else `UfomError`."""
+    try:
+        return np.broadcast_shapes(*shapes.values())
+    except ValueError as error:
+        named = ", ".join(f"{name} {shape}" for name, shape in shapes.items() if shape)
+        raise UfomError(f"the shapes of {named} do not broadcast: give single values or arrays of one shape") from error

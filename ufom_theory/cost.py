@@ -1,0 +1,245 @@
+"""What a hypergradient costs: Proposition 1 for every sweep and proxy. Derived in `derivations/complexity.py`."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from ufom_theory.checks import Number, UfomError, broadcast, finite, instance, integer, plain, positive, scalar
+from ufom_theory.quantities import Moments
+
+SweepKind = Literal["stored", "recomputed", "checkpointed", "unrolled"]
+
+
+def binomial_steps(r: int, slots: int) -> int:
+    """Least number of inner steps repeated when r states are visited backwards with φ_0 and `slots` more states held.
+
+    t(r, c) = n·r − C(c + n, n − 1) with c = slots + 1 and n the least integer with C(c + n, c) ≥ r (Griewank 1992).
+    The pass that first reaches φ_r is not counted: the schedule starts from φ_0 again.
+    """
+    c, n = slots + 1, 0
+    if c == 1:  # C(1 + n, 1) ≥ r at n = r − 1: the paper's recomputed sweep, without counting up to it
+        return r * (r - 1) // 2
+    while math.comb(c + n, c) < r:
+        n += 1
+    return n * r - math.comb(c + n, n - 1) if n else 0
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """How the backward loop of the exact gradient comes by the states φ_0 … φ_{r−1}.
+
+    Build one with `stored()` (Algorithm 2), `recomputed()` (Algorithm 4), `checkpointed(slots)` (binomial schedule) or
+    `unrolled()` (the autodiff graph of the whole loop is kept). The paper's backward loop begins at φ_0 again, when φ_r
+    is known; with `one_pass`, which needs the coin before the first step, the way to φ_r is the first of its own.
+
+    Attributes:
+        kind: "stored", "recomputed", "checkpointed" or "unrolled".
+        slots: states besides φ_0 that `checkpointed` keeps, ≥ 0.
+        one_pass: whether the steps to φ_r are used as the way to the first states; for recomputed and checkpointed.
+
+    Raises:
+        UfomError: another kind, slots < 0 or for another kind, one_pass where no step is repeated.
+    """
+
+    kind: SweepKind
+    slots: int = 0
+    one_pass: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("stored", "recomputed", "checkpointed", "unrolled"):
+            raise UfomError(f"sweep {self.kind!r} is unknown: use stored, recomputed, checkpointed:SLOTS or unrolled")
+        scalar("slots", self.slots, integer, 0)
+        if self.slots and self.kind != "checkpointed":
+            raise UfomError(f"slots = {self.slots} go with Sweep.checkpointed(slots), not with {self.kind}")
+        if self.one_pass and self.keeps_steps:
+            raise UfomError(f"one_pass goes with recomputed and checkpointed: {self.kind} repeats no step")
+
+    @classmethod
+    def stored(cls) -> Sweep:
+        """Every state kept (Algorithm 2): no inner step is repeated, r states are held."""
+        return cls("stored")
+
+    @classmethod
+    def recomputed(cls, one_pass: bool = False) -> Sweep:
+        """Each state again from φ_0 (Algorithm 4): r(r − 1)/2 inner steps repeated, r − 1 fewer with `one_pass`."""
+        return cls("recomputed", one_pass=one_pass)
+
+    @classmethod
+    def checkpointed(cls, slots: int, one_pass: bool = False) -> Sweep:
+        """`slots` states besides φ_0 kept, placed by the binomial schedule (Griewank 1992); `one_pass` as above."""
+        return cls("checkpointed", slots, one_pass)
+
+    @classmethod
+    def unrolled(cls) -> Sweep:
+        """The graph of the loop kept, as autodiff libraries do; counted as r gradients and r HVPs."""
+        return cls("unrolled")
+
+    @classmethod
+    def parse(cls, text: str) -> Sweep:
+        """The sweep whose `str` is `text`, "stored" or "checkpointed:3:one-pass" and the like; else `UfomError`."""
+        match = re.fullmatch(
+            r"(stored|recomputed|unrolled|checkpointed(?=:\d))(?::(\d+))?(:one-pass)?", str(text).strip()
+        )
+        if not match:
+            raise UfomError(
+                f"sweep {text!r} is unknown: use stored, recomputed, checkpointed:SLOTS or unrolled; with :one-pass "
+                "where steps are repeated"
+            )
+        return cls(match[1], int(match[2] or 0), bool(match[3]))  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        slots = f":{self.slots}" if self.kind == "checkpointed" else ""
+        return f"{self.kind}{slots}{':one-pass' if self.one_pass else ''}"
+
+    @property
+    def keeps_steps(self) -> bool:
+        """Whether of every step on the way to φ_r something is kept, so that none is repeated."""
+        return self.kind in ("stored", "unrolled")
+
+    def extra_steps(self, n: Any) -> Any:
+        """Inner steps repeated while n states are visited backwards, φ_{n−1} to φ_0; n an int or an array of them."""
+        n = integer("the number of backward steps", n, 0)
+        if self.keeps_steps:
+            return n * 0
+        if self.kind == "recomputed":
+            steps = n * (n - 1) // 2
+        else:
+            steps = plain(np.vectorize(binomial_steps, otypes=[np.int64])(n, self.slots))
+        return plain(steps - np.maximum(np.asarray(n) - 1, 0)) if self.one_pass else steps
+
+    def states_held(self, n: int) -> int:
+        """States held while n of them are visited backwards; φ_0's copy counts as one, the working state does not.
+
+        `unrolled` holds at least these n, and what its graph keeps besides.
+        """
+        n = scalar("the number of backward steps", n, integer, 0)
+        if self.keeps_steps:
+            return n
+        return min(self.slots + 1, n)
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """The proxy that keeps the last K backward steps (truncated back-propagation); 0 is FOM, Algorithm 3.
+
+    Attributes:
+        steps: K, an integer ≥ 0.
+
+    Raises:
+        UfomError: K < 0, or no integer.
+    """
+
+    steps: int = 0
+
+    def __post_init__(self) -> None:
+        scalar("proxy length K", self.steps, integer, 0)
+
+    def refuse_beyond(self, r: Any) -> None:
+        """`UfomError` where K is longer than an inner loop of r steps, r an int or an array of them."""
+        if np.any(np.asarray(r) < self.steps):
+            raise UfomError(f"proxy length K = {self.steps} is longer than the inner loop, r = {np.min(r)}: keep K ≤ r")
+
+
+@dataclass(frozen=True, eq=False)
+class CostModel:
+    """Expected cost C_det + q·C_rnd of one debiased hypergradient, (19), for any sweep and proxy.
+
+    C_det = C1·(r + 1) + C2·K and C_rnd = C2·(r − K) + C1·extra(r − K), where extra is the sweep's count of repeated
+    inner steps; at K = 0 and the recomputed sweep this is Proposition 1.
+
+    Attributes:
+        r: inner steps, at most 3e9; an integer, or an array of them that broadcasts with the costs.
+        c1: cost of a gradient ∂L/∂φ, in function calls or in seconds.
+        c2: cost of a Hessian-vector product (both blocks), in the same unit.
+        sweep: how the exact gradient comes by its states.
+        proxy: what is debiased.
+        c1_sem: standard error of c1, 0 where it is given.
+        c2_sem: standard error of c2.
+        shape: what all of these broadcast to.
+
+    Raises:
+        UfomError: r < 1 or r > 3e9, K > r, a cost that is not a finite number > 0 or beyond 1e300, a negative standard
+            error, shapes that do not broadcast, a sweep or proxy of another type.
+    """
+
+    r: Any
+    c1: Number = 1.0
+    c2: Number = 1.0
+    sweep: Sweep = field(default_factory=Sweep.recomputed)
+    proxy: Truncated = field(default_factory=Truncated)
+    c1_sem: Number = 0.0
+    c2_sem: Number = 0.0
+    shape: tuple[int, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        set_ = object.__setattr__
+        instance("sweep", self.sweep, Sweep, 'write Sweep.stored(), or Sweep.parse("checkpointed:3")')
+        instance("proxy", self.proxy, Truncated, "write Truncated(K), K = 0 for FOM")
+        set_(self, "r", integer("r, the number of inner steps,", self.r, 1))
+        for name in ("c1", "c2"):
+            set_(self, name, positive(name, getattr(self, name)))
+        for name in ("c1_sem", "c2_sem"):
+            set_(self, name, finite(name, getattr(self, name), "a finite number ≥ 0", 0.0))
+        shapes = {name: np.shape(getattr(self, name)) for name in ("r", "c1", "c2", "c1_sem", "c2_sem")}
+        set_(self, "shape", broadcast(**shapes))
+        self.proxy.refuse_beyond(self.r)
+        with np.errstate(over="ignore"):
+            steps = np.asarray(self.r, dtype=np.float64)
+            most = np.max((steps + 1) ** 2 * self.c1 + steps * self.c2)
+        if not most < 1e300:
+            raise UfomError(f"r, c1 and c2 make a cost of {most:g}, beyond floating point: choose another unit of cost")
+
+    @property
+    def backward_steps(self) -> Any:
+        """Backward steps that only the exact gradient takes, r − K."""
+        return self.r - self.proxy.steps
+
+    @property
+    def extra_steps(self) -> Any:
+        """Inner steps repeated by one exact sweep."""
+        return self.sweep.extra_steps(self.backward_steps)
+
+    @property
+    def c_det(self) -> Number:
+        """C_det: cost that every call pays, the proxy's."""
+        return self.c1 * (self.r + 1) + self.c2 * self.proxy.steps  # type: ignore[no-any-return]
+
+    @property
+    def c_rnd(self) -> Number:
+        """C_rnd: cost of going on to the exact gradient, paid with probability q."""
+        return self.c2 * self.backward_steps + self.c1 * self.extra_steps  # type: ignore[no-any-return]
+
+    @property
+    def log_kappa_sem(self) -> Number:
+        """Standard error of log κ, κ = C_det/C_rnd, by the delta method; c1 and c2 are timed independently."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            by_c1 = (np.asarray(self.r) + 1) / self.c_det - self.extra_steps / np.asarray(self.c_rnd)
+            by_c2 = self.proxy.steps / self.c_det - self.backward_steps / np.asarray(self.c_rnd)
+        sem = np.hypot(by_c1 * self.c1_sem, by_c2 * self.c2_sem)
+        return plain(np.where(np.asarray(self.c_rnd) > 0, sem, 0.0))  # type: ignore[no-any-return]
+
+    def time(self, q: Number, moments: Moments, m: Number = 2.0) -> Number:
+        """((1/q − 1)·D² + V²)^m·(C_det + C_rnd·q), to which the time to a given precision is proportional (19).
+
+        Args:
+            q: probability of the exact correction, in (0, 1], float or array.
+            moments: D², V² of the estimator (for a batch, `optimum.batch_moments`).
+            m: exponent of the outer step sizes; 2 for the paper's γ_k = k^(−1/2) at ε = 0.
+
+        Raises:
+            UfomError: q outside (0, 1], m ≤ 0, shapes that do not broadcast, or a time beyond floating point.
+        """
+        q = positive("q", q)
+        if np.any(np.asarray(q) > 1):
+            raise UfomError(f"q = {np.max(q):g} must lie in (0, 1]: it is a probability")
+        m = positive("m", m)
+        broadcast(q=np.shape(q), m=np.shape(m), moments=moments.shape, cost=self.shape)
+        with np.errstate(over="ignore", invalid="ignore"):
+            a = (1 / np.asarray(q) - 1) * moments.d2 + moments.v2
+            value = a**m * (self.c_det + self.c_rnd * np.asarray(q))
+        return finite("the time", value, "within floating point: rescale D² and V², or take a larger q")
