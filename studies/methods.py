@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -85,8 +85,7 @@ def _ours(estimator: Estimator, coins: tuple[int, ...] = (), compiled: bool = Fa
 
     def make(problem: BilevelProblem, theta: Tensor, task: Task) -> peers.Call:
         tasks = tuple(t[None] for t in task)
-        problem = replace(problem, compile=compiled)
-        once = partial(hypergradient, problem, theta, tasks, estimator)
+        once = partial(hypergradient, problem, theta, tasks, estimator, compile=compiled)
         tossed = [torch.tensor([coin == 1]) for coin in coins]
         return (lambda: sum(once(coins=coin) for coin in tossed) / len(tossed)) if tossed else once
 

@@ -53,7 +53,13 @@ def first_order_vanishes(problem: BilevelProblem, theta: Tensor, tasks: Task) ->
 
 @torch.enable_grad()
 def sweep_gradients(
-    problem: BilevelProblem, theta: Tensor, tasks: Task, lengths: Sequence[int], sweep: Sweep, ring: int = 0
+    problem: BilevelProblem,
+    theta: Tensor,
+    tasks: Task,
+    lengths: Sequence[int],
+    sweep: Sweep,
+    ring: int = 0,
+    compile: bool = False,
 ) -> list[Tensor]:
     """G_K for each K in `lengths` (ascending): the gradient that keeps the last K backward steps.
 
@@ -67,9 +73,9 @@ def sweep_gradients(
     """
     last = lengths[-1]
     unrolled = sweep.kind == "unrolled"
-    if unrolled and not problem.compile:
+    if unrolled and not compile:
         return _unrolled(problem, theta, tasks, lengths)
-    steps = Steps(problem, theta, tasks, unrolled=unrolled)
+    steps = Steps(problem, theta, tasks, unrolled, compile)
     keep = last if sweep.keeps_steps else min(ring, last)
     phi, begin = first_state(problem, theta, tasks), 0
     earlier: Iterator[Tensor] = iter(())

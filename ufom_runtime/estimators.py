@@ -1,17 +1,17 @@
-"""The one protocol for what gives an outer direction, and its stateless cases: FOM, EXACT and UFOM."""
+"""One gradient function: a proxy, a sweep and a probability q; q = 1 is exact, q = 0 is the proxy alone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
-from weakref import WeakKeyDictionary
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
 
 from ufom_runtime.algorithms import sweep_gradients
 from ufom_runtime.derivatives import Calls, count_calls, count_rows
+from ufom_runtime.kept import kept
 from ufom_runtime.memory import budget, peak_bytes
 from ufom_runtime.problem import BilevelProblem, Task, all_finite, check, count, cpu_generator, parts, repeat, take
 from ufom_theory import CostModel, Sweep, Truncated, UfomError
@@ -21,67 +21,6 @@ from ufom_theory.planner import states_held
 Coin = Literal["task", "batch"]
 Each = Callable[[Callable[[Tensor], list[Tensor]], Sequence[Tensor]], Iterable[list[Tensor]]]
 """Runs a function of every chunk, and gives what comes of it in their order: `map`, or several processes together."""
-
-
-State = tuple[float, ...]
-"""What a method remembers between outer steps: plain numbers, so that a checkpoint can hold them."""
-Draws = Generator | Tensor | None
-"""Where a method's randomness comes from: a CPU generator, or the coins ξ themselves, boolean, shape (n,)."""
-
-
-@dataclass(frozen=True, eq=False)
-class Direction:
-    """What a method gives at one θ for one batch of tasks.
-
-    Attributes:
-        value: the mean over the batch, shape (s,), finite.
-        per_task: each task's own direction, shape (n, s); None where it was not asked for.
-        corrected: tasks whose coin ξ was 1.
-        state: what the method remembers for its next step; empty for a stateless one.
-        columns: what else it reports, for the log of a run.
-    """
-
-    value: Tensor
-    per_task: Tensor | None = None
-    corrected: int = 0
-    state: State = ()
-    columns: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        refuse_divergence(self.value if self.per_task is None else self.per_task)
-
-
-@runtime_checkable
-class Method(Protocol):
-    """Whatever gives an outer direction; `train` runs any of them.
-
-    FOM, EXACT, UFOM(q) and the methods of `ufom_runtime.rivals` are stateless; AdaptiveUFOM keeps a state.
-    """
-
-    gradient: ClassVar[bool]
-    """Whether the direction stands for a gradient, of M or of another objective; Reptile's does not."""
-
-    def begin(self) -> State:
-        """The state before the first step; empty for a stateless method."""
-
-    def direction(
-        self,
-        problem: BilevelProblem,
-        theta: Tensor,
-        tasks: Task,
-        state: State = (),
-        draws: Draws = None,
-        *,
-        per_task: bool = False,
-        chunk: int | None = None,
-    ) -> Direction:
-        """The direction at θ, shape (s,), for n stacked tasks.
-
-        `draws` must not be the generator that drew the tasks (Theorem 1).
-
-        Raises:
-            UfomError: as `hypergradient`, or a problem for which the method is not valid.
-        """
 
 
 @dataclass(frozen=True)
@@ -103,7 +42,6 @@ class Estimator:
     sweep: Sweep = field(default_factory=Sweep.recomputed)
     proxy: Truncated = field(default_factory=Truncated)
     coin: Coin = "task"
-    gradient: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.q, int | float) or not 0 <= self.q <= 1:
@@ -121,35 +59,6 @@ class Estimator:
     def states(self, r: int, s: int = 1) -> int:
         """The most inner states held for one task with r inner steps; s does not matter."""
         return states_held(r, self.proxy, self.sweep) if self.q else self.proxy.steps
-
-    def begin(self) -> State:
-        """The empty state."""
-        return ()
-
-    def direction(
-        self,
-        problem: BilevelProblem,
-        theta: Tensor,
-        tasks: Task,
-        state: State = (),
-        draws: Draws = None,
-        *,
-        per_task: bool = False,
-        chunk: int | None = None,
-    ) -> Direction:
-        """As `Method.direction`: the estimate (12)–(13)."""
-        check(problem, theta, tasks)
-        n = count(tasks)
-        coins = toss(n, self.q, draws, self.coin)
-        result = theta.new_zeros((n, len(theta)) if per_task else (len(theta),))
-        for index, proxy, exact in gradients(problem, theta, tasks, coins, self, chunk):
-            estimate = proxy if exact is None else debias(proxy, exact, self.q)
-            if per_task:
-                result[index.to(theta.device)] = estimate
-            else:
-                result.add_(estimate.sum(0), alpha=1 / n)
-        corrected = int(coins.sum())
-        return Direction(result.mean(0), result, corrected) if per_task else Direction(result, corrected=corrected)
 
 
 FOM = Estimator(0.0)
@@ -189,7 +98,13 @@ def draw_coins(n: int, q: float, generator: Generator, coin: Coin = "task") -> T
 
 
 def gradients(
-    problem: BilevelProblem, theta: Tensor, tasks: Task, coins: Tensor, estimator: Estimator, chunk: int | None = None
+    problem: BilevelProblem,
+    theta: Tensor,
+    tasks: Task,
+    coins: Tensor,
+    estimator: Estimator,
+    chunk: int | None = None,
+    compile: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     """Proxy and exact gradients for given coins, chunk by chunk.
 
@@ -201,7 +116,7 @@ def gradients(
         tasks: n stacked tasks.
         coins: ξ, boolean, shape (n,).
         estimator: its proxy and sweep are used; at q = 1 the proxy is not needed, and the exact gradient stands for it.
-        chunk: tasks run together; None: as many as the memory budget holds.
+        chunk, compile: as in `hypergradient`.
 
     Yields:
         (indices into the tasks, proxy gradients, exact gradients or None where the coin is 0).
@@ -212,20 +127,38 @@ def gradients(
     for coin, lengths in ((False, (k,)), (True, exact_lengths)):
         index = torch.nonzero(coins == coin)[:, 0]
         pairs = torch.stack([torch.zeros_like(index), index])
-        for piece, found in in_chunks(problem, theta[None], tasks, pairs, lengths, estimator.sweep, chunk, ring=k):
+        rows = in_chunks(problem, theta[None], tasks, pairs, lengths, estimator.sweep, chunk, k, compile=compile)
+        for piece, found in rows:
             yield piece[1], found[0], found[-1] if coin else None
+
+
+@runtime_checkable
+class PerTask(Protocol):
+    """What has estimates of its own, one a task: the methods of `ufom_runtime.methods`."""
+
+    def per_task(
+        self,
+        problem: BilevelProblem,
+        theta: Tensor,
+        tasks: Task,
+        generator: Generator | None,
+        chunk: int | None,
+        compile: bool,
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The estimates, shape (n, s), and columns for a log, each of shape (n,)."""
 
 
 def hypergradient(
     problem: BilevelProblem,
     theta: Tensor,
     tasks: Task,
-    estimator: Method,
+    estimator: Estimator | PerTask,
     *,
     coins: Tensor | None = None,
     generator: Generator | None = None,
     per_task: bool = False,
     chunk: int | None = None,
+    compile: bool = False,
 ) -> Tensor:
     """Estimate ∇M at θ from a batch of tasks.
 
@@ -239,37 +172,35 @@ def hypergradient(
             (Theorem 1).
         per_task: return every task's estimate instead of their mean.
         chunk: tasks run together by vmap; None: as many as the memory budget holds (a rival: all); 1: a plain loop.
+        compile: trace the steps where they are first used, and compile them: quicker, after seconds to a minute of
+            waiting for each shape of a task. A stored sweep then keeps a step's state, or the residuals of its gradient
+            if they are fewer bytes; an unrolled one always keeps the residuals. Where no compiler is found, a warning
+            says so and the plain steps are used.
 
     Returns:
         The mean over the batch, shape (s,), or with `per_task` shape (n, s).
 
     Raises:
-        UfomError: wrong shapes or devices, NaN, a loss that ignores φ, missing coins, an inner loop that diverged, or a
-            method that keeps a state or whose direction is not a gradient.
+        UfomError: wrong shapes or devices, NaN, a loss that ignores φ, missing coins, or an inner loop that diverged.
     """
-    refuse_other(estimator)
-    if estimator.begin():
-        raise UfomError(
-            f"{estimator!r} keeps a state between outer steps, which hypergradient does not hold: use train"
-        )
-    if not estimator.gradient:
-        raise UfomError(f"{estimator!r} gives a direction that is not a gradient, so not an estimate of ∇M: use train")
-    if coins is not None and not isinstance(coins, Tensor):
-        raise UfomError(f"coins are a {type(coins).__name__}: give a bool tensor, one entry a task")
-    draws = generator if coins is None else coins
-    found = estimator.direction(problem, theta, tasks, (), draws, per_task=per_task, chunk=chunk)
-    return found.per_task if per_task and found.per_task is not None else found.value
-
-
-def refuse_other(method: object) -> None:
-    """`UfomError` for what is not a `Method`."""
-    if isinstance(method, type):
-        raise UfomError(f"{method.__name__} is a class: make a method of it, {method.__name__}(...)")
-    if not isinstance(method, Method):
-        raise UfomError(
-            f"{method!r} is not a method: give FOM, EXACT, UFOM(q), AdaptiveUFOM() or METHODS[name].make(r); a sweep "
-            "goes into one, UFOM(q, sweep)"
-        )
+    if not isinstance(estimator, Estimator):
+        if not isinstance(estimator, PerTask):
+            raise UfomError(f"{estimator!r} keeps a state, or is no estimate of ∇M: it is for outer_sgd")
+        if coins is not None:
+            raise UfomError(f"{estimator!r} tosses no coins: give a generator, if it draws at all")
+        found, _ = estimator.per_task(problem, theta, tasks, generator, chunk, compile)
+        return found if per_task else found.mean(0)
+    check(problem, theta, tasks)
+    n = count(tasks)
+    coins = _coins(n, estimator, coins, generator)
+    result = theta.new_zeros((n, len(theta)) if per_task else (len(theta),))
+    for index, proxy, exact in gradients(problem, theta, tasks, coins, estimator, chunk, compile):
+        estimate = proxy if exact is None else debias(proxy, exact, estimator.q)
+        if per_task:
+            result[index.to(theta.device)] = estimate
+        else:
+            result.add_(estimate.sum(0), alpha=1 / n)
+    return refuse_divergence(result)
 
 
 def refuse_divergence(gradient: Tensor) -> Tensor:
@@ -282,35 +213,26 @@ def refuse_divergence(gradient: Tensor) -> Tensor:
     return gradient
 
 
-def toss(n: int, q: float, draws: Draws, coin: Coin = "task") -> Tensor:
-    """ξ_1 … ξ_n, a boolean tensor on the CPU: those given, or drawn; where q is 0 or 1 nothing is drawn.
-
-    Raises:
-        UfomError: coins of another type or shape, or that q and `coin` rule out; no generator where one is needed.
-    """
-    if isinstance(draws, Tensor):
-        return _given(n, q, draws, coin)
+def _coins(n: int, estimator: Estimator, coins: Tensor | None, generator: Generator | None) -> Tensor:
+    q = estimator.q
+    if coins is not None:
+        if not isinstance(coins, Tensor):
+            raise UfomError(f"coins are a {type(coins).__name__}: give a bool tensor, shape ({n},)")
+        if coins.dtype != torch.bool or coins.shape != (n,):
+            raise UfomError(f"coins are {coins.dtype} of shape {tuple(coins.shape)}: give bool, shape ({n},)")
+        if q == 0 and coins.any():
+            raise UfomError("q = 0 leaves the proxy alone, but a coin is 1, and 1/q its weight: use UFOM(q)")
+        if q == 1 and not coins.all():
+            raise UfomError("q = 1 corrects always, but a coin is 0: use UFOM(q) with q < 1")
+        if estimator.coin == "batch" and coins.any() != coins.all():
+            raise UfomError("coin = 'batch' is one coin for all tasks, but the coins differ: give equal ones")
+        return coins.cpu()
     if q in (0.0, 1.0):
         return torch.full((n,), q == 1.0)
-    if draws is None:
+    if generator is None:
         raise UfomError(f"q = {q:g} needs coins: pass coins, or a CPU generator that draws them")
-    cpu_generator(draws)
-    return draw_coins(n, q, draws, coin)
-
-
-def _given(n: int, q: float, coins: Tensor, coin: Coin) -> Tensor:
-    if coins.dtype != torch.bool or coins.shape != (n,):
-        raise UfomError(f"coins are {coins.dtype} of shape {tuple(coins.shape)}: give bool, shape ({n},)")
-    if q == 0 and coins.any():
-        raise UfomError("q = 0 leaves the proxy alone, but a coin is 1, and 1/q its weight: use UFOM(q)")
-    if q == 1 and not coins.all():
-        raise UfomError("q = 1 corrects always, but a coin is 0: use UFOM(q) with q < 1")
-    if coin == "batch" and coins.any() != coins.all():
-        raise UfomError("coin = 'batch' is one coin for all tasks, but the coins differ: give equal ones")
-    return coins.cpu()
-
-
-_row_bytes: WeakKeyDictionary[BilevelProblem, dict[Any, int]] = WeakKeyDictionary()
+    cpu_generator(generator)
+    return draw_coins(n, q, generator, estimator.coin)
 
 
 def in_chunks(
@@ -323,6 +245,7 @@ def in_chunks(
     chunk: int | None = None,
     ring: int = 0,
     each: Each = map,
+    compile: bool = False,
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
     """`sweep_gradients` of (θ, task) pairs, in chunks that fit the memory budget.
 
@@ -333,57 +256,74 @@ def in_chunks(
         pairs: indices into the thetas and into the tasks, shape (2, rows), on the CPU.
         lengths: truncation lengths, ascending.
         sweep: how the states are come by.
-        chunk: rows run together; None: as many as the budget holds, by the measured bytes of one row, or, where the
-            problem is compiled, one on the CPU and `tasks` at most elsewhere.
+        chunk: rows run together; None: as many as the budget holds, by the measured bytes of one row; compiled
+            steps run one on the CPU, and as many as there are tasks at most elsewhere.
         ring: last states kept from the forward loop, the proxy's length.
         each: runs the chunks.
+        compile: as in `hypergradient`.
 
     Yields:
         (the pairs of this chunk, one tensor (rows, s) a length).
     """
 
-    n = count(tasks)
-
-    def run(piece: Tensor, at: BilevelProblem) -> list[Tensor]:
-        size = piece.shape[1]
-        rows = thetas.expand(size, -1) if len(thetas) == 1 else thetas[piece[0].to(thetas.device)]
-        if n == 1:  # one task for every θ: seen many times, held once
-            chosen = repeat(tasks, size)
-        else:
-            chosen = tasks if torch.equal(piece[1], torch.arange(n)) else take(tasks, piece[1])
+    def run(piece: Tensor) -> list[Tensor]:
+        rows, chosen = _rows(thetas, tasks, piece)
         try:
-            return sweep_gradients(at, rows, chosen, lengths, sweep, ring)
+            return sweep_gradients(problem, rows, chosen, lengths, sweep, ring, compile)
         except torch.OutOfMemoryError as error:
-            raise UfomError(f"{size} tasks at once do not fit into memory: pass a smaller chunk ({error})") from error
+            said = f"{len(rows)} tasks at once do not fit into memory: pass a smaller chunk ({error})"
+            raise UfomError(said) from error
 
     def run_filled(piece: Tensor, chunk: int) -> list[Tensor]:
         """Every chunk as long as the first, the last row repeated: each length would be compiled anew."""
         size = piece.shape[1]
         with count_calls() as calls:
-            found = run(piece[:, torch.arange(chunk).clamp(max=size - 1)], problem)
+            found = run(piece[:, torch.arange(chunk).clamp(max=size - 1)])
         for kind, rows in vars(calls).items():
             count_rows(kind, rows * size // chunk)
         return [f[:size] for f in found]
 
     if not pairs.shape[1]:
         return
-    on_cpu = thetas.device.type == "cpu"
-    if chunk is not None:
-        chunk = integer("chunk, the tasks run together,", chunk, 1)
-    elif problem.compile and on_cpu:
-        chunk = 1
-    elif pairs.shape[1] > 1:
-        key = (lengths[-1], sweep, ring, thetas.dtype, thetas.device, *(t.shape[1:] for t in parts(tasks)))
-        known = _row_bytes.setdefault(problem, {})
-        if key not in known:
-            with count_calls():  # the probe is nobody's call
-                known[key] = peak_bytes(lambda: run(pairs[:, :1], replace(problem, compile=False)), parts(tasks))
-            if n > 1:
-                known[key] += sum(t[0].nbytes for t in parts(tasks))  # the rows of a chunk are copies
-        chunk = max(1, budget(thetas.device) // max(1, known[key]))
-        if problem.compile:
-            chunk = min(chunk, n)
-    size = chunk or 1
+    size = rows_together(problem, thetas, tasks, pairs, lengths, sweep, chunk, ring, compile)
     pieces = torch.split(pairs, size, dim=1)
-    found = each(lambda piece: run_filled(piece, size) if problem.compile else run(piece, problem), pieces)
+    found = each(lambda piece: run_filled(piece, size) if compile else run(piece), pieces)
     yield from zip(pieces, found, strict=True)
+
+
+def rows_together(
+    problem: BilevelProblem,
+    thetas: Tensor,
+    tasks: Task,
+    pairs: Tensor,
+    lengths: tuple[int, ...],
+    sweep: Sweep,
+    chunk: int | None,
+    ring: int = 0,
+    compile: bool = False,
+) -> int:
+    """How many rows `in_chunks` runs together, for the same arguments."""
+    n = count(tasks)
+    if chunk is not None:
+        return int(integer("chunk, the tasks run together,", chunk, 1))
+    if pairs.shape[1] == 1 or (compile and thetas.device.type == "cpu"):
+        return 1
+    key = (lengths[-1], sweep, ring, thetas.dtype, thetas.device, *(t.shape[1:] for t in parts(tasks)))
+    known: dict[object, int] = kept(problem, "bytes of a row")
+    if key not in known:
+        rows, one = _rows(thetas, tasks, pairs[:, :1])
+        with count_calls():  # the probe is not counted
+            known[key] = peak_bytes(lambda: sweep_gradients(problem, rows, one, lengths, sweep, ring), parts(tasks))
+        if n > 1:
+            known[key] += sum(t[0].nbytes for t in parts(tasks))  # the rows of a chunk are copies
+    size = max(1, budget(thetas.device) // max(1, known[key]))
+    return min(size, n) if compile else size
+
+
+def _rows(thetas: Tensor, tasks: Task, pairs: Tensor) -> tuple[Tensor, Task]:
+    """The θ and the tasks at the pairs of indices."""
+    n, size = count(tasks), pairs.shape[1]
+    rows = thetas.expand(size, -1) if len(thetas) == 1 else thetas[pairs[0].to(thetas.device)]
+    if n == 1:  # one task for every θ: seen many times, held once
+        return rows, repeat(tasks, size)
+    return rows, tasks if torch.equal(pairs[1], torch.arange(n)) else take(tasks, pairs[1])

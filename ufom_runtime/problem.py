@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -34,10 +33,7 @@ class BilevelProblem:
         tasks: the finite, equally likely Ω, if the problem has one: expectations are then exact sums.
         initial: θ where training starts, shape (s,), or several worth measuring at, shape (k, s); optional. Where it is
             given, θ of another length is refused.
-        compile: trace the steps where they are first used, and `torch.compile` them: quicker, after seconds to a minute
-            of waiting for each shape. Of a step that is kept for its backward step a stored sweep then holds the state
-            or the residuals of its gradient, whichever are fewer bytes, and an unrolled one always the residuals. The
-            plain steps are used, with a warning, where no compiler is found.
+        compile: refused; pass compile=True to the call, as `hypergradient(..., compile=True)`.
 
     Raises:
         UfomError: step sizes that are not r ≥ 1 finite numbers > 0, neither `sample_tasks` nor `tasks`, or an `initial`
@@ -51,9 +47,14 @@ class BilevelProblem:
     sample_tasks: Callable[[int, Generator], Task] | None = None
     tasks: Task | None = None
     initial: Tensor | None = None
-    compile: bool = False
+    compile: InitVar[bool] = False
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, compile: bool) -> None:
+        if compile:
+            raise UfomError(
+                "compile is how a problem is run, not a part of it: pass compile=True to the call, as "
+                "hypergradient(problem, theta, tasks, estimator, compile=True)"
+            )
         try:
             alphas = torch.as_tensor(self.step_sizes, dtype=torch.float64, device="cpu").detach()
         except (TypeError, ValueError, RuntimeError) as error:
@@ -80,11 +81,6 @@ class BilevelProblem:
     def alphas(self) -> tuple[float, ...]:
         """α_1 … α_r as Python floats, so that a step costs no transfer between devices."""
         return tuple(torch.as_tensor(self.step_sizes).tolist())
-
-    @cached_property
-    def graphs(self) -> dict[Any, Any]:
-        """The compiled steps made so far."""
-        return {}
 
     def sample(self, n: int, generator: Generator) -> Task:
         """Draw n ≥ 1 tasks from a CPU `generator`, stacked in the leading dimension; else `UfomError`."""

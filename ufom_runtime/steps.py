@@ -26,6 +26,7 @@ from ufom_runtime.derivatives import (
     inner_gradient,
     outer_gradients,
 )
+from ufom_runtime.kept import kept
 from ufom_runtime.problem import BilevelProblem, Task, parts
 from ufom_theory import UfomError
 
@@ -61,12 +62,16 @@ def joint_step(problem: BilevelProblem, theta: Tensor, tasks: Task, phi: Tensor,
 class Steps:
     """The steps of a sweep at rows of θ, shape (n, s), and their tasks; they are counted here.
 
-    With `unrolled`, `record` keeps a compiled step's residuals, whatever their size.
+    With `compile` they are traced and compiled where they are first used; with `unrolled`, `record` then keeps a step's
+    residuals, whatever their size.
     """
 
-    def __init__(self, problem: BilevelProblem, theta: Tensor, tasks: Task, unrolled: bool = False) -> None:
+    def __init__(
+        self, problem: BilevelProblem, theta: Tensor, tasks: Task, unrolled: bool = False, compile: bool = False
+    ) -> None:
         self.problem, self._theta, self._tasks, self._unrolled = problem, theta.detach(), tasks, unrolled
-        if problem.compile:
+        self._compile = compile
+        if compile:
             self._inputs = tuple(t.contiguous() for t in (self._theta, *parts(tasks)))
             self._alphas = torch.tensor(problem.alphas, dtype=theta.dtype, device=theta.device).unbind()
             self._baked = list(_reached((problem.inner_loss, problem.outer_loss), set()))
@@ -75,7 +80,7 @@ class Steps:
     def inner(self, phi: Tensor, j: int) -> Tensor:
         """φ_{j+1} from φ_j, (3); j counts from 0."""
         count_rows("gradients", len(phi))
-        if self.problem.compile:
+        if self._compile:
             return cast(Tensor, self._run(inner_step, phi, self._alphas[j])[0])
         g = inner_gradient(self.problem, self._theta, phi, self._tasks)
         return phi.sub(g, alpha=self.problem.alphas[j])
@@ -85,7 +90,7 @@ class Steps:
 
         That is φ_j; or a compiled step's residuals, if they take no more bytes than φ_j or the sweep is unrolled.
         """
-        if self.problem.compile:
+        if self._compile:
             arguments = (*self._inputs, phi.contiguous(), self._alphas[j])
             if halves := self._once(joint_step, arguments):
                 count_rows("gradients", len(phi))
@@ -96,7 +101,7 @@ class Steps:
     def outer(self, phi: Tensor) -> tuple[Tensor | None, Tensor]:
         """b1 = ∂L_out/∂θ, None where L_out is free of θ, and b2 = ∂L_out/∂φ."""
         count_rows("gradients", len(phi))
-        if self.problem.compile:
+        if self._compile:
             b1, b2 = self._run(outer_step, phi)
             return b1, cast(Tensor, b2)
         return outer_gradients(self.problem, self._theta, phi, self._tasks)
@@ -107,7 +112,7 @@ class Steps:
         `record` is φ_j, or what `record` kept of the step from it.
         """
         count_rows("hessian_vector_products", len(b2))
-        if not self.problem.compile:
+        if not self._compile:
             h1, h2 = hessian_vector_products(self.problem, self._theta, cast(Tensor, record), self._tasks, b2)
             return h1, b2 if h2 is None else b2.sub(h2, alpha=self.problem.alphas[j])
         if isinstance(record, Tensor):
@@ -126,13 +131,14 @@ class Steps:
         if step not in self._made:
             joint, tupled = step is joint_step, isinstance(self._tasks, tuple)
             key = (step, joint and self._unrolled, tupled, *((t.shape, t.dtype, t.device) for t in arguments))
-            baked, made = self.problem.graphs.get(key, (None, None))
+            graphs = kept(self.problem, "graphs")
+            baked, made = graphs.get(key, (None, None))
             if baked is None or not _same(baked, self._baked):
                 if joint:
                     made = _compile_halves(self.problem, tupled, arguments, self._unrolled)
                 else:
                     made = _compile(self.problem, step, tupled, arguments)
-                self.problem.graphs[key] = self._baked, made
+                graphs[key] = self._baked, made
             self._made[step] = made
         return self._made[step]
 

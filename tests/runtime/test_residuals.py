@@ -1,7 +1,5 @@
 """What a compiled step keeps for its backward step: the fewest bytes, and never a wrong gradient."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -12,6 +10,7 @@ from tests.runtime.test_steps import failing, few_shot, hypercleaning, sines
 from ufom_runtime import EXACT, UFOM, BilevelProblem, Estimator, count_calls, hypergradient, measure_cost, peak_bytes
 from ufom_runtime.algorithms import first_state
 from ufom_runtime.compiled.residuals import split
+from ufom_runtime.kept import kept
 from ufom_runtime.problem import count
 from ufom_runtime.problems.hypercleaning import digits_hypercleaning
 from ufom_runtime.problems.quadratic import quadratic
@@ -100,9 +99,9 @@ def closed_over():
     return problem, problem.initial, problem.sample(2, torch.Generator().manual_seed(0))
 
 
-def records(problem, theta, tasks, unrolled):
+def records(problem, theta, tasks, unrolled=False):
     rows = theta.expand(count(tasks), -1)
-    steps, phi = Steps(problem, rows, tasks, unrolled=unrolled), first_state(problem, rows, tasks)
+    steps, phi = Steps(problem, rows, tasks, unrolled, compile=True), first_state(problem, rows, tasks)
     return phi, steps.record(phi, 0)[1]
 
 
@@ -116,11 +115,10 @@ def wide(r=6):
 @pytest.mark.parametrize(("make", "small"), [(wide, True), (few_shot, False)])
 def test_a_stored_sweep_keeps_what_is_smaller_and_an_unrolled_one_the_residuals(make, small):
     problem, theta, tasks = make()
-    compiled = replace(problem, compile=True)
-    phi, kept = records(compiled, theta, tasks, unrolled=True)
+    phi, kept = records(problem, theta, tasks, unrolled=True)
     assert isinstance(kept, list)
     assert (sum(t.nbytes for t in kept) <= phi.nbytes) == small
-    phi, kept = records(compiled, theta, tasks, unrolled=False)
+    phi, kept = records(problem, theta, tasks, unrolled=False)
     assert isinstance(kept, list) == small
     if not small:
         assert kept is phi
@@ -131,15 +129,14 @@ def test_a_stored_sweep_keeps_what_is_smaller_and_an_unrolled_one_the_residuals(
 @pytest.mark.parametrize("sweep", [Sweep.stored(), Sweep.unrolled()])
 def test_gradients_from_residuals_are_those_of_the_unrolled_loop_and_counted_alike(make, sweep):
     problem, theta, tasks = make()
-    compiled = replace(problem, compile=True)
     n, r = count(tasks), problem.r
     exact, last = (unrolled_gradient(problem, theta, tasks, k) for k in (r, 1))
     with count_calls() as calls:
-        found = hypergradient(compiled, theta, tasks, Estimator(1.0, sweep), per_task=True)
+        found = hypergradient(problem, theta, tasks, Estimator(1.0, sweep), per_task=True, compile=True)
     assert (found - exact).norm() <= 1e-10 * max(1e-3, exact.norm())
     assert (calls.gradients, calls.hessian_vector_products) == (n * (r + 1), n * r)
     coins, ufom = torch.ones(n, dtype=torch.bool), UFOM(0.5, sweep, Truncated(1))
-    found = hypergradient(compiled, theta, tasks, ufom, coins=coins, per_task=True)
+    found = hypergradient(problem, theta, tasks, ufom, coins=coins, per_task=True, compile=True)
     assert (found - (2 * exact - last)).norm() <= 1e-10 * max(1e-3, exact.norm())
 
 
@@ -147,12 +144,11 @@ def test_gradients_from_residuals_are_those_of_the_unrolled_loop_and_counted_ali
 def test_a_stored_sweep_holds_its_residuals_and_no_state():
     def peak(r):
         problem, theta, tasks = wide(r)
-        problem = replace(problem, compile=True)
-        hypergradient(problem, theta, tasks, EXACT)
-        return peak_bytes(lambda: hypergradient(problem, theta, tasks, EXACT), (theta, *tasks))
+        hypergradient(problem, theta, tasks, EXACT, compile=True)
+        return peak_bytes(lambda: hypergradient(problem, theta, tasks, EXACT, compile=True), (theta, *tasks))
 
     problem, theta, tasks = wide()
-    phi, kept = records(replace(problem, compile=True), theta, tasks, unrolled=False)
+    phi, kept = records(problem, theta, tasks, unrolled=False)
     size = sum(t.nbytes for t in kept)
     assert size < 0.9 * phi.nbytes
     assert peak(60) - peak(20) == pytest.approx(40 * size, rel=0.02)
@@ -170,28 +166,27 @@ def test_wrongly_compiled_halves_are_caught(monkeypatch):
     problem, theta, tasks = sines()
     monkeypatch.setattr(torch._inductor, "compile", lambda graph, _: lambda *a: [1.01 * t for t in graph(*a)])
     with pytest.raises(UfomError, match=r"compiled joint_step differs from the plain one by 0.01"):
-        hypergradient(replace(problem, compile=True), theta, tasks, UNROLLED)
+        hypergradient(problem, theta, tasks, UNROLLED, compile=True)
 
 
 @pytest.mark.usefixtures("uncompiled")
 def test_a_task_and_a_tuple_of_one_are_not_served_the_same_graph():
     problem = BilevelProblem(lambda t, p, x: ((p * t - x[0]) ** 4).sum(), lambda t, p, x: (p**2).sum(), lambda t, x: t,
-                             [0.01] * 2, tasks=torch.tensor([[1.0, 2.0]], dtype=F64), compile=True)  # fmt: skip
+                             [0.01] * 2, tasks=torch.tensor([[1.0, 2.0]], dtype=F64))  # fmt: skip
     theta = torch.tensor([0.5, -0.5], dtype=F64)
     for tasks in (problem.tasks, (problem.tasks,)):
-        found = hypergradient(problem, theta, tasks, UNROLLED, per_task=True)
-        expected = hypergradient(replace(problem, compile=False), theta, tasks, UNROLLED, per_task=True)
+        found = hypergradient(problem, theta, tasks, UNROLLED, per_task=True, compile=True)
+        expected = hypergradient(problem, theta, tasks, UNROLLED, per_task=True)
         assert (found - expected).norm() <= 1e-12 * expected.norm()
 
 
 @pytest.mark.usefixtures("uncompiled")
 def test_a_cost_is_of_the_steps_that_the_sweep_runs():
-    problem, theta, tasks = wide()
     for sweep, steps in ((Sweep.stored(), {"outer_step", "joint_step"}),
                          (None, {"outer_step", "inner_step", "backward_step"})):  # fmt: skip
-        compiled = replace(problem, compile=True)
-        cost = measure_cost(compiled, theta, tasks, sweep=sweep, seconds=0.01, repeats=5)
-        assert {key[0].__name__ for key in compiled.graphs} == steps
+        problem, theta, tasks = wide()
+        cost = measure_cost(problem, theta, tasks, sweep=sweep, seconds=0.01, repeats=5, compile=True)
+        assert {key[0].__name__ for key in kept(problem, "graphs")} == steps
         assert cost.sweep == (sweep or Sweep.recomputed())
 
 
@@ -199,5 +194,5 @@ def test_without_a_compiler_an_unrolled_sweep_keeps_states_and_says_so(monkeypat
     problem, theta, tasks = sines()
     monkeypatch.setattr(torch._inductor, "compile", failing)
     with pytest.warns(match="no residuals are kept.*no compiler"), pytest.warns(match="the plain path is used"):
-        found = hypergradient(replace(problem, compile=True), theta, tasks, UNROLLED)
+        found = hypergradient(problem, theta, tasks, UNROLLED, compile=True)
     assert (found - hypergradient(problem, theta, tasks, EXACT)).norm() <= 1e-12

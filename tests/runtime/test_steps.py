@@ -1,7 +1,6 @@
 """The compiled path against the oracle; a trace is never stale, and never silently wrong."""
 
 import warnings
-from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ import torch
 from tests.oracles import unrolled_gradient
 from tests.runtime.conftest import F64, coupled
 from ufom_runtime import EXACT, UFOM, BilevelProblem, Estimator, count_calls, hypergradient
+from ufom_runtime.kept import kept
 from ufom_runtime.problems.few_shot import digits_few_shot
 from ufom_runtime.problems.hypercleaning import digits_hypercleaning
 from ufom_runtime.steps import Steps
@@ -36,7 +36,6 @@ def sines():
 @pytest.mark.parametrize("make", [sines, hypercleaning, few_shot])
 def test_compiled_steps_agree_with_the_unrolled_loop(make):
     problem, theta, tasks = make()
-    compiled = replace(problem, compile=True)
     exact, fom = unrolled_gradient(problem, theta, tasks), unrolled_gradient(problem, theta, tasks, 0)
     for estimator, expected in (
         (EXACT, exact),
@@ -45,29 +44,28 @@ def test_compiled_steps_agree_with_the_unrolled_loop(make):
         (Estimator(0.0), fom),
         (Estimator(0.0, proxy=Truncated(1)), unrolled_gradient(problem, theta, tasks, 1)),
     ):
-        found = hypergradient(compiled, theta, tasks, estimator, per_task=True)
+        found = hypergradient(problem, theta, tasks, estimator, per_task=True, compile=True)
         assert (found - expected).norm() <= 1e-10 * max(1e-3, expected.norm())
     # the three steps, whatever the estimator, and how a stored and an unrolled sweep record one
-    assert len(compiled.graphs) == 5
+    assert len(kept(problem, "graphs")) == 5
 
 
 def test_compiled_batches_are_of_one_length_and_counted_without_the_filling():
     problem, theta, tasks = sines()
-    compiled = replace(problem, compile=True)
     coins = torch.tensor([True, False, True])
     with count_calls() as calls:
-        found = hypergradient(compiled, theta, tasks, UFOM(0.4), coins=coins, per_task=True, chunk=2)
+        found = hypergradient(problem, theta, tasks, UFOM(0.4), coins=coins, per_task=True, chunk=2, compile=True)
     expected = hypergradient(problem, theta, tasks, UFOM(0.4), coins=coins, per_task=True)
     assert (found - expected).norm() <= 1e-12 * expected.norm()
     assert (calls.gradients, calls.hessian_vector_products) == (3 * 6 + 2 * 10, 2 * 5)
-    assert len(compiled.graphs) == 3
+    assert len(kept(problem, "graphs")) == 3
 
 
 def test_one_tensor_in_two_places_stays_two_arguments():
     problem, theta, tasks = sines()
     phi = torch.linspace(0.1, 1, 9, dtype=F64).view(3, 3)
     rows = theta.expand(3, -1)
-    compiled, plain = (Steps(replace(problem, compile=c), rows, tasks) for c in (True, False))
+    compiled, plain = (Steps(problem, rows, tasks, compile=c) for c in (True, False))
     for other in (phi, 2 * phi):
         for a, b in zip(compiled.back(phi, 1, other), plain.back(phi, 1, other), strict=True):
             assert (a - b).norm() <= 1e-12 * b.norm()
@@ -90,10 +88,10 @@ def test_what_the_loss_closes_over_may_be_rebound(monkeypatch):
     def inner(theta, phi, task):
         return (lambda: factor * tensor)() * model.loss(theta, phi, task)
 
-    problem = BilevelProblem(inner, lambda t, p, x: (p**2).sum(), lambda t, x: t, [0.3] * 2, tasks=ONE, compile=True)
+    problem = BilevelProblem(inner, lambda t, p, x: (p**2).sum(), lambda t, x: t, [0.3] * 2, tasks=ONE)
 
     def check():
-        found = hypergradient(problem, THETA, ONE, EXACT, per_task=True)
+        found = hypergradient(problem, THETA, ONE, EXACT, per_task=True, compile=True)
         expected = unrolled_gradient(problem, THETA, ONE)
         assert (found - expected).norm() <= 1e-12 * expected.norm()
         return found
@@ -119,13 +117,12 @@ def failing(*_, **__):
 def test_without_a_compiler_the_plain_path_is_used_and_said_so(monkeypatch):
     problem, theta, tasks = sines()
     monkeypatch.setattr(torch._inductor, "compile", failing)
-    compiled = replace(problem, compile=True)
     with pytest.warns(UserWarning, match=r"plain path is used, since the \w+_step cannot .*no compiler") as said:
-        found = hypergradient(compiled, theta, tasks, EXACT)
+        found = hypergradient(problem, theta, tasks, EXACT, compile=True)
     assert len(said) == 3
     with warnings.catch_warnings():  # it is said once
         warnings.simplefilter("error")
-        assert torch.equal(found, hypergradient(compiled, theta, tasks, EXACT))
+        assert torch.equal(found, hypergradient(problem, theta, tasks, EXACT, compile=True))
     assert (found - hypergradient(problem, theta, tasks, EXACT)).norm() <= 1e-12
 
 
@@ -133,11 +130,11 @@ def test_a_branch_on_data_is_not_baked_in():
     def inner(theta, phi, task):
         return (phi * theta).sin().sum() if phi.sum() > 0 else (phi**2).sum()
 
-    problem = BilevelProblem(inner, lambda t, p, x: (p**2).sum(), lambda t, x: t, [0.3] * 2, tasks=ONE, compile=True)
+    problem = BilevelProblem(inner, lambda t, p, x: (p**2).sum(), lambda t, x: t, [0.3] * 2, tasks=ONE)
     with pytest.warns(UserWarning, match="no residuals are kept"), pytest.warns(match="the plain path is used"):
-        hypergradient(problem, THETA, ONE, EXACT)
+        hypergradient(problem, THETA, ONE, EXACT, compile=True)
     for theta in (THETA, -THETA):
-        found = hypergradient(problem, theta, ONE, EXACT, per_task=True)
+        found = hypergradient(problem, theta, ONE, EXACT, per_task=True, compile=True)
         assert (found - unrolled_gradient(problem, theta, ONE)).norm() <= 1e-12
 
 
@@ -145,4 +142,4 @@ def test_a_wrong_compiler_is_caught(monkeypatch):
     problem, theta, tasks = sines()
     monkeypatch.setattr(torch._inductor, "compile", lambda graph, _: lambda *a: [1.01 * t for t in graph(*a)])
     with pytest.raises(UfomError, match=r"compiled inner_step differs from the plain one by 0.01"):
-        hypergradient(replace(problem, compile=True), theta, tasks, EXACT)
+        hypergradient(problem, theta, tasks, EXACT, compile=True)

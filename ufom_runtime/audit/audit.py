@@ -62,7 +62,14 @@ class Audit:
 
 
 def audit_gradient(
-    fn: Callable[[Tensor, Task], Tensor], problem: BilevelProblem, theta: Tensor, tasks: Task, *, repeats: int = 50
+    fn: Callable[[Tensor, Task], Tensor],
+    problem: BilevelProblem,
+    theta: Tensor,
+    tasks: Task,
+    *,
+    repeats: int = 50,
+    chunk: int | None = None,
+    compile: bool = False,
 ) -> Audit:
     """Say whether `fn` computes the exact gradient of the outer loss, and if not, what it computes instead.
 
@@ -77,6 +84,8 @@ def audit_gradient(
         theta: outer parameters, shape (s,), where the gradient does not vanish.
         tasks: n stacked tasks, few: every call takes all of them.
         repeats: calls of `fn`, at least 10; where the first 10 all give the exact gradient they are the only ones.
+        chunk, compile: how the oracle is run, as in `hypergradient`; the slips that a wrong gradient is compared with
+            are never compiled.
 
     Returns:
         The verdict with its numbers; it holds at this θ and for these tasks.
@@ -90,7 +99,7 @@ def audit_gradient(
     shapes: tuple[tuple[int, ...], ...] = ((len(theta),), (count(tasks), len(theta)))
     calls = [_call(fn, theta, tasks, shapes)]
     shape = tuple(calls[0].shape)
-    oracle = Oracle.of(problem, theta, tasks, per_task=len(shape) == 2)
+    oracle = Oracle.of(problem, theta, tasks, len(shape) == 2, chunk, compile)
     exact, size = oracle.table[-1], float(oracle.table[-1].norm())
     limit, noise = float(oracle.limits[-1]), float(oracle.noise[-1])
     if size <= limit:

@@ -27,16 +27,19 @@ class Oracle:
     table: Tensor
     noise: Tensor
     limits: Tensor
+    chunk: int | None
 
     @classmethod
-    def of(cls, problem: BilevelProblem, theta: Tensor, tasks: Task, per_task: bool) -> Oracle:
+    def of(
+        cls, problem: BilevelProblem, theta: Tensor, tasks: Task, per_task: bool, chunk: int | None, compile: bool
+    ) -> Oracle:
         lengths = tuple(range(problem.r + 1))
         own = theta.dtype
         for dtype in (torch.float64, own):
             fine = _starting(problem, partial(Tensor.to, dtype=dtype))
             fine_theta, fine_tasks = theta.detach().to(dtype), _cast(tasks, dtype)
             try:
-                table = refuse_divergence(_gradients(fine, fine_theta, fine_tasks, lengths, per_task))
+                table = refuse_divergence(_gradients(fine, fine_theta, fine_tasks, lengths, per_task, chunk, compile))
                 break
             except UfomError:  # perhaps tensors of another dtype, closed over: θ's own is the last resort
                 if dtype == own:
@@ -45,10 +48,10 @@ class Oracle:
         noise = torch.zeros(len(table), dtype=torch.float64, device=theta.device)
         for factor in (1 - eps, 1 + eps) if own == dtype else (1, 1 - eps, 1 + eps):
             moved = _starting(problem, partial(torch.mul, other=factor))
-            again = refuse_divergence(_gradients(moved, theta, tasks, lengths, per_task))
+            again = refuse_divergence(_gradients(moved, theta, tasks, lengths, per_task, chunk, compile))
             noise = torch.maximum(noise, (again - table).norm(dim=1))
         limits = (_MARGIN * noise + eps**0.5 * table.norm(dim=1)) * (1 if dtype == torch.float64 else 2)
-        return cls(fine, fine_theta, fine_tasks, per_task, table, noise, limits)
+        return cls(fine, fine_theta, fine_tasks, per_task, table, noise, limits, chunk)
 
     def agreeing(self, g: Tensor) -> tuple[int, ...]:
         """The lengths K whose gradient g is, to within the tolerance."""
@@ -58,7 +61,8 @@ class Oracle:
         """(name, gradient, tolerance) of usual slips, first-order and exact, where they are no G_K."""
         relative = float(self.limits[-1] / self.table[-1].norm())
         for what, changed in _slips(self.problem, self.tasks):
-            first_order, exact = _gradients(changed, self.theta, self.tasks, (0, changed.r), self.per_task)
+            lengths = (0, changed.r)
+            first_order, exact = _gradients(changed, self.theta, self.tasks, lengths, self.per_task, self.chunk)
             found = [("exact ", exact), ("first-order ", first_order)]
             if (exact - first_order).norm() <= relative * exact.norm():
                 found = [("", exact)]
@@ -83,12 +87,21 @@ def _cast(tasks: Task, dtype: torch.dtype) -> Task:
     return cast[0] if isinstance(tasks, Tensor) else cast
 
 
-def _gradients(problem: BilevelProblem, theta: Tensor, tasks: Task, lengths: tuple[int, ...], per_task: bool) -> Tensor:
+def _gradients(
+    problem: BilevelProblem,
+    theta: Tensor,
+    tasks: Task,
+    lengths: tuple[int, ...],
+    per_task: bool,
+    chunk: int | None,
+    compile: bool = False,
+) -> Tensor:
     """G_K for each length, the mean over the tasks or all of them: (lengths, s) or (lengths, n·s), in float64."""
     n = count(tasks)
     found = torch.zeros(len(lengths), n if per_task else 1, len(theta), dtype=torch.float64, device=theta.device)
     pairs = torch.stack([torch.zeros(n, dtype=torch.int64), torch.arange(n)])
-    for piece, gradients in in_chunks(problem, theta.detach()[None], tasks, pairs, lengths, EXACT.sweep):
+    pieces = in_chunks(problem, theta.detach()[None], tasks, pairs, lengths, EXACT.sweep, chunk, compile=compile)
+    for piece, gradients in pieces:
         for row, g in zip(found, gradients, strict=True):
             if per_task:
                 row[piece[1].to(theta.device)] = g.double()

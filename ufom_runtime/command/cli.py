@@ -6,7 +6,6 @@ import json
 import math
 import sys
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -179,13 +178,19 @@ def measure(
     shown = console(stderr=True)
     with context.obj() if context.obj else nullcontext() as processes:
         loaded = load_problem(problem, device)
-        if compiled:
-            loaded = replace(loaded, compile=True)
         hidden = not shown.is_terminal or (processes is not None and processes.rank > 0)
         with Progress(*columns, console=shown, transient=True, disable=hidden) as bar:
             task = bar.add_task("", total=1.0)
             report = measure_problem(
-                loaded, tasks, seed, m, bounds, chunk, lambda x: bar.update(task, completed=x), processes
+                loaded,
+                tasks,
+                seed,
+                m,
+                bounds,
+                chunk,
+                lambda x: bar.update(task, completed=x),
+                processes,
+                compiled,
             )
     if not report:  # another process prints it
         return

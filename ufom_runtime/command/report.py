@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ufom_runtime.derivatives import start
+from ufom_runtime.estimators import Each
 from ufom_runtime.measure.clock import measure_cost
 from ufom_runtime.measure.constants import compare_bounds
 from ufom_runtime.measure.moments import MeasuredMoments, moments_by_proxy
@@ -45,6 +46,7 @@ def measure(
     chunk: int | None = None,
     progress: Callable[[float], object] | None = None,
     processes: Processes | None = None,
+    compile: bool = False,
 ) -> dict[str, Any]:
     """Measure D², V², the bias, C1 and C2 of a problem at its `initial` θ, and predict q* for every sweep and proxy.
 
@@ -58,6 +60,7 @@ def measure(
         progress: called with the share of the work that is done.
         processes: share the (θ, task) pairs, in chunks that do not depend on how many processes there are, nor on free
             memory: `chunk`, or a 16th of the pairs, 256 at most.
+        compile: as in `hypergradient`.
 
     Returns:
         Numbers, strings, lists and dictionaries of them; times in seconds; "relative_time" is (19) over its value for
@@ -76,15 +79,16 @@ def measure(
     thetas = problem.initial if problem.initial.ndim == 2 else problem.initial[None]
     tasks = problem.tasks if problem.tasks is not None else problem.sample(n_tasks, torch.Generator().manual_seed(seed))
     proxies = [Truncated(k) for k in _LENGTHS if k < problem.r]
-    if processes is None:
-        moments = moments_by_proxy(problem, thetas, tasks, proxies, chunk=chunk, progress=progress)
-    else:
+    each: Each = map
+    if processes is not None:
         chunk, each = _shared(len(thetas) * count(tasks), chunk, processes), partial(processes.map, thetas)
-        moments = moments_by_proxy(problem, thetas, tasks, proxies, chunk=chunk, progress=progress, each=each)
-        if processes.rank > 0:
-            return {}
+    moments = moments_by_proxy(
+        problem, thetas, tasks, proxies, chunk=chunk, compile=compile, progress=progress, each=each
+    )
+    if processes is not None and processes.rank > 0:
+        return {}
     one = take(tasks, slice(0, 1))
-    cost = measure_cost(problem, thetas[0], one)
+    cost = measure_cost(problem, thetas[0], one, compile=compile)
     first_order = moments[proxies[0]]
     exact = float(cost.time(1.0, first_order, m))
     by_sweep = [
@@ -105,7 +109,7 @@ def measure(
         "d2_sem": first_order.d2_sem,
         "v2": first_order.v2,
         "v2_sem": first_order.v2_sem,
-        "cov_d2_v2": float(first_order.covariance("d2", "v2")[0, 1]),
+        "cov_d2_v2": float(first_order.joint_cov()[0, 1]),
         "mean_gradient_sq": first_order.mean_gradient_sq,
         "bias_sq": first_order.bias_sq,
         "bias_sq_sem": first_order.bias_sq_sem,
@@ -119,7 +123,7 @@ def measure(
         "by_sweep": by_sweep,
         "by_proxy": by_proxy,
         "by_memory": by_memory,
-        "bounds": _bounds(problem, thetas, tasks) if bounds else None,
+        "bounds": _bounds(problem, thetas, tasks, chunk, compile) if bounds else None,
         "why": " ".join([_why(by_memory, first_order.vanishes), *_doubts(first_order)]),
     }
 
@@ -136,10 +140,13 @@ def _bootstrap(moments: MeasuredMoments, cost: CostModel, m: float) -> list[floa
     return list(bootstrap_interval(moments.samples[0], moments.samples[1], cost, m))
 
 
-def _bounds(problem: BilevelProblem, thetas: Tensor, tasks: Task) -> list[dict[str, Any]]:
+def _bounds(
+    problem: BilevelProblem, thetas: Tensor, tasks: Task, chunk: int | None, compile: bool
+) -> list[dict[str, Any]]:
     """`compare_bounds` at no more than 4 θ, evenly spaced among those given, and the first 4 tasks."""
     chosen = thetas[torch.linspace(0, len(thetas) - 1, min(4, len(thetas))).long()]
-    return compare_bounds(problem, chosen, take(tasks, slice(0, 4)), getattr(problem, "constants", None))
+    known = getattr(problem, "constants", None)
+    return compare_bounds(problem, chosen, take(tasks, slice(0, 4)), known, chunk=chunk, compile=compile)
 
 
 def _row(moments: Moments, cost: CostModel, m: float, exact: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ufom_runtime.estimators import Estimator, refuse_divergence
 from ufom_runtime.problem import BilevelProblem, Task, check, count, take
 from ufom_runtime.steps import Steps
 from ufom_theory import CostModel, Sweep, UfomError
+from ufom_theory.checks import integer, scalar
 
 
 @torch.enable_grad()
@@ -28,18 +29,21 @@ def measure_cost(
     sweep: Sweep | None = None,
     seconds: float = 1.0,
     repeats: int = 20,
+    chunk: int | None = None,
+    compile: bool = False,
 ) -> CostModel:
     """Time an inner step (a gradient, C1) and a backward step (a Hessian-vector product, C2), alternately, at φ_0.
 
     Args:
         problem: the problem.
         theta: outer parameters, shape (s,).
-        tasks: n stacked tasks, run as one batch; the times are a task's, so one task gives the cost of one at a time.
-        sweep: what will be run; if not given, the paper's. It matters where the problem is compiled and the sweep keeps
-            a step's residuals: the product then costs less, and the steps are timed as the sweep's backward loop has
-            them.
+        tasks: n stacked tasks; the times are those of one task.
+        sweep: what will be run; if not given, the paper's. It matters where the steps are compiled and the sweep keeps
+            their residuals: the product then costs less, and the steps are timed as the sweep's backward loop has them.
         seconds: so long is timed, or as long as `repeats` take.
         repeats: and so often at least.
+        chunk: tasks run together; None: all of them; 1: one at a time, without vmap.
+        compile: as in `hypergradient`.
 
     Returns:
         CostModel with r, and C1, C2 in seconds with standard errors; its proxy is the paper's. The medians are given,
@@ -51,9 +55,10 @@ def measure_cost(
     if repeats < 5:
         raise UfomError(f"repeats = {repeats}: a median with an error needs at least 5")
     check(problem, theta, tasks)
-    n = count(tasks)
+    n = _together(tasks, chunk)
+    tasks = take(tasks, slice(n))
     rows, sweep = theta.expand(n, -1), sweep or Sweep.recomputed()
-    phi, steps = first_state(problem, rows, tasks), Steps(problem, rows, tasks, unrolled=sweep.kind == "unrolled")
+    phi, steps = first_state(problem, rows, tasks), Steps(problem, rows, tasks, sweep.kind == "unrolled", compile)
     b2 = refuse_divergence(steps.outer(phi)[1])
     record = steps.record(phi, 0)[1] if sweep.keeps_steps else phi
 
@@ -69,7 +74,15 @@ def measure_cost(
     return CostModel(r=problem.r, c1=c1, c2=c2, c1_sem=c1_sem, c2_sem=c2_sem, sweep=sweep)
 
 
-def choose_chunk(problem: BilevelProblem, theta: Tensor, tasks: Task, estimator: Estimator) -> int | None:
+def choose_chunk(
+    problem: BilevelProblem,
+    theta: Tensor,
+    tasks: Task,
+    estimator: Estimator,
+    *,
+    chunk: int | None = None,
+    compile: bool = False,
+) -> int | None:
     """Whether these tasks are quicker together (vmap) or in a loop, by timing a step of both once.
 
     It is asked for, not done behind one's back: the two differ in rounding, and a clock must not decide bits.
@@ -79,23 +92,33 @@ def choose_chunk(problem: BilevelProblem, theta: Tensor, tasks: Task, estimator:
         theta: outer parameters, shape (s,).
         tasks: n ≥ 2 stacked tasks, as many as are to run together.
         estimator: what will be run; its q says how much a Hessian-vector product counts.
+        chunk: the most tasks that may run together; None: all of them; 1 is chosen unseen.
+        compile: as in `hypergradient`.
 
     Returns:
-        What to pass on as `chunk`: 1 for a loop; else n where the problem is compiled, or None, as many as fit.
+        What to pass on as `chunk`: 1 for a loop; else the `chunk` given, or None, as many as fit; n for compiled steps.
 
     Raises:
         UfomError: as `hypergradient`.
     """
-    n = count(tasks)
+    most = _together(tasks, chunk)
+    if most == 1:
+        return 1
 
-    def seconds(together: Task) -> float:
-        cost = measure_cost(problem, theta, together, sweep=estimator.sweep, seconds=0.1, repeats=5)
+    def seconds(together: int) -> float:
+        some, sweep = take(tasks, slice(together)), estimator.sweep
+        cost = measure_cost(problem, theta, some, sweep=sweep, seconds=0.1, repeats=5, compile=compile)
         cost = replace(cost, proxy=estimator.proxy)
         return float(cost.c_det + estimator.q * cost.c_rnd)
 
-    if seconds(take(tasks, slice(1))) <= seconds(tasks):
+    if seconds(1) <= seconds(most):
         return 1
-    return n if problem.compile else None
+    return most if compile else chunk
+
+
+def _together(tasks: Task, chunk: int | None) -> int:
+    n = count(tasks)
+    return n if chunk is None else min(n, int(scalar("chunk, the tasks run together,", chunk, integer, 1)))
 
 
 def median_seconds(function: Callable[[], object], device: torch.device) -> float:

@@ -20,6 +20,7 @@ from ufom_runtime.estimators import EXACT, in_chunks, refuse_divergence
 from ufom_runtime.problem import BilevelProblem, Loss, Task, check, count, take
 from ufom_runtime.steps import Steps
 from ufom_theory import AssumptionConstants, bias_bound, gradient_bound, smoothness_bound
+from ufom_theory.checks import integer
 
 Operator = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]  # a linear map of each row, and its transpose
 _ITERATIONS, _STATES = 20, 10
@@ -38,7 +39,15 @@ class EstimatedConstants(AssumptionConstants):
 
 
 @torch.enable_grad()
-def estimate_constants(problem: BilevelProblem, thetas: Tensor, tasks: Task, *, seed: int = 0) -> EstimatedConstants:
+def estimate_constants(
+    problem: BilevelProblem,
+    thetas: Tensor,
+    tasks: Task,
+    *,
+    seed: int = 0,
+    chunk: int | None = None,
+    compile: bool = False,
+) -> EstimatedConstants:
     """Estimate M1, M2, L1, L2, L3 from below, over all given θ and tasks, and up to ten states of the loop.
 
     M1 and L2 are spectral norms by power iteration on Jacobian- and Hessian-vector products, L1 is the largest gradient
@@ -48,14 +57,28 @@ def estimate_constants(problem: BilevelProblem, thetas: Tensor, tasks: Task, *, 
     Args:
         problem: the problem.
         thetas: outer parameters, shape (k, s), or (s,).
-        tasks: n stacked tasks; all k·n pairs are run as one batch.
+        tasks: n stacked tasks.
         seed: of the directions.
+        chunk: (θ, task) pairs run together; None: all k·n; 1: one at a time, without vmap.
+        compile: as in `hypergradient`; only the inner loop is compiled.
 
     Raises:
         UfomError: wrong shapes or devices, a loss that ignores φ, an inner loop that diverged.
     """
-    theta, rows, _ = _pairs(problem, thetas, tasks)
-    generator = torch.Generator().manual_seed(seed)
+    theta, rows, index = _pairs(problem, thetas, tasks)
+    generator, size = torch.Generator().manual_seed(seed), len(theta) if chunk is None else chunk
+    found = [
+        _visit(problem, theta[piece.to(theta.device)], take(rows, piece), generator, compile)
+        for piece in torch.split(index[0], integer("chunk, the pairs run together,", size, 1))
+    ]
+    largest = {name: max(values[name] for values, _ in found) for name in found[0][0]}
+    return EstimatedConstants(**largest, theta_in_losses=any(uses for _, uses in found))
+
+
+def _visit(
+    problem: BilevelProblem, theta: Tensor, rows: Task, generator: torch.Generator, compile: bool
+) -> tuple[dict[str, float], bool]:
+    """The largest of each constant over these rows, and whether a loss contains θ."""
 
     def direction(like: Tensor) -> Tensor:
         x = torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
@@ -64,11 +87,7 @@ def estimate_constants(problem: BilevelProblem, thetas: Tensor, tasks: Task, *, 
     def step(x: Tensor) -> Tensor:
         return direction(x).mul(_STEP * (1 + x.norm(dim=1, keepdim=True)))
 
-    steps, states = Steps(problem, theta, rows), [first_state(problem, theta, rows)]
-    for j in range(problem.r):
-        states.append(steps.inner(states[-1], j))
-    phi = refuse_divergence(states.pop())
-    states = [states[i] for i in torch.linspace(0, problem.r - 1, min(problem.r, _STATES)).round().int().tolist()]
+    phi, states = _states(problem, theta, rows, compile)
     shift = step(theta)
     jacobian, moved = (_jacobian(problem, x, rows) for x in (theta, theta + shift))
     m1 = [_norm(jacobian, direction(theta))]
@@ -88,12 +107,27 @@ def estimate_constants(problem: BilevelProblem, thetas: Tensor, tasks: Task, *, 
             differences = (_minus(there.block(a, 1), here.block(a, 1)) for a in (0, 1))
             l3 += [_norm(d, direction(state)) / distance for d in differences]
     found = {"M1": m1, "M2": m2, "L1": l1, "L2": l2, "L3": l3}
-    largest = {name: max(float(x.max()) for x in values) for name, values in found.items()}
-    return EstimatedConstants(**largest, theta_in_losses=theta_in_losses)
+    return {name: max(float(x.max()) for x in values) for name, values in found.items()}, theta_in_losses
+
+
+def _states(problem: BilevelProblem, theta: Tensor, rows: Task, compile: bool) -> tuple[Tensor, list[Tensor]]:
+    """φ_r, and up to ten of the states before it."""
+    steps, states = Steps(problem, theta, rows, compile=compile), [first_state(problem, theta, rows)]
+    for j in range(problem.r):
+        states.append(steps.inner(states[-1], j))
+    phi = refuse_divergence(states.pop())
+    chosen = torch.linspace(0, problem.r - 1, min(problem.r, _STATES)).round().int().tolist()
+    return phi, [states[i] for i in chosen]
 
 
 def compare_bounds(
-    problem: BilevelProblem, thetas: Tensor, tasks: Task, known: AssumptionConstants | None = None
+    problem: BilevelProblem,
+    thetas: Tensor,
+    tasks: Task,
+    known: AssumptionConstants | None = None,
+    *,
+    chunk: int | None = None,
+    compile: bool = False,
 ) -> list[dict[str, str | float | None]]:
     """Bound, estimate and observation side by side, for D, V and the Lipschitz constant L_M of ∇M.
 
@@ -102,16 +136,18 @@ def compare_bounds(
         thetas: shape (k, s), or (s,).
         tasks: n stacked tasks, all of Ω where L_M is to be one of the problem's.
         known: the true constants, if there are any.
+        chunk, compile: as in `hypergradient` and `estimate_constants`.
 
     Returns:
         Three rows, each with "quantity"; "bound" at the known constants; "estimate", the same formula at
         `estimate_constants`; "observed", the largest ‖G_FO − G‖, ‖G‖ and ‖∇M(θ') − ∇M(θ'')‖/‖θ' − θ''‖ over the
         given θ and tasks. None where there is nothing to fill in: no known constants, or a single θ.
     """
-    estimated = estimate_constants(problem, thetas, tasks)
+    estimated = estimate_constants(problem, thetas, tasks, chunk=chunk, compile=compile)
     theta, rows, pairs = _pairs(problem, thetas, tasks)
     lengths = (0, problem.r)
-    pieces = [found for _, found in in_chunks(problem, theta, rows, pairs, lengths, EXACT.sweep)]
+    chunks = in_chunks(problem, theta, rows, pairs, lengths, EXACT.sweep, chunk, compile=compile)
+    pieces = [found for _, found in chunks]
     proxy, exact = (refuse_divergence(torch.cat(x)) for x in zip(*pieces, strict=True))
     k = len(theta) // count(tasks)
     means, points = (x.view(k, -1, x.shape[1]).mean(1) for x in (exact, theta))

@@ -9,13 +9,12 @@ from torch import Tensor
 
 from ufom_runtime.algorithms import first_state
 from ufom_runtime.derivatives import pull_back
-from ufom_runtime.estimators import Estimator, hypergradient
+from ufom_runtime.estimators import Estimator, hypergradient, rows_together
 from ufom_runtime.measure.clock import measure_cost, median_seconds
 from ufom_runtime.memory import peak_bytes
 from ufom_runtime.problem import BilevelProblem, Task, check, count, parts, take
 from ufom_runtime.steps import Steps
 from ufom_theory import CostModel, Truncated
-from ufom_theory.checks import integer, scalar
 from ufom_theory.planner import states_held
 
 
@@ -32,19 +31,27 @@ class Forecast:
     bytes: int
 
 
-def forecast(problem: BilevelProblem, theta: Tensor, tasks: Task, estimator: Estimator, chunk: int = 1) -> Forecast:
-    """Foresee the time and memory of `hypergradient(problem, theta, tasks, estimator, chunk=chunk)`.
+def forecast(
+    problem: BilevelProblem,
+    theta: Tensor,
+    tasks: Task,
+    estimator: Estimator,
+    *,
+    chunk: int | None = None,
+    compile: bool = False,
+) -> Forecast:
+    """Predict the time and memory of `hypergradient(problem, theta, tasks, estimator, chunk=chunk, compile=compile)`.
 
     A step and what stands outside the loop are timed at φ_0 and multiplied by the counts of Proposition 1; the bytes
     are those of a loop of a few steps, and of the states that the sweep holds besides. So it takes a few steps, however
-    long the loop. The bytes are the plain path's, also where the problem is compiled, which needs no more.
+    long the loop. The bytes are the plain path's, also where the steps are compiled, which need no more.
 
     Args:
         problem: the problem.
         theta: outer parameters, shape (s,).
         tasks: n stacked tasks.
         estimator: what will be run.
-        chunk: tasks run together.
+        chunk, compile: as in `hypergradient`.
 
     Raises:
         UfomError: as `hypergradient`, or chunk < 1.
@@ -52,22 +59,25 @@ def forecast(problem: BilevelProblem, theta: Tensor, tasks: Task, estimator: Est
     check(problem, theta, tasks)
     estimator.proxy.refuse_beyond(problem.r)
     n = count(tasks)
-    chunk = min(scalar("chunk, the tasks run together,", chunk, integer, 1), n)
-    seconds = n * _seconds(problem, theta, take(tasks, slice(chunk)), estimator)
+    lengths = (problem.r if estimator.q else estimator.proxy.steps,)
+    pairs = torch.stack([torch.zeros(n, dtype=torch.int64), torch.arange(n)])
+    chunk = min(n, rows_together(problem, theta[None], tasks, pairs, lengths, estimator.sweep, chunk, compile=compile))
+    seconds = n * _seconds(problem, theta, take(tasks, slice(chunk)), estimator, compile)
     # with one task more than a chunk, so that the copies that a chunk takes of its tasks are seen
     return Forecast(seconds, _bytes(problem, theta, take(tasks, slice(chunk + 1)), estimator, chunk))
 
 
-def _seconds(problem: BilevelProblem, theta: Tensor, tasks: Task, estimator: Estimator) -> float:
+def _seconds(problem: BilevelProblem, theta: Tensor, tasks: Task, estimator: Estimator, compile: bool) -> float:
     """Seconds a task."""
     n = count(tasks)
     # one of the gradients it counts is the outer loss's, which is timed by itself
-    cost: CostModel = replace(measure_cost(problem, theta, tasks, sweep=estimator.sweep), proxy=estimator.proxy)
+    timed = measure_cost(problem, theta, tasks, sweep=estimator.sweep, compile=compile)
+    cost: CostModel = replace(timed, proxy=estimator.proxy)
     rows = theta.expand(n, -1)
 
     def outside() -> object:
         phi = first_state(problem, rows, tasks)
-        return pull_back(problem, rows, tasks, *Steps(problem, rows, tasks).outer(phi))
+        return pull_back(problem, rows, tasks, *Steps(problem, rows, tasks, compile=compile).outer(phi))
 
     with torch.enable_grad():
         rest = median_seconds(outside, theta.device) / n
@@ -79,7 +89,7 @@ def _bytes(problem: BilevelProblem, theta: Tensor, tasks: Task, estimator: Estim
     exact, k = estimator.q > 0, estimator.proxy.steps
 
     def peak(steps: int) -> int:
-        short = replace(problem, step_sizes=problem.alphas[:steps], compile=False)
+        short = replace(problem, step_sizes=problem.alphas[:steps])
         probe = Estimator(float(exact), sweep, Truncated(0 if exact else min(k, steps)))
         return peak_bytes(lambda: hypergradient(short, theta, tasks, probe, chunk=chunk), (theta, *parts(tasks)))
 

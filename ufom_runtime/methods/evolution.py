@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from ufom_runtime.algorithms import first_state, inner_gd, sweep_gradients
 from ufom_runtime.derivatives import Calls, count_rows, row_losses
-from ufom_runtime.methods.method import RowMethod, Rows
+from ufom_runtime.methods.method import Method, Rows
 from ufom_runtime.problem import BilevelProblem, Task, cpu_generator
 from ufom_runtime.steps import Steps
 from ufom_theory import Sweep, UfomError
@@ -17,7 +17,7 @@ from ufom_theory.checks import integer, positive, scalar
 
 
 @dataclass(frozen=True)
-class ES(RowMethod):
+class ES(Method):
     """Antithetic evolution strategies: the mean over pairs of ε·(M(θ + σε) − M(θ − σε))/(2σ), ε ~ N(0, I).
 
     Unbiased for the gradient of the smoothed objective E M(θ + σε), whose bias for ∇M is O(σ²) and zero where M is
@@ -46,16 +46,18 @@ class ES(RowMethod):
         """None."""
         return 0
 
-    def rows(self, problem: BilevelProblem, theta: Tensor, tasks: Task, generator: Generator | None) -> Rows:
-        """As `RowMethod.rows`."""
+    def rows(
+        self, problem: BilevelProblem, theta: Tensor, tasks: Task, generator: Generator | None, compile: bool
+    ) -> Rows:
+        """As `Method.rows`."""
         total = torch.zeros_like(theta)
         for _ in range(self.pairs):
-            total += antithetic(problem, theta, tasks, self.sigma * _normal(theta, generator))
+            total += antithetic(problem, theta, tasks, self.sigma * _normal(theta, generator), compile)
         return total / (self.sigma**2 * self.pairs), {}
 
 
 @dataclass(frozen=True)
-class GuidedES(RowMethod):
+class GuidedES(Method):
     """Evolution strategies that look along FOM more than elsewhere: the mean of β·ε·(M(θ + ε) − M(θ − ε))/(2σ²).
 
     Here ε ~ N(0, σ²Σ) with Σ = (a/s)·I + (1 − a)·uuᵀ, and u the direction of the task's own first-order gradient. As
@@ -91,9 +93,11 @@ class GuidedES(RowMethod):
         """None."""
         return 0
 
-    def rows(self, problem: BilevelProblem, theta: Tensor, tasks: Task, generator: Generator | None) -> Rows:
-        """As `RowMethod.rows`."""
-        (fom,) = sweep_gradients(problem, theta, tasks, (0,), Sweep.recomputed())
+    def rows(
+        self, problem: BilevelProblem, theta: Tensor, tasks: Task, generator: Generator | None, compile: bool
+    ) -> Rows:
+        """As `Method.rows`."""
+        (fom,) = sweep_gradients(problem, theta, tasks, (0,), Sweep.recomputed(), compile=compile)
         length = fom.norm(dim=1, keepdim=True)
         if not (length > 0).all():
             raise UfomError(
@@ -105,16 +109,16 @@ class GuidedES(RowMethod):
         total = torch.zeros_like(theta)
         for _ in range(self.pairs):
             moves = everywhere * _normal(theta, generator) + along * _normal(theta[:, :1], generator)
-            total += antithetic(problem, theta, tasks, self.sigma * moves)
+            total += antithetic(problem, theta, tasks, self.sigma * moves, compile)
         return self.scale * total / (self.sigma**2 * self.pairs), {}
 
 
-def antithetic(problem: BilevelProblem, theta: Tensor, tasks: Task, moves: Tensor) -> Tensor:
+def antithetic(problem: BilevelProblem, theta: Tensor, tasks: Task, moves: Tensor, compile: bool = False) -> Tensor:
     """d·(M(θ + d) − M(θ − d))/2 of each row's task, for d = `moves`; all of shape (n, s)."""
     ends = []
     for sign in (1, -1):
         at = theta + sign * moves
-        phi, _ = inner_gd(Steps(problem, at, tasks), first_state(problem, at, tasks))
+        phi, _ = inner_gd(Steps(problem, at, tasks, compile=compile), first_state(problem, at, tasks))
         count_rows("gradients", len(theta))
         ends.append(row_losses("outer_loss", problem.outer_loss, at, phi, tasks).detach())
     return moves * ((ends[0] - ends[1]) / 2).reshape(-1, 1)

@@ -13,14 +13,14 @@ from torch.func import grad, jvp, vmap
 from torch.nn.functional import one_hot
 
 from ufom_runtime.derivatives import Calls, by_row, count_rows
-from ufom_runtime.methods.method import RowMethod, Rows
+from ufom_runtime.methods.method import Method, Rows
 from ufom_runtime.problem import BilevelProblem, Task
 from ufom_runtime.steps import Steps
 from ufom_theory.checks import integer, scalar
 
 
 @dataclass(frozen=True)
-class Forward(RowMethod):
+class Forward(Method):
     """The exact gradient by s tangents dφ_j/dθ_i, a jvp of ∂L_in/∂φ for each of them and each step.
 
     For few outer parameters: it takes r·s products, where the backward loop takes r. Valid wherever the losses and the
@@ -48,8 +48,10 @@ class Forward(RowMethod):
         """The tangents carried together, whatever r."""
         return min(self.chunk or s, s)
 
-    def rows(self, problem: BilevelProblem, theta: Tensor, tasks: Task, generator: Generator | None) -> Rows:
-        """As `RowMethod.rows`."""
+    def rows(
+        self, problem: BilevelProblem, theta: Tensor, tasks: Task, generator: Generator | None, compile: bool
+    ) -> Rows:
+        """As `Method.rows`."""
         n, s = theta.shape
         inner_gradient = grad(problem.inner_loss, argnums=1)
         pieces: list[Tensor] = []
@@ -67,7 +69,7 @@ class Forward(RowMethod):
                     phi, tangents = phi.sub(slope, alpha=alpha), tangents.sub(turned, alpha=alpha)
                 if not pieces:
                     with torch.enable_grad():
-                        b1, b2 = Steps(problem, theta, tasks).outer(phi)
+                        b1, b2 = Steps(problem, theta, tasks, compile=compile).outer(phi)
                 pieces.append(torch.einsum("ncp,np->nc", tangents, b2))
         gradient = torch.cat(pieces, dim=1)
         return gradient if b1 is None else gradient + b1, {}

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from ufom_runtime.algorithms import first_state, inner_gd
 from ufom_runtime.derivatives import Calls, count_rows, derivative, graph_of_inner_gradient, leaf
-from ufom_runtime.methods.method import RowMethod, Rows
+from ufom_runtime.methods.method import Method, Rows
 from ufom_runtime.problem import BilevelProblem, Task
 from ufom_runtime.steps import Steps
 from ufom_theory import UfomError
@@ -25,7 +25,7 @@ Product = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Implicit(RowMethod):
+class Implicit(Method):
     """The gradient of the problem (1) at a stationary point, with φ_r in its place; the system is solved inexactly.
 
     Biased for M^(r), by how far φ_r is from a stationary point and by the residual; both are reported for each task:
@@ -71,9 +71,11 @@ class Implicit(RowMethod):
         """None: the solver's vectors do not grow with r."""
         return 0
 
-    def rows(self, problem: BilevelProblem, theta: Tensor, tasks: Task, generator: Generator | None) -> Rows:
-        """As `RowMethod.rows`."""
-        steps, n = Steps(problem, theta, tasks), len(theta)
+    def rows(
+        self, problem: BilevelProblem, theta: Tensor, tasks: Task, generator: Generator | None, compile: bool
+    ) -> Rows:
+        """As `Method.rows`."""
+        steps, n = Steps(problem, theta, tasks, compile=compile), len(theta)
         first = first_state(problem, theta, tasks)
         phi = steps.inner(first, 0)
         g0 = (first - phi).norm(dim=1) / problem.alphas[0]

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from ufom_runtime.algorithms import first_state
 from ufom_runtime.derivatives import Calls, count_rows, hessian_vector_products, inner_gradient, pull_back
-from ufom_runtime.methods.method import RowMethod, Rows
+from ufom_runtime.methods.method import Method, Rows
 from ufom_runtime.problem import BilevelProblem, Task
 from ufom_runtime.steps import Steps
 from ufom_theory import UfomError
@@ -25,7 +25,7 @@ _WORD = 63  # bits of a word that may be used: it is signed
 
 
 @dataclass(frozen=True)
-class Reversible(RowMethod):
+class Reversible(Method):
     """The exact gradient of *another* objective: the outer loss after r steps of momentum gradient descent, v_0 = 0,
 
         v_j = γ·v_{j−1} − (1 − γ)·∂L_in/∂φ(φ_{j−1}),  φ_j = φ_{j−1} + α_j·v_j,
@@ -81,13 +81,15 @@ class Reversible(RowMethod):
         """As `words`."""
         return self.words(r)
 
-    def rows(self, problem: BilevelProblem, theta: Tensor, tasks: Task, generator: Generator | None) -> Rows:
-        """As `RowMethod.rows`."""
+    def rows(
+        self, problem: BilevelProblem, theta: Tensor, tasks: Task, generator: Generator | None, compile: bool
+    ) -> Rows:
+        """As `Method.rows`."""
         loop = Loop(self, problem, theta, tasks)
         first = loop.phi
         for j in range(problem.r):
             loop.forwards(j)
-        b1, by_phi = Steps(problem, theta, tasks).outer(loop.state())
+        b1, by_phi = Steps(problem, theta, tasks, compile=compile).outer(loop.state())
         by_v = torch.zeros_like(by_phi)
         stored = by_phi.new_full((len(theta),), loop.bits_stored())
         gamma = float(self.momentum)

@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from ufom_runtime.algorithms import first_state, minus
 from ufom_runtime.derivatives import Calls, pull_back
 from ufom_runtime.estimators import EXACT, hypergradient
-from ufom_runtime.methods.method import RowMethod, Rows
+from ufom_runtime.methods.method import Method, Rows
 from ufom_runtime.problem import BilevelProblem, Task, cpu_generator, take
 from ufom_runtime.steps import Steps
 from ufom_theory import UfomError
@@ -32,7 +32,7 @@ def powers_of_two(r: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Telescoping(RowMethod):
+class Telescoping(Method):
     """Unbiased for ∇M^(r), by a randomly truncated loop. A rare long loop holds up to r states all the same.
 
     Both estimators are one backward loop of h_N steps, into which the outer gradients enter where their horizons are.
@@ -78,6 +78,7 @@ class Telescoping(RowMethod):
         kind: Kind = "roulette",
         horizons: tuple[int, ...] | None = None,
         chunk: int | None = None,
+        compile: bool = False,
     ) -> Telescoping:
         """The probabilities that minimise E‖G‖²·E[h_N], Beatson & Adams's criterion, from measured differences.
 
@@ -90,7 +91,7 @@ class Telescoping(RowMethod):
             tasks: n stacked tasks, over which they are averaged; to stay unbiased, not those that it then runs on.
             kind: "roulette" or "single".
             horizons: powers of two and r if not given.
-            chunk: as in `hypergradient`.
+            chunk, compile: as in `hypergradient`.
 
         Raises:
             UfomError: as `hypergradient`, or a difference that vanishes on all tasks.
@@ -100,7 +101,13 @@ class Telescoping(RowMethod):
         equal._refuse(problem.r)
         g = [
             hypergradient(
-                replace(problem, step_sizes=problem.alphas[:steps]), theta, tasks, EXACT, per_task=True, chunk=chunk
+                replace(problem, step_sizes=problem.alphas[:steps]),
+                theta,
+                tasks,
+                EXACT,
+                per_task=True,
+                chunk=chunk,
+                compile=compile,
             )
             for steps in h
         ]
@@ -135,10 +142,11 @@ class Telescoping(RowMethod):
         inverse = [1 / sum(self.probabilities[i:]) for i in range(drawn + 1)]
         return [x - y for x, y in zip(inverse, [*inverse[1:], 0.0], strict=True)]
 
-    def at(self, problem: BilevelProblem, theta: Tensor, tasks: Task, drawn: int) -> Tensor:
+    def at(self, problem: BilevelProblem, theta: Tensor, tasks: Task, drawn: int, compile: bool = False) -> Tensor:
         """The estimates of a problem where N = `drawn`, counted from 0: rows of theta, (n, s), and n tasks → (n, s)."""
         enters = {h: c for h, c in zip(self.horizons, self.coefficients(drawn), strict=False) if c}
-        steps, phi, states = Steps(problem, theta, tasks), first_state(problem, theta, tasks), []
+        steps, states = Steps(problem, theta, tasks, compile=compile), []
+        phi = first_state(problem, theta, tasks)
         for j in range(self.horizons[drawn]):
             states.append(phi)
             phi = steps.inner(phi, j)
@@ -153,8 +161,10 @@ class Telescoping(RowMethod):
                 b1 = minus(b1, problem.alphas[j - 1], h1)
         return pull_back(problem, theta, tasks, b1, b2)
 
-    def rows(self, problem: BilevelProblem, theta: Tensor, tasks: Task, generator: Generator | None) -> Rows:
-        """As `RowMethod.rows`."""
+    def rows(
+        self, problem: BilevelProblem, theta: Tensor, tasks: Task, generator: Generator | None, compile: bool
+    ) -> Rows:
+        """As `Method.rows`."""
         self._refuse(problem.r)
         cpu_generator(generator)
         reached = torch.tensor(self.probabilities, dtype=torch.float64).cumsum(0)
@@ -165,7 +175,7 @@ class Telescoping(RowMethod):
         found = torch.zeros_like(theta)
         for i in sorted(set(drawn.tolist())):
             index = torch.nonzero(drawn == i)[:, 0]
-            found[index.to(theta.device)] = self.at(problem, theta[: len(index)], take(tasks, index), i)
+            found[index.to(theta.device)] = self.at(problem, theta[: len(index)], take(tasks, index), i, compile)
         return found, {"horizon": torch.tensor(self.horizons, device=theta.device)[drawn.to(theta.device)]}
 
     def _refuse(self, r: int) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -18,8 +18,8 @@ from torch import Generator, Tensor
 from torch.optim import Optimizer
 
 from ufom_runtime.derivatives import count_calls
-from ufom_runtime.estimators import Method, refuse_other
-from ufom_runtime.problem import BilevelProblem, all_finite, finite_theta
+from ufom_runtime.estimators import Estimator, draw_coins, hypergradient
+from ufom_runtime.problem import BilevelProblem, Task, all_finite, finite_theta
 from ufom_runtime.training.resume import Checkpoint, describe, pack, same_form, unpack
 from ufom_theory import UfomError
 from ufom_theory.checks import integer, plain, positive
@@ -37,6 +37,25 @@ def generator(seed: int, step: int, stream: str) -> Generator:
     """
     words = np.random.SeedSequence([seed, step, _STREAMS[stream]]).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
+
+
+class Rule(Protocol):
+    """An update direction that is no `Estimator`: AdaptiveUFOM, Reptile, and the methods of `ufom_runtime.methods`."""
+
+    def begin(self) -> tuple[float, ...]:
+        """The state before the first step: plain numbers, so that a checkpoint can hold them."""
+
+    def direction(
+        self,
+        problem: BilevelProblem,
+        theta: Tensor,
+        tasks: Task,
+        state: tuple[float, ...],
+        generator: Generator,
+        chunk: int | None,
+        compile: bool,
+    ) -> tuple[Tensor, int, tuple[float, ...], Mapping[str, float]]:
+        """The direction, shape (s,), how many tasks had ξ = 1, the next state, and columns for the log."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +77,7 @@ class Run:
 def outer_sgd(
     problem: BilevelProblem,
     theta: Tensor,
-    estimator: Method,
+    estimator: Estimator | Rule,
     step_sizes: Callable[[int], float] | Sequence[float] | None = None,
     steps: int = 0,
     *,
@@ -70,6 +89,7 @@ def outer_sgd(
     until: Callable[[Mapping[str, float]], bool] | None = None,
     progress: Callable[[float], object] | None = None,
     chunk: int | None = None,
+    compile: bool = False,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 100,
 ) -> Run:
@@ -89,10 +109,10 @@ def outer_sgd(
         evaluate: columns to add to a logged row, from θ; its time is not counted.
         until: ends the run sooner, after the first logged row of which it is true: a budget of calls or of seconds.
         progress: called with the share of the steps that are done.
-        chunk: tasks run together, as in `hypergradient`.
+        chunk, compile: as in `hypergradient`.
         checkpoint: a folder of this run alone, made if missing, that keeps its state: called again with the same
             arguments, a run that was stopped goes on from there to the same θ and log (but for seconds), to the last
-            bit where `chunk` and device are the same, too. Ctrl-C saves before it stops the run.
+            bit where `chunk`, `compile` and device are the same, too. Ctrl-C saves before it stops the run.
         checkpoint_every: the state is saved every so many steps, and after the last one.
 
     Returns:
@@ -114,14 +134,13 @@ def outer_sgd(
         integer(name, value, least)
     if (step_sizes is None) == (optimiser is None):
         raise UfomError("give either step_sizes or an optimiser: one of them takes the outer steps")
-    refuse_other(estimator)
     finite_theta("theta", theta, (1,))
     import pandas as pd
 
     theta, rows, seconds, first = theta.detach().clone(), [], 0.0, 1
     leaf = torch.nn.Parameter(theta.clone())
     outer = _function_of_k(step_sizes, steps) if optimiser is None else _optimiser(optimiser, leaf)
-    state = estimator.begin()
+    state = () if isinstance(estimator, Estimator) else estimator.begin()
     store = kept = None
     with count_calls() as calls:
         if checkpoint is not None:
@@ -149,8 +168,18 @@ def outer_sgd(
                     outer.param_groups[0]["lr"] if isinstance(outer, Optimizer) else positive("γ_k", outer(k))
                 )
                 tasks = problem.sample(batch, generator(seed, k, "tasks"))
-                given = estimator.direction(problem, theta, tasks, state, generator(seed, k, "coins"), chunk=chunk)
-                gradient, state = given.value, given.state
+                extra: Mapping[str, float] = {}
+                if isinstance(estimator, Estimator):
+                    coins = draw_coins(batch, estimator.q, generator(seed, k, "coins"), estimator.coin)
+                    gradient = hypergradient(
+                        problem, theta, tasks, estimator, coins=coins, chunk=chunk, compile=compile
+                    )
+                    exact = int(coins.sum())
+                else:
+                    draws = generator(seed, k, "coins")
+                    gradient, exact, state, extra = estimator.direction(
+                        problem, theta, tasks, state, draws, chunk, compile
+                    )
                 if isinstance(outer, Optimizer):
                     leaf.grad = gradient
                     outer.step()
@@ -163,7 +192,7 @@ def outer_sgd(
                     )
                 seconds += time.perf_counter() - begin
                 if k % log_every == 0 or k == steps:
-                    row = {"step": k, "gamma": gamma, "exact": given.corrected, **vars(calls), "seconds": seconds}
+                    row = {"step": k, "gamma": gamma, "exact": exact, **vars(calls), "seconds": seconds}
                     row["gradient_norm"] = float(gradient.norm())
                     with count_calls():  # evaluation is nobody's cost
                         columns = evaluate(theta) if evaluate else {}
@@ -171,7 +200,7 @@ def outer_sgd(
                         raise UfomError(
                             f"evaluate returned {columns!r}: it must return names and numbers, {{'loss': 0.1}}"
                         )
-                    rows.append({**row, **given.columns, **{name: plain(value) for name, value in columns.items()}})
+                    rows.append({**row, **extra, **{name: plain(value) for name, value in columns.items()}})
                 if store:
                     inside = copy.deepcopy(outer.state_dict()) if isinstance(outer, Optimizer) else None
                     values = {"step": k, "state": list(state), "calls": dict(vars(calls)), "seconds": seconds}
