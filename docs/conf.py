@@ -24,7 +24,7 @@ extensions = [
 exclude_patterns = ["_build", "gallery"]
 nitpicky = True
 nitpick_ignore_regex = [("py:class", r"(torch|numpy|collections|fractions|pandas|sympy)\..*")]  # other projects' names
-nitpick_ignore = [("py:class", "ufom_runtime.training.train.Rule")]  # a protocol: `Method` and AdaptiveUFOM show it
+nitpick_ignore = [("py:class", "ufom_runtime.estimators.Method")]
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3

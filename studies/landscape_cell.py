@@ -14,7 +14,7 @@ from torch import Tensor
 from studies.landscape_problems import PLANNED, Draw, Setting, candidates, make_method, memory, outcomes, proxies
 from ufom_runtime import EXACT, hypergradient
 from ufom_runtime.derivatives import Calls, count_calls
-from ufom_runtime.measure.moments import SquaredMean, moments_by_proxy
+from ufom_runtime.measure.moments import Estimate, moments_by_proxy
 from ufom_runtime.memory import peak_bytes
 from ufom_runtime.methods import METHODS
 from ufom_runtime.problem import BilevelProblem, Task, parts, take
@@ -137,11 +137,11 @@ def statistics(drawn: list[tuple[float, Tensor]], exact: Tensor, sampled: bool) 
     own = torch.stack([(rows - centre).square().sum(1).mean() for _, rows in drawn])
     if sampled:
         b = len(drawn)
-        bias, mean = (SquaredMean.of(x, exact_sums=False) for x in (means - truth, means))
+        bias, mean = (Estimate.product_of_means(x, x, exact_sums=False) for x in (means - truth, means))
         own = own * b / (b - 1)
         sem = {name: float(x.std()) / b**0.5 for name, x in (("second", second), ("own", own))}
     else:
-        bias, mean = (SquaredMean(float((p @ x).square().sum()), np.zeros(1)) for x in (means - truth, means))
+        bias, mean = (Estimate(float((p @ x).square().sum()), np.zeros(1)) for x in (means - truth, means))
         sem = {"second": 0.0, "own": 0.0}
     total = float(p @ second)
     return {

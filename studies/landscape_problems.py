@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from ufom_runtime import REPTILE, UFOM, Estimator, hypergradient
+from ufom_runtime.estimators import Method
 from ufom_runtime.methods import ES, METHODS, GuidedES, RootCheckpointing, Telescoping
 from ufom_runtime.problem import BilevelProblem, Task, count
 from ufom_runtime.problems.few_shot import omniglot_few_shot
 from ufom_runtime.problems.hypercleaning import digits_hypercleaning
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_runtime.problems.synthetic import synthetic
-from ufom_runtime.training.train import Rule
 from ufom_theory import Moments, Sweep, Truncated, UfomError, plan
 from ufom_theory.planner import Candidate
 
@@ -119,7 +119,7 @@ def outcomes(method: Any, problem: BilevelProblem, theta: Tensor) -> list[Draw]:
         return run
 
     if method is REPTILE:
-        moved: Rows = lambda tasks: REPTILE.direction(problem, theta, tasks)[0][None]  # noqa: E731
+        moved: Rows = lambda tasks: REPTILE.direction(problem, theta, tasks).value[None]  # noqa: E731
         return [Draw(1.0, moved, moved)]
     if isinstance(method, Estimator):
         quick = replace(method, sweep=Sweep.stored())
@@ -154,7 +154,7 @@ def candidates(moments: dict[Truncated, Moments], r: int, slots: int) -> list[Ca
 
 def make_method(
     name: str, setting: Setting, problem: BilevelProblem, theta: Tensor, moments: dict[Truncated, Moments]
-) -> Estimator | Rule:
+) -> Method:
     """The method of METHODS with what it may choose chosen for this problem.
 
     UFOM has its own q*, the planned member of its family the best (K, s, q) in the memory of √r checkpoints, the

@@ -1,10 +1,10 @@
-"""One gradient function: a proxy, a sweep and a probability q; q = 1 is exact, q = 0 is the proxy alone."""
+"""The one protocol for what gives an outer direction, and its stateless cases: FOM, EXACT and UFOM."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
@@ -21,6 +21,68 @@ from ufom_theory.planner import states_held
 Coin = Literal["task", "batch"]
 Each = Callable[[Callable[[Tensor], list[Tensor]], Sequence[Tensor]], Iterable[list[Tensor]]]
 """Runs a function of every chunk, and gives what comes of it in their order: `map`, or several processes together."""
+
+
+State = tuple[float, ...]
+"""What a method remembers between outer steps: plain numbers, so that a checkpoint can hold them."""
+Draws = Generator | Tensor | None
+"""Where a method's randomness comes from: a CPU generator, or the coins ξ themselves, boolean, shape (n,)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """What a method gives at one θ for one batch of tasks.
+
+    Attributes:
+        value: the mean over the batch, shape (s,), finite.
+        per_task: each task's own direction, shape (n, s); None where it was not asked for.
+        corrected: tasks whose coin ξ was 1.
+        state: what the method remembers for its next step; empty for a stateless one.
+        columns: what else it reports, for the log of a run.
+    """
+
+    value: Tensor
+    per_task: Tensor | None = None
+    corrected: int = 0
+    state: State = ()
+    columns: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        refuse_divergence(self.value if self.per_task is None else self.per_task)
+
+
+@runtime_checkable
+class Method(Protocol):
+    """Whatever gives an outer direction; `train` runs any of them.
+
+    FOM, EXACT, UFOM(q) and the methods of `ufom_runtime.rivals` are stateless; AdaptiveUFOM keeps a state.
+    """
+
+    gradient: ClassVar[bool]
+    """Whether the direction stands for a gradient, of M or of another objective; Reptile's does not."""
+
+    def begin(self) -> State:
+        """The state before the first step; empty for a stateless method."""
+
+    def direction(
+        self,
+        problem: BilevelProblem,
+        theta: Tensor,
+        tasks: Task,
+        state: State = (),
+        draws: Draws = None,
+        *,
+        per_task: bool = False,
+        chunk: int | None = None,
+        compile: bool = False,
+    ) -> Direction:
+        """The direction at θ, shape (s,), for n stacked tasks.
+
+        `draws` must not be the generator that drew the tasks (Theorem 1).
+
+        Raises:
+            UfomError: as `hypergradient`, or a problem for which the method is not valid.
+        """
 
 
 @dataclass(frozen=True)
@@ -42,6 +104,7 @@ class Estimator:
     sweep: Sweep = field(default_factory=Sweep.recomputed)
     proxy: Truncated = field(default_factory=Truncated)
     coin: Coin = "task"
+    gradient: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.q, int | float) or not 0 <= self.q <= 1:
@@ -59,6 +122,36 @@ class Estimator:
     def states(self, r: int, s: int = 1) -> int:
         """The most inner states held for one task with r inner steps; s does not matter."""
         return states_held(r, self.proxy, self.sweep) if self.q else self.proxy.steps
+
+    def begin(self) -> State:
+        """The empty state."""
+        return ()
+
+    def direction(
+        self,
+        problem: BilevelProblem,
+        theta: Tensor,
+        tasks: Task,
+        state: State = (),
+        draws: Draws = None,
+        *,
+        per_task: bool = False,
+        chunk: int | None = None,
+        compile: bool = False,
+    ) -> Direction:
+        """As `Method.direction`: the estimate (12)–(13)."""
+        check(problem, theta, tasks)
+        n = count(tasks)
+        coins = toss(n, self.q, draws, self.coin)
+        result = theta.new_zeros((n, len(theta)) if per_task else (len(theta),))
+        for index, proxy, exact in gradients(problem, theta, tasks, coins, self, chunk, compile):
+            estimate = proxy if exact is None else debias(proxy, exact, self.q)
+            if per_task:
+                result[index.to(theta.device)] = estimate
+            else:
+                result.add_(estimate.sum(0), alpha=1 / n)
+        corrected = int(coins.sum())
+        return Direction(result.mean(0), result, corrected) if per_task else Direction(result, corrected=corrected)
 
 
 FOM = Estimator(0.0)
@@ -132,27 +225,11 @@ def gradients(
             yield piece[1], found[0], found[-1] if coin else None
 
 
-@runtime_checkable
-class PerTask(Protocol):
-    """What has estimates of its own, one a task: the methods of `ufom_runtime.methods`."""
-
-    def per_task(
-        self,
-        problem: BilevelProblem,
-        theta: Tensor,
-        tasks: Task,
-        generator: Generator | None,
-        chunk: int | None,
-        compile: bool,
-    ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The estimates, shape (n, s), and columns for a log, each of shape (n,)."""
-
-
 def hypergradient(
     problem: BilevelProblem,
     theta: Tensor,
     tasks: Task,
-    estimator: Estimator | PerTask,
+    estimator: Method,
     *,
     coins: Tensor | None = None,
     generator: Generator | None = None,
@@ -181,26 +258,32 @@ def hypergradient(
         The mean over the batch, shape (s,), or with `per_task` shape (n, s).
 
     Raises:
-        UfomError: wrong shapes or devices, NaN, a loss that ignores φ, missing coins, or an inner loop that diverged.
+        UfomError: wrong shapes or devices, NaN, a loss that ignores φ, missing coins, an inner loop that diverged, or a
+            method that keeps a state or whose direction is not a gradient.
     """
-    if not isinstance(estimator, Estimator):
-        if not isinstance(estimator, PerTask):
-            raise UfomError(f"{estimator!r} keeps a state, or is no estimate of ∇M: it is for outer_sgd")
-        if coins is not None:
-            raise UfomError(f"{estimator!r} tosses no coins: give a generator, if it draws at all")
-        found, _ = estimator.per_task(problem, theta, tasks, generator, chunk, compile)
-        return found if per_task else found.mean(0)
-    check(problem, theta, tasks)
-    n = count(tasks)
-    coins = _coins(n, estimator, coins, generator)
-    result = theta.new_zeros((n, len(theta)) if per_task else (len(theta),))
-    for index, proxy, exact in gradients(problem, theta, tasks, coins, estimator, chunk, compile):
-        estimate = proxy if exact is None else debias(proxy, exact, estimator.q)
-        if per_task:
-            result[index.to(theta.device)] = estimate
-        else:
-            result.add_(estimate.sum(0), alpha=1 / n)
-    return refuse_divergence(result)
+    refuse_other(estimator)
+    if estimator.begin():
+        raise UfomError(
+            f"{estimator!r} keeps a state between outer steps, which hypergradient does not hold: use train"
+        )
+    if not estimator.gradient:
+        raise UfomError(f"{estimator!r} gives a direction that is not a gradient, so not an estimate of ∇M: use train")
+    if coins is not None and not isinstance(coins, Tensor):
+        raise UfomError(f"coins are a {type(coins).__name__}: give a bool tensor, one entry a task")
+    draws = generator if coins is None else coins
+    found = estimator.direction(problem, theta, tasks, (), draws, per_task=per_task, chunk=chunk, compile=compile)
+    return found.per_task if per_task and found.per_task is not None else found.value
+
+
+def refuse_other(method: object) -> None:
+    """`UfomError` for what is not a `Method`."""
+    if isinstance(method, type):
+        raise UfomError(f"{method.__name__} is a class: make a method of it, {method.__name__}(...)")
+    if not isinstance(method, Method):
+        raise UfomError(
+            f"{method!r} is not a method: give FOM, EXACT, UFOM(q), AdaptiveUFOM() or METHODS[name].make(r); a sweep "
+            "goes into one, UFOM(q, sweep)"
+        )
 
 
 def refuse_divergence(gradient: Tensor) -> Tensor:
@@ -213,26 +296,32 @@ def refuse_divergence(gradient: Tensor) -> Tensor:
     return gradient
 
 
-def _coins(n: int, estimator: Estimator, coins: Tensor | None, generator: Generator | None) -> Tensor:
-    q = estimator.q
-    if coins is not None:
-        if not isinstance(coins, Tensor):
-            raise UfomError(f"coins are a {type(coins).__name__}: give a bool tensor, shape ({n},)")
-        if coins.dtype != torch.bool or coins.shape != (n,):
-            raise UfomError(f"coins are {coins.dtype} of shape {tuple(coins.shape)}: give bool, shape ({n},)")
-        if q == 0 and coins.any():
-            raise UfomError("q = 0 leaves the proxy alone, but a coin is 1, and 1/q its weight: use UFOM(q)")
-        if q == 1 and not coins.all():
-            raise UfomError("q = 1 corrects always, but a coin is 0: use UFOM(q) with q < 1")
-        if estimator.coin == "batch" and coins.any() != coins.all():
-            raise UfomError("coin = 'batch' is one coin for all tasks, but the coins differ: give equal ones")
-        return coins.cpu()
+def toss(n: int, q: float, draws: Draws, coin: Coin = "task") -> Tensor:
+    """ξ_1 … ξ_n, a boolean tensor on the CPU: those given, or drawn; where q is 0 or 1 nothing is drawn.
+
+    Raises:
+        UfomError: coins of another type or shape, or that q and `coin` rule out; no generator where one is needed.
+    """
+    if isinstance(draws, Tensor):
+        return _given(n, q, draws, coin)
     if q in (0.0, 1.0):
         return torch.full((n,), q == 1.0)
-    if generator is None:
+    if draws is None:
         raise UfomError(f"q = {q:g} needs coins: pass coins, or a CPU generator that draws them")
-    cpu_generator(generator)
-    return draw_coins(n, q, generator, estimator.coin)
+    cpu_generator(draws)
+    return draw_coins(n, q, draws, coin)
+
+
+def _given(n: int, q: float, coins: Tensor, coin: Coin) -> Tensor:
+    if coins.dtype != torch.bool or coins.shape != (n,):
+        raise UfomError(f"coins are {coins.dtype} of shape {tuple(coins.shape)}: give bool, shape ({n},)")
+    if q == 0 and coins.any():
+        raise UfomError("q = 0 leaves the proxy alone, but a coin is 1, and 1/q its weight: use UFOM(q)")
+    if q == 1 and not coins.all():
+        raise UfomError("q = 1 corrects always, but a coin is 0: use UFOM(q) with q < 1")
+    if coin == "batch" and coins.any() != coins.all():
+        raise UfomError("coin = 'batch' is one coin for all tasks, but the coins differ: give equal ones")
+    return coins.cpu()
 
 
 def in_chunks(

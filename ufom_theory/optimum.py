@@ -5,7 +5,7 @@ Everything is a function of ρ = D²/V², κ = C_det/C_rnd and m; numpy broadcas
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -37,8 +37,8 @@ def exponent(epsilon: float) -> float:
 def batch_moments(moments: Moments, batch: int) -> Moments:
     """D², V² of the mean over `batch` tasks with independent coins, up to the common factor 1/batch.
 
-    D² stays, V² becomes V² + (B − 1)·‖∇M‖²; the covariance follows. One coin for the whole batch is batch = 1 with
-    the moments of the batch mean.
+    D² stays, V² becomes V² + (B − 1)·‖∇M‖², and the covariance follows; a negative estimate of ‖∇M‖² counts as 0.
+    One coin for the whole batch is batch = 1 with the moments of the batch mean.
 
     Raises:
         UfomError: batch < 1 or an array, batch > 1 and no ‖∇M‖² in the moments.
@@ -48,10 +48,11 @@ def batch_moments(moments: Moments, batch: int) -> Moments:
         return moments
     if moments.mean_gradient_sq is None:
         raise UfomError(f"batch = {b} needs ‖∇M‖²: give Moments(mean_gradient_sq=...), or `--mean-gradient-sq`")
+    entries = ("d2", "v2", "mean_gradient_sq")
     jacobian = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, b - 1.0], [0.0, 0.0, 1.0]])
-    joint = jacobian @ moments.joint_cov() @ jacobian.T
-    v2 = moments.v2 + (b - 1) * moments.mean_gradient_sq
-    return replace(moments, v2=v2, cov=joint[..., :2, :2], mean_gradient_cov=joint[..., 2])
+    cov = jacobian @ moments.covariance(*entries) @ jacobian.T
+    square = np.maximum(moments.mean_gradient_sq, 0.0)  # an unbiased estimate may be negative, ‖∇M‖² is not
+    return Moments(moments.d2, moments.v2 + (b - 1) * square, cov, moments.n, square)
 
 
 def _discriminant_root(rho: Array, gap: Array, kappa: Array, m: Array) -> Array:

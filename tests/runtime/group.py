@@ -38,7 +38,7 @@ def problems():
 def as_json(measured):
     """All that was measured, to the last bit."""
     names = ("d2", "v2", "bias_sq", "bias_sq_sem", "cosine", "mean_gradient_sq")
-    arrays = {"cov": measured.cov, "mean_gradient_cov": measured.mean_gradient_cov, "samples": measured.samples}
+    arrays = {"cov": measured.cov, "samples": measured.samples}
     return {name: float(getattr(measured, name)) for name in names} | {
         name: array.tolist() for name, array in {**arrays, **measured.per_theta}.items()
     }

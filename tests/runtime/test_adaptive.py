@@ -63,11 +63,13 @@ def test_a_step_is_that_of_ufom_and_costs_no_more(q, sweep, proxy):
     tasks = problem.sample(6, torch.Generator().manual_seed(0))
     rule = AdaptiveUFOM(q_min=q, sweep=sweep, proxy=Truncated(proxy))
     theta = problem.initial
-    found, exact, state, _ = rule.direction(problem, theta, tasks, rule.begin(), torch.Generator().manual_seed(1))
+    found = rule.direction(problem, theta, tasks, rule.begin(), torch.Generator().manual_seed(1))
     fixed = UFOM(q, sweep, Truncated(proxy))
-    assert torch.equal(found, hypergradient(problem, theta, tasks, fixed, generator=torch.Generator().manual_seed(1)))
-    assert exact == int(draw_coins(6, q, torch.Generator().manual_seed(1)).sum())
-    assert state.updates == (exact > 0)
+    assert torch.equal(
+        found.value, hypergradient(problem, theta, tasks, fixed, generator=torch.Generator().manual_seed(1))
+    )
+    assert found.corrected == int(draw_coins(6, q, torch.Generator().manual_seed(1)).sum())
+    assert found.state.updates == (found.corrected > 0)
     fixed_log, adaptive_log = (outer_sgd(problem, theta, e, [0.1], 1, batch=6).log for e in (fixed, rule))
     columns = ["gradients", "hessian_vector_products", "exact"]
     assert fixed_log[columns].equals(adaptive_log[columns])
@@ -102,9 +104,9 @@ def test_without_a_coin_nothing_is_learnt_and_at_zero_nothing_is_chosen():
     rule = AdaptiveUFOM(q_min=1e-9)
     tasks = problem.sample(2, torch.Generator().manual_seed(0))
     before = AdaptiveState(0.001, 0.1, 0.5, 3)
-    _, exact, after, columns = rule.direction(problem, problem.initial, tasks, before, torch.Generator().manual_seed(1))
-    assert (exact, after) == (0, before)
-    assert columns["q"] == 0.001
+    found = rule.direction(problem, problem.initial, tasks, before, torch.Generator().manual_seed(1))
+    assert (found.corrected, found.state) == (0, before)
+    assert found.columns["q"] == 0.001
     zero = rule.update(AdaptiveState(0.2), 0.0, 0.0, r=5)
     assert zero == AdaptiveState(0.2, 0.0, 0.0, 1)
     assert rule.update(zero, 0.0, 1.0, r=5).q == 1e-9  # D² = 0 < V²: the floor
@@ -118,7 +120,7 @@ def test_one_task_makes_one_update_with_the_mean_of_those_corrected():
     seen = take(tasks, torch.nonzero(coins)[:, 0])
     exact = unrolled_gradient(problem, problem.initial, seen)
     bias = exact - unrolled_gradient(problem, problem.initial, seen, kept=0)
-    state = rule.direction(problem, problem.initial, tasks, rule.begin(), torch.Generator().manual_seed(8))[2]
+    state = rule.direction(problem, problem.initial, tasks, rule.begin(), torch.Generator().manual_seed(8)).state
     assert state.updates == 1
     found = torch.tensor(rule.estimates(state), dtype=F64)
     torch.testing.assert_close(found, torch.stack([x.square().sum(1).mean() for x in (bias, exact)]))

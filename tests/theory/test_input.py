@@ -106,7 +106,15 @@ def test_the_longest_loop_is_counted_exactly():
         ({"cov": [[1e-6, 1e-7], [0, 1e-6]]}, "not symmetric"),
         ({"cov": [[1e-6, 1], [1, 1e-6]]}, "correlation beyond ±1"),
         ({"cov": [[0, 1e-9], [1e-9, 1e-6]]}, "correlation beyond ±1"),
-        ({"mean_gradient_sq": 0.5, "mean_gradient_cov": [0.1, 0, 1e-6]}, "correlation beyond ±1"),
+        ({"mean_gradient_sq": 0.5, "cov": [[1e-6, 0, 0.1], [0, 1e-6, 0], [0.1, 0, 1e-6]]}, "correlation beyond ±1"),
+        ({"mean_gradient_sq": -0.1}, "negative, but it is given without an error"),
+        ({"cov": [[1e-6]]}, r"must be \(k, k\)"),
+        ({"cov": np.zeros((8, 8))}, r"must be \(k, k\)"),
+        ({"cross": 0.5}, "give both, or neither"),
+        ({"cross": 0.5, "proxy_sq": 0.5}, "contradicts V² − 2·cross"),
+        ({"cross": 0.91, "proxy_sq": 0.94, "mean_proxy_sq": 1.0}, "never above the mean of the squares"),
+        ({"cross": 0.91, "proxy_sq": 0.94, "cov": np.diag([1e-6, 1e-6])}, "cov contradicts"),
+        ({"cross": -0.9, "proxy_sq": 0.0}, "contradicts"),
         ({"mean_gradient_sq": 1.0}, "never above the mean of the squares"),
         ({"mean_gradient_sq": [0.5, 1.0]}, "never above the mean of the squares"),
     ],
@@ -120,7 +128,9 @@ def test_possible_moments_are_not_refused():
     Moments(0.02, 0.9, cov=[[1e-6, 1e-6], [1e-6, 1e-6]])  # fully correlated
     Moments(0.02, 0.9, mean_gradient_sq=0.9)  # one task
     Moments(0.02, 0.9, cov=np.diag([0, 0.01]), mean_gradient_sq=1.0)  # measured: noise may carry it above
+    Moments(0.02, 0.9, np.diag([0, 0, 1.0]), mean_gradient_sq=-0.1)  # an unbiased estimate
+    Moments(0.02, 0.9, cross=0.91, proxy_sq=0.94, mean_cross=-1.0)
     samples = np.random.default_rng(0).exponential(size=(3, 2))  # of two tasks: a covariance of rank one
     cov = np.cov(samples)
-    moments = Moments(0.02, 0.9, cov[:2, :2], mean_gradient_sq=0.4, mean_gradient_cov=cov[2])
+    moments = Moments(0.02, 0.9, cov, mean_gradient_sq=0.4)
     assert optimal_q(moments, COST, batch=8).interval[0] >= 0

@@ -185,7 +185,7 @@ def test_interval_at_the_end_of_the_range():
 
 def test_interval_of_a_batch_uses_the_mean_gradient():
     cov = np.diag([1e-4, 1e-3])
-    loose = Moments(0.1, 1.0, cov, mean_gradient_sq=0.5, mean_gradient_cov=[0.0, 0.0, 0.01])
+    loose = Moments(0.1, 1.0, np.diag([*np.diag(cov), 0.01]), mean_gradient_sq=0.5)
     tight = Moments(0.1, 1.0, cov, mean_gradient_sq=0.5)
     widths = [np.diff(optimal_q(m, CostModel(r=10), batch=8).interval)[0] for m in (loose, tight)]
     assert widths[0] > 1.5 * widths[1] > 0
@@ -200,7 +200,7 @@ def test_interval_of_a_batch_uses_the_mean_gradient():
         (lambda: Moments(0, 0), "measure at another θ"),
         (lambda: Moments("x", 1), "not a number"),
         (lambda: Moments([], 1), "empty"),
-        (lambda: Moments(1, 1, cov=np.eye(3)), "last axes"),
+        (lambda: Moments(1, 1, cov=np.eye(8)), "last axes"),
         (lambda: Moments(1, 1, cov=-np.eye(2)), "never negative"),
         (lambda: CostModel(r=0), "at least 1"),
         (lambda: CostModel(r=2.5), "must be an integer"),

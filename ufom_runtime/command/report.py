@@ -109,7 +109,7 @@ def measure(
         "d2_sem": first_order.d2_sem,
         "v2": first_order.v2,
         "v2_sem": first_order.v2_sem,
-        "cov_d2_v2": float(first_order.joint_cov()[0, 1]),
+        "cov_d2_v2": float(first_order.covariance("d2", "v2")[0, 1]),
         "mean_gradient_sq": first_order.mean_gradient_sq,
         "bias_sq": first_order.bias_sq,
         "bias_sq_sem": first_order.bias_sq_sem,

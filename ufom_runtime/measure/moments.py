@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +15,10 @@ from ufom_runtime.algorithms import first_order_vanishes
 from ufom_runtime.estimators import EXACT, Each, in_chunks, refuse_divergence
 from ufom_runtime.problem import BilevelProblem, Task, check, count, take
 from ufom_theory import Moments, Truncated, UfomError
+from ufom_theory.quantities import ENTRIES
 
 Array = NDArray[np.float64]
+_PIECE = 2**22  # numbers that are squared in float64 at once
 _HELD = 512 * 2**20  # bytes of gradients at several θ; not by the memory that is free, which must not decide the chunks
 
 
@@ -30,7 +33,8 @@ class MeasuredMoments(Moments):
         cosine: cosine between the mean proxy and the mean exact gradient at D²'s θ; nan where one of them vanishes.
         vanishes: the proxy is FOM, and identically zero: neither the start nor the outer loss contains θ.
         samples: ‖G_proxy − G‖² and ‖G‖² of each task behind D² and V², shape (2, n); for `bootstrap_interval`.
-        per_theta: one entry a θ, from all tasks: d2, d2_sem, v2, v2_sem, mean_gradient_sq, bias_sq, cosine.
+        per_theta: one entry a θ, from all tasks: d2, d2_sem, v2, v2_sem, cross, proxy_sq, mean_gradient_sq, mean_cross,
+            mean_proxy_sq, bias_sq, cosine.
     """
 
     proxy: Truncated = field(default_factory=Truncated)
@@ -162,9 +166,9 @@ def _by_theta(
         yield from zip(*(torch.cat(x).view(len(group), n, s) for x in zip(*pieces, strict=True)), strict=True)
 
 
-@dataclass
-class SquaredMean:
-    """‖E x‖² of vectors x, one a task, unbiased; with each task's influence on it, shape (n,)."""
+@dataclass(frozen=True)
+class Estimate:
+    """An estimate from n tasks, with each task's influence on it, shape (n,): its standard error is theirs over √n."""
 
     value: float
     influence: Array
@@ -172,40 +176,63 @@ class SquaredMean:
     @property
     def sem(self) -> float:
         """Standard error of the value."""
-        return _sem(self.influence)
+        n = len(self.influence)
+        return float(self.influence.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
 
     @classmethod
-    def of(cls, x: Tensor, exact_sums: bool) -> SquaredMean:
-        """From vectors, shape (n, s); with exact sums they are all that there are, and there is no error."""
-        total = x.sum(0)
+    def mean(cls, x: Array) -> Estimate:
+        """The mean of one number a task."""
+        return cls(float(x.mean()), x)
+
+    @classmethod
+    def product_of_means(cls, x: Tensor, y: Tensor, exact_sums: bool) -> Estimate:
+        """⟨E x, E y⟩ of pairs of vectors (x, y), one a task, shape (n, s) each, unbiased.
+
+        With exact sums the vectors are all that there are. Otherwise it is a U-statistic, the mean of x_i·y_j over
+        i ≠ j, which may be negative where x = y.
+        """
+        n = len(x)
+        sum_x, sum_y = x.sum(0, dtype=torch.float64), y.sum(0, dtype=torch.float64)
         if exact_sums:
-            return cls(float(total @ total) / len(x) ** 2, np.zeros(len(x)))
-        # U-statistic: the mean of x_i·x_j over i ≠ j, by its leave-one-out parts
-        parts_ = _numpy(x @ total - (x * x).sum(1)) / (len(x) - 1)
-        return cls(float(parts_.mean()), 2 * (parts_ - parts_.mean()))
+            return cls(float(sum_x @ sum_y) / n**2, np.zeros(n))
+        # by its leave-one-out parts: x_i and y_i with the sums over all other tasks
+        leave_one_out = _products(x, sum_y.expand(n, -1)) + _products(y, sum_x.expand(n, -1)) - 2 * _products(x, y)
+        return cls(float(leave_one_out.mean()) / (2 * (n - 1)), leave_one_out / (n - 1))
 
 
-@dataclass
+def _products(x: Tensor, y: Tensor) -> Array:
+    """⟨x_i, y_i⟩ of each row in float64, whatever the dtype of the vectors, a few rows at a time."""
+    pieces = torch.split(torch.arange(len(x)), max(1, _PIECE // x.shape[1]))
+    return np.concatenate([(x[i].double() * y[i].double()).sum(1).cpu().numpy() for i in pieces])
+
+
+@dataclass(frozen=True)
 class _AtTheta:
-    """The numbers that are kept of the gradients at one θ; those with a mean, over all tasks and over those judged."""
+    """The numbers that are kept of the gradients at one θ, from all tasks and from those judged."""
 
-    d2: Array  # ‖G_proxy − G‖² of each task
+    d2: Array  # ‖F − G‖² of each task
     v2: Array  # ‖G‖² of each task
-    gradient: tuple[SquaredMean, SquaredMean]
-    bias: tuple[SquaredMean, SquaredMean]
-    cosine: tuple[float, float]
+    whole: dict[str, Estimate]
+    judged: dict[str, Estimate]
 
     @classmethod
     def of(cls, proxy: Tensor, exact: Tensor, judged: slice, exact_sums: bool) -> _AtTheta:
-        d = proxy - exact
-        subsets = (slice(None), judged)
-        return cls(
-            d2=_numpy((d * d).sum(1)),
-            v2=_numpy((exact * exact).sum(1)),
-            gradient=tuple(SquaredMean.of(exact[i], exact_sums) for i in subsets),  # type: ignore[arg-type]
-            bias=tuple(SquaredMean.of(d[i], exact_sums) for i in subsets),  # type: ignore[arg-type]
-            cosine=tuple(_cosine(proxy[i].mean(0), exact[i].mean(0)) for i in subsets),  # type: ignore[arg-type]
-        )
+        d = proxy.double() - exact.double()
+        tasks = {
+            "d2": _products(d, d), "v2": _products(exact, exact), "cross": _products(exact, proxy),
+            "proxy_sq": _products(proxy, proxy),
+        }  # fmt: skip
+        means = {
+            "mean_gradient_sq": (exact, exact), "mean_cross": (exact, proxy), "mean_proxy_sq": (proxy, proxy),
+            "bias_sq": (d, d),
+        }  # fmt: skip
+
+        def estimates(of: slice) -> dict[str, Estimate]:
+            found = {name: Estimate.mean(x[of]) for name, x in tasks.items()}
+            found |= {name: Estimate.product_of_means(x[of], y[of], exact_sums) for name, (x, y) in means.items()}
+            return found | {"cosine": Estimate(_cosine(proxy[of], exact[of]), np.zeros(1))}
+
+        return cls(tasks["d2"], tasks["v2"], estimates(slice(None)), estimates(judged))
 
 
 def _supremum(
@@ -214,41 +241,28 @@ def _supremum(
     """Choose each supremum's θ on the one half of the tasks, and take its value on the other."""
     at_d = max(rows, key=lambda row: row.d2[choosing].mean())
     at_v = max(rows, key=lambda row: row.v2[choosing].mean())
-    d2, v2, gradient, bias = at_d.d2[judged], at_v.v2[judged], at_v.gradient[1], at_d.bias[1]
-    n = len(d2)
-    cov = np.zeros((3, 3)) if exact_sums else np.cov([d2, v2, gradient.influence]) / n
+    # what joins D² to V² exists only where both are taken at one θ
+    names = ENTRIES if at_d is at_v else ENTRIES[:3]
+    kept = [(at_d if name == "d2" else at_v).judged[name] for name in names]
+    values: dict[str, Any] = {name: estimate.value for name, estimate in zip(names, kept, strict=True)}
+    samples, n = np.stack([estimate.influence for estimate in kept]), len(at_d.d2[judged])
+    sems = {f"{x}_sem": [0.0 if exact_sums else row.whole[x].sem for row in rows] for x in ("d2", "v2")}
     return MeasuredMoments(
-        d2=d2.mean(),
-        v2=v2.mean(),
-        cov=cov[:2, :2],
+        **values,
+        cov=np.zeros((len(names),) * 2) if exact_sums else np.cov(samples) / n,
         n=n,
-        mean_gradient_sq=max(gradient.value, 0.0),
-        mean_gradient_cov=cov[2],
         proxy=proxy,
-        bias_sq=bias.value,
-        bias_sq_sem=bias.sem,
-        cosine=at_d.cosine[1],
-        samples=np.stack([d2, v2]),
-        per_theta={
-            "d2": np.array([row.d2.mean() for row in rows]),
-            "d2_sem": np.array([0.0 if exact_sums else _sem(row.d2) for row in rows]),
-            "v2": np.array([row.v2.mean() for row in rows]),
-            "v2_sem": np.array([0.0 if exact_sums else _sem(row.v2) for row in rows]),
-            "mean_gradient_sq": np.array([row.gradient[0].value for row in rows]),
-            "bias_sq": np.array([row.bias[0].value for row in rows]),
-            "cosine": np.array([row.cosine[0] for row in rows]),
-        },
+        bias_sq=at_d.judged["bias_sq"].value,
+        bias_sq_sem=at_d.judged["bias_sq"].sem,
+        cosine=at_d.judged["cosine"].value,
+        samples=samples[:2],
+        per_theta={name: np.array([row.whole[name].value for row in rows]) for name in rows[0].whole}
+        | {name: np.array(values) for name, values in sems.items()},
     )
 
 
-def _sem(values: Array) -> float:
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
-
-
 def _cosine(x: Tensor, y: Tensor) -> float:
+    """Cosine between the means of two sets of vectors."""
+    x, y = x.mean(0, dtype=torch.float64), y.mean(0, dtype=torch.float64)
     norms = float(x.norm() * y.norm())
     return float(x @ y) / norms if norms > 0 else float("nan")
-
-
-def _numpy(x: Tensor) -> Array:
-    return np.asarray(x.double().cpu().numpy())

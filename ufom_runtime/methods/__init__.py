@@ -10,14 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from ufom_runtime.estimators import EXACT, FOM, RECOMPUTED, UFOM, Estimator
+from ufom_runtime.estimators import EXACT, FOM, RECOMPUTED, UFOM, Estimator, Method
 from ufom_runtime.methods.adaptive import AdaptiveUFOM
 from ufom_runtime.methods.evolution import ES as ES
 from ufom_runtime.methods.evolution import GuidedES as GuidedES
 from ufom_runtime.methods.forward import Forward as Forward
 from ufom_runtime.methods.implicit import Implicit as Implicit
 from ufom_runtime.methods.implicit import proximal as proximal
-from ufom_runtime.methods.method import Method as Method
+from ufom_runtime.methods.method import RowMethod as RowMethod
 from ufom_runtime.methods.reptile import REPTILE
 from ufom_runtime.methods.reused import Checkpointing as Checkpointing
 from ufom_runtime.methods.reused import RootCheckpointing as RootCheckpointing
@@ -25,7 +25,6 @@ from ufom_runtime.methods.reused import TruncatedBackprop as TruncatedBackprop
 from ufom_runtime.methods.reversible import Reversible as Reversible
 from ufom_runtime.methods.telescoping import Telescoping as Telescoping
 from ufom_runtime.methods.telescoping import powers_of_two
-from ufom_runtime.training.train import Rule
 from ufom_theory import Sweep, Truncated
 
 Kind = Literal["exact", "biased", "unbiased", "other objective", "no gradient"]
@@ -42,7 +41,7 @@ class Entry:
         valid: where it may be used, in words.
     """
 
-    make: Callable[[int], Estimator | Rule]
+    make: Callable[[int], Method]
     kind: Kind
     valid: str
 

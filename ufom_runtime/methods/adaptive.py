@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from ufom_runtime.estimators import Estimator, debias, draw_coins, gradients, refuse_divergence
+from ufom_runtime.estimators import Direction, Draws, Estimator, State, debias, gradients, toss
 from ufom_runtime.problem import BilevelProblem, Task, check, count
 from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, optimal_q
 from ufom_theory.checks import instance, positive, scalar
@@ -49,7 +49,7 @@ class AdaptiveUFOM:
         c1: cost of a gradient, in any unit.
         c2: cost of a Hessian-vector product, in the same unit.
         m: exponent of the time to precision, `exponent(ε)`.
-        sweep: how the exact gradient comes by its states.
+        sweep: how the exact gradient recovers the inner states.
         proxy: what is debiased.
 
     Raises:
@@ -65,6 +65,7 @@ class AdaptiveUFOM:
     m: float = 2.0
     sweep: Sweep = field(default_factory=Sweep.recomputed)
     proxy: Truncated = field(default_factory=Truncated)
+    gradient: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("q_min", "beta", "scale", "m"):
@@ -112,47 +113,39 @@ class AdaptiveUFOM:
         problem: BilevelProblem,
         theta: Tensor,
         tasks: Task,
-        state: tuple[float, ...],
-        generator: Generator,
+        state: State = (),
+        draws: Draws = None,
+        *,
+        per_task: bool = False,
         chunk: int | None = None,
         compile: bool = False,
-    ) -> tuple[Tensor, int, AdaptiveState, dict[str, float]]:
-        """One estimate of ∇M, as `hypergradient` with UFOM(q) makes it, and the state after it.
+    ) -> Direction:
+        """As `Method.direction`: the estimate of UFOM(q) at the q in force, and the state after it.
 
-        Args:
-            problem: the problem.
-            theta: outer parameters, shape (s,).
-            tasks: n stacked tasks.
-            state: an `AdaptiveState`.
-            generator: a CPU generator that draws the coins.
-            chunk, compile: as in `hypergradient`.
-
-        Returns:
-            The mean estimate, shape (s,); how many tasks had ξ = 1; the next state; q, d2 and v2 as they were in force.
+        An empty `state` is `begin()`; the columns are q, d2 and v2 as they were in force.
 
         Raises:
             UfomError: as `hypergradient`, and a state that this rule never has.
         """
         check(problem, theta, tasks)
-        now = AdaptiveState(*state)  # type: ignore[arg-type]  # from a checkpoint it comes as a plain tuple
+        now = AdaptiveState(*(state or self.begin()))  # a checkpoint gives a plain tuple
         if not self.q_min <= now.q <= 1 or not all(0 <= x < math.inf for x in now):
-            raise UfomError(f"{now} is no state of this rule: {self.q_min} ≤ q ≤ 1, and the others finite and ≥ 0")
+            raise UfomError(f"{now} is not a state of this rule: {self.q_min} ≤ q ≤ 1, and the others finite and ≥ 0")
         n = count(tasks)
-        coins = draw_coins(n, now.q, generator)
+        coins = toss(n, now.q, draws)
         total, squares = torch.zeros_like(theta), torch.zeros(2, dtype=torch.float64, device=theta.device)
-        both = Estimator(
-            0.5, self.sweep, self.proxy
-        )  # any q < 1 asks for the proxy, too: at q = 1 D² is still measured
-        for _, proxy, exact in gradients(problem, theta, tasks, coins, both, chunk, compile):
-            if exact is None:
-                total.add_(proxy.sum(0), alpha=1 / n)
-                continue
-            total.add_(debias(proxy, exact, now.q).sum(0), alpha=1 / n)
-            squares += torch.stack([x.double().square().sum() for x in (exact - proxy, exact)])
-        refuse_divergence(total)
+        each = theta.new_zeros(n, len(theta)) if per_task else None
+        both = Estimator(0.5, self.sweep, self.proxy)  # at q = 1, too, D² is measured: any q < 1 asks for the proxy
+        for index, proxy, exact in gradients(problem, theta, tasks, coins, both, chunk, compile):
+            estimate = proxy if exact is None else debias(proxy, exact, now.q)
+            total.add_(estimate.sum(0), alpha=1 / n)
+            if each is not None:
+                each[index.to(theta.device)] = estimate
+            if exact is not None:
+                squares += torch.stack([x.double().square().sum() for x in (exact - proxy, exact)])
         corrected = int(coins.sum())
         columns = dict(zip(("q", "d2", "v2"), (now.q, *self.estimates(now)), strict=True))
         if corrected:
             bias_sq, exact_sq = (squares / corrected).tolist()
             now = self.update(now, bias_sq, exact_sq, problem.r)
-        return total, corrected, now, columns
+        return Direction(total, each, corrected, now, columns)

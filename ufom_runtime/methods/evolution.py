@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from ufom_runtime.algorithms import first_state, inner_gd, sweep_gradients
 from ufom_runtime.derivatives import Calls, count_rows, row_losses
-from ufom_runtime.methods.method import Method, Rows
+from ufom_runtime.methods.method import RowMethod, Rows
 from ufom_runtime.problem import BilevelProblem, Task, cpu_generator
 from ufom_runtime.steps import Steps
 from ufom_theory import Sweep, UfomError
@@ -17,7 +17,7 @@ from ufom_theory.checks import integer, positive, scalar
 
 
 @dataclass(frozen=True)
-class ES(Method):
+class ES(RowMethod):
     """Antithetic evolution strategies: the mean over pairs of ε·(M(θ + σε) − M(θ − σε))/(2σ), ε ~ N(0, I).
 
     Unbiased for the gradient of the smoothed objective E M(θ + σε), whose bias for ∇M is O(σ²) and zero where M is
@@ -49,7 +49,7 @@ class ES(Method):
     def rows(
         self, problem: BilevelProblem, theta: Tensor, tasks: Task, generator: Generator | None, compile: bool
     ) -> Rows:
-        """As `Method.rows`."""
+        """As `RowMethod.rows`."""
         total = torch.zeros_like(theta)
         for _ in range(self.pairs):
             total += antithetic(problem, theta, tasks, self.sigma * _normal(theta, generator), compile)
@@ -57,7 +57,7 @@ class ES(Method):
 
 
 @dataclass(frozen=True)
-class GuidedES(Method):
+class GuidedES(RowMethod):
     """Evolution strategies that look along FOM more than elsewhere: the mean of β·ε·(M(θ + ε) − M(θ − ε))/(2σ²).
 
     Here ε ~ N(0, σ²Σ) with Σ = (a/s)·I + (1 − a)·uuᵀ, and u the direction of the task's own first-order gradient. As
@@ -96,7 +96,7 @@ class GuidedES(Method):
     def rows(
         self, problem: BilevelProblem, theta: Tensor, tasks: Task, generator: Generator | None, compile: bool
     ) -> Rows:
-        """As `Method.rows`."""
+        """As `RowMethod.rows`."""
         (fom,) = sweep_gradients(problem, theta, tasks, (0,), Sweep.recomputed(), compile=compile)
         length = fom.norm(dim=1, keepdim=True)
         if not (length > 0).all():

@@ -13,14 +13,14 @@ from torch.func import grad, jvp, vmap
 from torch.nn.functional import one_hot
 
 from ufom_runtime.derivatives import Calls, by_row, count_rows
-from ufom_runtime.methods.method import Method, Rows
+from ufom_runtime.methods.method import RowMethod, Rows
 from ufom_runtime.problem import BilevelProblem, Task
 from ufom_runtime.steps import Steps
 from ufom_theory.checks import integer, scalar
 
 
 @dataclass(frozen=True)
-class Forward(Method):
+class Forward(RowMethod):
     """The exact gradient by s tangents dφ_j/dθ_i, a jvp of ∂L_in/∂φ for each of them and each step.
 
     For few outer parameters: it takes r·s products, where the backward loop takes r. Valid wherever the losses and the
@@ -51,7 +51,7 @@ class Forward(Method):
     def rows(
         self, problem: BilevelProblem, theta: Tensor, tasks: Task, generator: Generator | None, compile: bool
     ) -> Rows:
-        """As `Method.rows`."""
+        """As `RowMethod.rows`."""
         n, s = theta.shape
         inner_gradient = grad(problem.inner_loss, argnums=1)
         pieces: list[Tensor] = []

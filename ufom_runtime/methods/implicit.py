@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from ufom_runtime.algorithms import first_state, inner_gd
 from ufom_runtime.derivatives import Calls, count_rows, derivative, graph_of_inner_gradient, leaf
-from ufom_runtime.methods.method import Method, Rows
+from ufom_runtime.methods.method import RowMethod, Rows
 from ufom_runtime.problem import BilevelProblem, Task
 from ufom_runtime.steps import Steps
 from ufom_theory import UfomError
@@ -25,7 +25,7 @@ Product = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Implicit(Method):
+class Implicit(RowMethod):
     """The gradient of the problem (1) at a stationary point, with φ_r in its place; the system is solved inexactly.
 
     Biased for M^(r), by how far φ_r is from a stationary point and by the residual; both are reported for each task:
@@ -74,7 +74,7 @@ class Implicit(Method):
     def rows(
         self, problem: BilevelProblem, theta: Tensor, tasks: Task, generator: Generator | None, compile: bool
     ) -> Rows:
-        """As `Method.rows`."""
+        """As `RowMethod.rows`."""
         steps, n = Steps(problem, theta, tasks, compile=compile), len(theta)
         first = first_state(problem, theta, tasks)
         phi = steps.inner(first, 0)

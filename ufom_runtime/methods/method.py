@@ -1,22 +1,26 @@
-"""What every rival is: one estimate a task, calls and states declared, for `hypergradient` and `outer_sgd` alike."""
+"""What the methods of this folder share: one estimate a task, with calls and states declared."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
 
 from ufom_runtime.derivatives import Calls
-from ufom_runtime.estimators import refuse_divergence
+from ufom_runtime.estimators import Direction, Draws, State
 from ufom_runtime.problem import BilevelProblem, Task, check, count, take
+from ufom_theory import UfomError
 from ufom_theory.checks import integer
 
 Rows = tuple[Tensor, dict[str, Tensor]]  # n estimates, shape (n, s), and columns for the log, each of shape (n,)
 
 
-class Method(ABC):
-    """A way to ∇M that is not a proxy and a coin. A new one is a frozen dataclass with the three functions below."""
+class RowMethod(ABC):
+    """A stateless `Method` without coins. A new one is a frozen dataclass with the three functions below."""
+
+    gradient: ClassVar[bool] = True
 
     @abstractmethod
     def rows(
@@ -50,44 +54,8 @@ class Method(ABC):
     def states(self, r: int, s: int = 1) -> int:
         """The most vectors of length p held for one task, besides those that a step works with; r, s as in `calls`."""
 
-    def per_task(
-        self,
-        problem: BilevelProblem,
-        theta: Tensor,
-        tasks: Task,
-        generator: Generator | None = None,
-        chunk: int | None = None,
-        compile: bool = False,
-    ) -> Rows:
-        """The estimates of all tasks at one θ.
-
-        Args:
-            problem: the problem.
-            theta: outer parameters, shape (s,).
-            tasks: n stacked tasks.
-            generator: a CPU generator, for methods that draw; not the one that draws the tasks.
-            chunk: tasks run together; None: all of them. Methods that draw do so chunk by chunk.
-            compile: as in `hypergradient`; a method ignores it where it takes no plain inner steps.
-
-        Returns:
-            As `rows`.
-
-        Raises:
-            UfomError: as `hypergradient`, or a problem for which the method is not valid.
-        """
-        check(problem, theta, tasks)
-        n = count(tasks)
-        found = []
-        with torch.enable_grad():
-            for piece in torch.split(torch.arange(n), n if chunk is None else integer("chunk", chunk, 1)):
-                chosen = tasks if len(piece) == n else take(tasks, piece)
-                rows = theta.detach().expand(len(piece), -1)
-                found.append(self.rows(problem, rows, chosen, generator, compile))
-        gradients = refuse_divergence(torch.cat([g for g, _ in found]))
-        return gradients, {name: torch.cat([columns[name] for _, columns in found]) for name in found[0][1]}
-
-    def begin(self) -> tuple[float, ...]:
-        """The state before the first step of `outer_sgd`: nothing is remembered."""
+    def begin(self) -> State:
+        """The empty state."""
         return ()
 
     def direction(
@@ -95,11 +63,27 @@ class Method(ABC):
         problem: BilevelProblem,
         theta: Tensor,
         tasks: Task,
-        state: tuple[float, ...] = (),
-        generator: Generator | None = None,
+        state: State = (),
+        draws: Draws = None,
+        *,
+        per_task: bool = False,
         chunk: int | None = None,
         compile: bool = False,
-    ) -> tuple[Tensor, int, tuple[float, ...], dict[str, float]]:
-        """For `outer_sgd`: the mean estimate, shape (s,); no coins; the empty state; the columns' means."""
-        gradients, columns = self.per_task(problem, theta, tasks, generator, chunk, compile)
-        return gradients.mean(0), 0, (), {name: float(column.double().mean()) for name, column in columns.items()}
+    ) -> Direction:
+        """As `estimators.Method.direction`: the estimates of `rows`, and the columns' means.
+
+        Methods that draw do so chunk by chunk; None runs all tasks together.
+        """
+        check(problem, theta, tasks)
+        if isinstance(draws, Tensor):
+            raise UfomError(f"{self!r} tosses no coins: give a generator, if it draws at all")
+        n = count(tasks)
+        found = []
+        with torch.enable_grad():
+            for piece in torch.split(torch.arange(n), n if chunk is None else integer("chunk", chunk, 1)):
+                chosen = tasks if len(piece) == n else take(tasks, piece)
+                rows = theta.detach().expand(len(piece), -1)
+                found.append(self.rows(problem, rows, chosen, draws, compile))
+        gradients = torch.cat([g for g, _ in found])
+        columns = {name: float(torch.cat([c[name] for _, c in found]).double().mean()) for name in found[0][1]}
+        return Direction(gradients.mean(0), gradients, columns=columns)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from ufom_runtime.algorithms import first_state, inner_gd
 from ufom_runtime.derivatives import Calls
-from ufom_runtime.estimators import refuse_divergence
+from ufom_runtime.estimators import Direction, Draws, State
 from ufom_runtime.problem import BilevelProblem, Task, check, count, take
 from ufom_runtime.steps import Steps
 from ufom_theory import UfomError
@@ -18,11 +19,13 @@ from ufom_theory.checks import integer
 
 @dataclass(frozen=True)
 class Reptile:
-    """θ − φ_r, averaged over the tasks; for `outer_sgd`, where γ_k is Nichol et al.'s step size ε.
+    """θ − φ_r, averaged over the tasks; for `train`, where γ_k is Nichol et al.'s step size ε.
 
     It is the sum of the inner steps, Σ_j α_j·∂L_in/∂φ(φ_{j−1}), and so points from θ to the tasks' minimisers. It never
     sees the outer loss: it is not an estimate of ∇M, biased or not, and its length grows with r and α.
     """
+
+    gradient: ClassVar[bool] = False
 
     def calls(self, r: int, s: int = 1) -> Calls:
         """Calls for one task: r gradients, one fewer than FOM, and no Hessian-vector product, whatever s."""
@@ -32,8 +35,8 @@ class Reptile:
         """None is held, whatever r and s."""
         return 0
 
-    def begin(self) -> tuple[float, ...]:
-        """It remembers nothing."""
+    def begin(self) -> State:
+        """The empty state."""
         return ()
 
     @torch.enable_grad()
@@ -42,38 +45,32 @@ class Reptile:
         problem: BilevelProblem,
         theta: Tensor,
         tasks: Task,
-        state: tuple[float, ...] = (),
-        generator: Generator | None = None,
+        state: State = (),
+        draws: Draws = None,
+        *,
+        per_task: bool = False,
         chunk: int | None = None,
         compile: bool = False,
-    ) -> tuple[Tensor, int, tuple[float, ...], dict[str, float]]:
-        """The mean of θ − φ_r.
-
-        Args:
-            problem: the problem; its start must be θ itself, V(θ, T) = θ.
-            theta: outer parameters, shape (s,).
-            tasks: n stacked tasks.
-            state: empty.
-            generator: not used; there are no coins.
-            chunk: tasks run together; None: all of them.
-            compile: as in `hypergradient`.
-
-        Returns:
-            The direction, shape (s,); 0 exact gradients; the empty state; no columns.
+    ) -> Direction:
+        """As `Method.direction`: θ − φ_r of each task; there are no coins, and nothing is drawn.
 
         Raises:
-            UfomError: as `hypergradient`, or a start that is not θ.
+            UfomError: as `hypergradient`, or a start V(θ, T) that is not θ.
         """
         check(problem, theta, tasks)
         n = count(tasks)
         total = torch.zeros_like(theta)
+        each = []
         for index in torch.split(torch.arange(n), n if chunk is None else integer("chunk", chunk, 1)):
             rows, piece = theta.detach().expand(len(index), -1), take(tasks, index)
             phi = first_state(problem, rows, piece)
             if not torch.equal(phi, rows):
                 raise UfomError("Reptile moves θ towards φ_r, so the inner loop must start at θ: use a V(θ, T) = θ")
-            total += (rows - inner_gd(Steps(problem, rows, piece, compile=compile), phi)[0]).sum(0) / n
-        return refuse_divergence(total), 0, state, {}
+            moved = rows - inner_gd(Steps(problem, rows, piece, compile=compile), phi)[0]
+            total += moved.sum(0) / n
+            if per_task:
+                each.append(moved)
+        return Direction(total, torch.cat(each) if per_task else None)
 
 
 REPTILE = Reptile()

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from ufom_runtime.algorithms import first_state
 from ufom_runtime.derivatives import Calls, count_rows, hessian_vector_products, inner_gradient, pull_back
-from ufom_runtime.methods.method import Method, Rows
+from ufom_runtime.methods.method import RowMethod, Rows
 from ufom_runtime.problem import BilevelProblem, Task
 from ufom_runtime.steps import Steps
 from ufom_theory import UfomError
@@ -25,7 +25,7 @@ _WORD = 63  # bits of a word that may be used: it is signed
 
 
 @dataclass(frozen=True)
-class Reversible(Method):
+class Reversible(RowMethod):
     """The exact gradient of *another* objective: the outer loss after r steps of momentum gradient descent, v_0 = 0,
 
         v_j = γ·v_{j−1} − (1 − γ)·∂L_in/∂φ(φ_{j−1}),  φ_j = φ_{j−1} + α_j·v_j,
@@ -84,7 +84,7 @@ class Reversible(Method):
     def rows(
         self, problem: BilevelProblem, theta: Tensor, tasks: Task, generator: Generator | None, compile: bool
     ) -> Rows:
-        """As `Method.rows`."""
+        """As `RowMethod.rows`."""
         loop = Loop(self, problem, theta, tasks)
         first = loop.phi
         for j in range(problem.r):

@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from ufom_runtime.algorithms import first_state, minus
 from ufom_runtime.derivatives import Calls, pull_back
 from ufom_runtime.estimators import EXACT, hypergradient
-from ufom_runtime.methods.method import Method, Rows
+from ufom_runtime.methods.method import RowMethod, Rows
 from ufom_runtime.problem import BilevelProblem, Task, cpu_generator, take
 from ufom_runtime.steps import Steps
 from ufom_theory import UfomError
@@ -32,7 +32,7 @@ def powers_of_two(r: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Telescoping(Method):
+class Telescoping(RowMethod):
     """Unbiased for ∇M^(r), by a randomly truncated loop. A rare long loop holds up to r states all the same.
 
     Both estimators are one backward loop of h_N steps, into which the outer gradients enter where their horizons are.
@@ -164,7 +164,7 @@ class Telescoping(Method):
     def rows(
         self, problem: BilevelProblem, theta: Tensor, tasks: Task, generator: Generator | None, compile: bool
     ) -> Rows:
-        """As `Method.rows`."""
+        """As `RowMethod.rows`."""
         self._refuse(problem.r)
         cpu_generator(generator)
         reached = torch.tensor(self.probabilities, dtype=torch.float64).cumsum(0)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,8 +18,8 @@ from torch import Generator, Tensor
 from torch.optim import Optimizer
 
 from ufom_runtime.derivatives import count_calls
-from ufom_runtime.estimators import Estimator, draw_coins, hypergradient
-from ufom_runtime.problem import BilevelProblem, Task, all_finite, finite_theta
+from ufom_runtime.estimators import Method, refuse_other
+from ufom_runtime.problem import BilevelProblem, all_finite, finite_theta
 from ufom_runtime.training.resume import Checkpoint, describe, pack, same_form, unpack
 from ufom_theory import UfomError
 from ufom_theory.checks import integer, plain, positive
@@ -37,25 +37,6 @@ def generator(seed: int, step: int, stream: str) -> Generator:
     """
     words = np.random.SeedSequence([seed, step, _STREAMS[stream]]).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
-
-
-class Rule(Protocol):
-    """An update direction that is no `Estimator`: AdaptiveUFOM, Reptile, and the methods of `ufom_runtime.methods`."""
-
-    def begin(self) -> tuple[float, ...]:
-        """The state before the first step: plain numbers, so that a checkpoint can hold them."""
-
-    def direction(
-        self,
-        problem: BilevelProblem,
-        theta: Tensor,
-        tasks: Task,
-        state: tuple[float, ...],
-        generator: Generator,
-        chunk: int | None,
-        compile: bool,
-    ) -> tuple[Tensor, int, tuple[float, ...], Mapping[str, float]]:
-        """The direction, shape (s,), how many tasks had ξ = 1, the next state, and columns for the log."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +58,7 @@ class Run:
 def outer_sgd(
     problem: BilevelProblem,
     theta: Tensor,
-    estimator: Estimator | Rule,
+    estimator: Method,
     step_sizes: Callable[[int], float] | Sequence[float] | None = None,
     steps: int = 0,
     *,
@@ -134,13 +115,14 @@ def outer_sgd(
         integer(name, value, least)
     if (step_sizes is None) == (optimiser is None):
         raise UfomError("give either step_sizes or an optimiser: one of them takes the outer steps")
+    refuse_other(estimator)
     finite_theta("theta", theta, (1,))
     import pandas as pd
 
     theta, rows, seconds, first = theta.detach().clone(), [], 0.0, 1
     leaf = torch.nn.Parameter(theta.clone())
     outer = _function_of_k(step_sizes, steps) if optimiser is None else _optimiser(optimiser, leaf)
-    state = () if isinstance(estimator, Estimator) else estimator.begin()
+    state = estimator.begin()
     store = kept = None
     with count_calls() as calls:
         if checkpoint is not None:
@@ -168,18 +150,9 @@ def outer_sgd(
                     outer.param_groups[0]["lr"] if isinstance(outer, Optimizer) else positive("γ_k", outer(k))
                 )
                 tasks = problem.sample(batch, generator(seed, k, "tasks"))
-                extra: Mapping[str, float] = {}
-                if isinstance(estimator, Estimator):
-                    coins = draw_coins(batch, estimator.q, generator(seed, k, "coins"), estimator.coin)
-                    gradient = hypergradient(
-                        problem, theta, tasks, estimator, coins=coins, chunk=chunk, compile=compile
-                    )
-                    exact = int(coins.sum())
-                else:
-                    draws = generator(seed, k, "coins")
-                    gradient, exact, state, extra = estimator.direction(
-                        problem, theta, tasks, state, draws, chunk, compile
-                    )
+                draws = generator(seed, k, "coins")
+                given = estimator.direction(problem, theta, tasks, state, draws, chunk=chunk, compile=compile)
+                gradient, state = given.value, given.state
                 if isinstance(outer, Optimizer):
                     leaf.grad = gradient
                     outer.step()
@@ -192,7 +165,7 @@ def outer_sgd(
                     )
                 seconds += time.perf_counter() - begin
                 if k % log_every == 0 or k == steps:
-                    row = {"step": k, "gamma": gamma, "exact": exact, **vars(calls), "seconds": seconds}
+                    row = {"step": k, "gamma": gamma, "exact": given.corrected, **vars(calls), "seconds": seconds}
                     row["gradient_norm"] = float(gradient.norm())
                     with count_calls():  # evaluation is nobody's cost
                         columns = evaluate(theta) if evaluate else {}
@@ -200,7 +173,7 @@ def outer_sgd(
                         raise UfomError(
                             f"evaluate returned {columns!r}: it must return names and numbers, {{'loss': 0.1}}"
                         )
-                    rows.append({**row, **extra, **{name: plain(value) for name, value in columns.items()}})
+                    rows.append({**row, **given.columns, **{name: plain(value) for name, value in columns.items()}})
                 if store:
                     inside = copy.deepcopy(outer.state_dict()) if isinstance(outer, Optimizer) else None
                     values = {"step": k, "state": list(state), "calls": dict(vars(calls)), "seconds": seconds}
