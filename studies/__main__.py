@@ -159,8 +159,14 @@ def index() -> None:
             (HERE.parent / "docs" / "which-method.md").write_text(page)
 
 
+_STREAMS = (
+    "Where the `.json` beside a table has no `streams`, the outer runs of hypercleaning, few_shot and regret drew "
+    "tasks and coins from streams with seeds of 32 bits; a new run with the same seeds draws others."
+)
+
+
 def _index() -> str:
-    parts = ["# Studies\n\nWritten by `python -m studies index` from the stored tables.\n"]
+    parts = [f"# Studies\n\nWritten by `python -m studies index` from the stored tables. {_STREAMS}\n"]
     for name, path in _stored():
         study, table = import_module(f"studies.{name}"), _table(path)
         run = json.loads(path.with_suffix(".json").read_text())
@@ -211,7 +217,8 @@ def _measure(study: ModuleType, config: Any, path: Path, runner: Executor | None
         task = bar.add_task("", total=1.0)
         table = study.measure(config, *store, progress=lambda share: bar.update(task, completed=share))
     table.to_csv(path, index=False)
-    run = {"seconds": round(time.perf_counter() - begin, 1), "date": time.strftime("%Y-%m-%d"), "device": "cpu",
+    run = {"streams": "Philox", "seconds": round(time.perf_counter() - begin, 1),
+           "date": time.strftime("%Y-%m-%d"), "device": "cpu",
            "machine": platform.machine(), "processor": _processor(), "cores": os.cpu_count()}  # fmt: skip
     versions = {"python": platform.python_version()} | {name: version(name) for name in ("numpy", "pandas", "torch")}
     path.with_suffix(".json").write_text(_json({"config": asdict(config), **run, "versions": versions}))

@@ -187,7 +187,7 @@ def debias(proxy: Tensor, exact: Tensor, q: float) -> Tensor:
 def draw_coins(n: int, q: float, generator: Generator, coin: Coin = "task") -> Tensor:
     """ξ_1 … ξ_n ~ Bernoulli(q), a boolean tensor on the CPU, from a CPU generator of their own (Theorem 1)."""
     draws = n if coin == "task" else 1
-    return (torch.rand(draws, generator=generator, dtype=torch.float64) < q).expand(n)
+    return (torch.rand(draws, generator=generator, dtype=torch.float64, device="cpu") < q).expand(n)
 
 
 def gradients(

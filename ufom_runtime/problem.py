@@ -99,7 +99,7 @@ class BilevelProblem:
                 raise UfomError(f"sample_tasks returned {drawn} task(s) where n = {n} were asked for: stack n of them")
             return tasks
         assert self.tasks is not None
-        return take(self.tasks, torch.randint(count(self.tasks), (n,), generator=generator))
+        return take(self.tasks, torch.randint(count(self.tasks), (n,), generator=generator, device="cpu"))
 
 
 def parts(tasks: Task) -> tuple[Tensor, ...]:

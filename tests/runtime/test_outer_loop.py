@@ -9,7 +9,7 @@ from ufom_runtime.estimators import draw_coins
 from ufom_runtime.memory import LiveBytes
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_runtime.problems.synthetic import synthetic
-from ufom_runtime.training.train import generator
+from ufom_runtime.training.seeds import generator
 from ufom_theory import Sweep, Truncated, UfomError
 
 
@@ -50,8 +50,8 @@ def test_a_budget_ends_the_run_and_a_run_that_ended_does_not_go_on(tmp_path):
 
     whole = run(None)
     for _ in range(2):
-        ended = run(lambda row: row["gradients"] >= 100, checkpoint=tmp_path / "run")
-        assert ended.log.gradients.iloc[-2] < 100 <= ended.log.gradients.iloc[-1]
+        ended = run(lambda row: row["gradients"] >= 200, checkpoint=tmp_path / "run")
+        assert ended.log.gradients.iloc[-2] < 200 <= ended.log.gradients.iloc[-1]
         assert ended.log.step.tolist() == whole.log.step[: len(ended.log)].tolist()
         shorter = outer_sgd(problem, problem.initial, UFOM(0.5), gamma, int(ended.log.step.iloc[-1]), log_every=2)
         assert torch.equal(ended.theta, shorter.theta)

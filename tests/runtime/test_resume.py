@@ -21,7 +21,7 @@ from ufom_runtime.files import digest, read_sealed, write_sealed, write_whole
 from ufom_runtime.problems.few_shot import digits_few_shot
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_runtime.training.resume import Checkpoint
-from ufom_runtime.training.train import generator
+from ufom_runtime.training.seeds import generator
 from ufom_theory import UfomError
 
 ADAM = {"optimiser": lambda p: torch.optim.Adam(p, lr=0.03, betas=(0.8, 0.99), weight_decay=0.1)}

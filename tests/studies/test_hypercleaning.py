@@ -14,7 +14,7 @@ from studies.shared.training import ADAPTIVE, charged
 from tests.oracles import unrolled_gradient
 from ufom_runtime import EXACT, FOM, UFOM, hypergradient, outer_sgd
 from ufom_runtime.estimators import draw_coins
-from ufom_runtime.training.train import generator
+from ufom_runtime.training.seeds import generator
 from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, optimal_q
 
 TINY = study.Config("digits", 20, 20, 4, 0.5, (10.0, 100.0), 2, 2, 4, log_every=2, r=5)

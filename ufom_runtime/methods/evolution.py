@@ -126,4 +126,4 @@ def antithetic(problem: BilevelProblem, theta: Tensor, tasks: Task, moves: Tenso
 
 def _normal(like: Tensor, generator: Generator | None) -> Tensor:
     cpu_generator(generator)
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device="cpu").to(like.device)

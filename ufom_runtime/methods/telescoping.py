@@ -170,7 +170,7 @@ class Telescoping(RowMethod):
         reached = torch.tensor(self.probabilities, dtype=torch.float64).cumsum(0)
         reached[-1] = 1.0
         drawn = torch.searchsorted(
-            reached, torch.rand(len(theta), generator=generator, dtype=torch.float64), right=True
+            reached, torch.rand(len(theta), generator=generator, dtype=torch.float64, device="cpu"), right=True
         )
         found = torch.zeros_like(theta)
         for i in sorted(set(drawn.tolist())):

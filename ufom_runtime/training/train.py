@@ -12,31 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.optim import Optimizer
 
 from ufom_runtime.derivatives import count_calls
 from ufom_runtime.estimators import Method, refuse_other
 from ufom_runtime.problem import BilevelProblem, all_finite, finite_theta
 from ufom_runtime.training.resume import Checkpoint, describe, pack, same_form, unpack
+from ufom_runtime.training.seeds import check_seed, generator
 from ufom_theory import UfomError
 from ufom_theory.checks import integer, plain, positive
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_STREAMS = {"tasks": 0, "coins": 1}
-
-
-def generator(seed: int, step: int, stream: str) -> Generator:
-    """The CPU generator of one outer step: "tasks" and "coins" are independent streams (Theorem 1 needs them so).
-
-    A function of (seed, step), so that no generator state is ever saved.
-    """
-    words = np.random.SeedSequence([seed, step, _STREAMS[stream]]).generate_state(2, np.uint32)
-    return torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,9 +99,9 @@ def outer_sgd(
         ("batch", batch, 1),
         ("log_every", log_every, 1),
         ("checkpoint_every", checkpoint_every, 1),
-        ("seed", seed, 0),
     ):
         integer(name, value, least)
+    seed = check_seed(seed)
     if (step_sizes is None) == (optimiser is None):
         raise UfomError("give either step_sizes or an optimiser: one of them takes the outer steps")
     refuse_other(estimator)
