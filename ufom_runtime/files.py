@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -45,35 +46,72 @@ def digest(content: str | bytes) -> str:
 def write_whole(path: Path, content: bytes, durable: bool = True) -> None:
     """Write a file so that a reader, or the machine after a crash, sees all of it or what was there before.
 
-    Not `durable`, it is whole for readers, but a crash of the machine may cut or lose it; that is quicker.
+    A symbolic link stays, and the file that it points to is written. If not `durable`, the file is whole for readers,
+    but a crash of the machine may cut or lose it; that is quicker.
 
     Raises:
-        UfomError: the disk is full, the folder cannot be written, or any other error of the file system.
+        UfomError: the path is a folder, a device or a pipe; the disk is full, the folder cannot be written, or any
+            other error of the file system.
     """
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        try:
-            with open(beside, "xb") as stream:
-                stream.write(content)
-                if durable:
-                    stream.flush()
-                    os.fsync(stream.fileno())
-            os.replace(beside, path)
-        except BaseException:
-            with suppress(OSError):
-                beside.unlink(missing_ok=True)
-            raise
-        if durable and hasattr(os, "O_DIRECTORY"):  # the name, too, survives a crash; Windows has no such call
-            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        path = Path(os.path.realpath(path))
+        if path.exists() and not path.is_file():  # as root, the renaming below would replace a device
+            raise UfomError(f"{path} is not a regular file: write to another path")
+        _write_beside(path, content, durable)
     except OSError as error:
         raise UfomError(
             f"{path} cannot be written: {error.strerror or error}; make room in {path.parent} or make it writable, and "
             "run again: what is there is kept"
         ) from error
+
+
+def _write_beside(path: Path, content: bytes, durable: bool) -> None:
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with open(beside, "xb") as stream:
+            stream.write(content)
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
+    if durable and hasattr(os, "O_DIRECTORY"):  # the name, too, survives a crash; Windows has no such call
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def read_whole(path: Path, most_bytes: int) -> bytes:
+    """The content of a regular file of at most `most_bytes`. Nothing else is read, and a pipe is not waited for.
+
+    Raises:
+        DamagedFile: a device, a pipe or a larger file.
+        MissingFile: there is none.
+        UfomError: a file that cannot be read; it may be whole.
+    """
+    try:
+        with open(path, "rb", opener=_open_without_waiting) as stream:
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise DamagedFile(f"{path} is damaged: it is not a regular file; remove it")
+            if status.st_size > most_bytes:
+                raise DamagedFile(f"{path} is damaged: it has {status.st_size} bytes, more than {most_bytes}; remove it")
+            content = stream.read(status.st_size + 1)  # a file of /proc says 0, whatever it holds
+    except OSError as error:
+        kind = MissingFile if isinstance(error, FileNotFoundError) else UfomError
+        raise kind(f"{path} cannot be read: {error.strerror or error}; mend that and run again") from error
+    if len(content) > status.st_size:
+        raise DamagedFile(f"{path} is damaged: it holds more than the {status.st_size} bytes that it says; remove it")
+    return content
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def sealed(content: dict[str, Any]) -> bytes:
@@ -106,19 +144,12 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """What `write_sealed` wrote.
 
     Raises:
-        DamagedFile: a file that is cut short or altered.
-        MissingFile: none.
+        DamagedFile: a file that is cut short, altered, too large or not a regular one.
+        MissingFile: there is none.
         UfomError: a file that cannot be read; it may be whole.
     """
+    found = read_whole(path, _MOST_BYTES)
     try:
-        size = path.stat().st_size
-        found = path.read_bytes() if size <= _MOST_BYTES else b""
-    except OSError as error:
-        kind = MissingFile if isinstance(error, FileNotFoundError) else UfomError
-        raise kind(f"{path} cannot be read: {error.strerror or error}; mend that and run again") from error
-    try:
-        if size > _MOST_BYTES:
-            raise ValueError(f"{size} bytes, more than {_MOST_BYTES}")
         if excess := _excess(found):
             raise ValueError(excess)
         content = json.loads(found)

@@ -159,10 +159,10 @@ def error_in_writing(folder: Path) -> str:
 
 
 def error_in_reading(folder: Path) -> str:
-    """Path.read_bytes raises EIO"""
+    """os.open raises EIO"""
     store = Store(folder)
     store.run(CELLS, rows)
-    with mock.patch("pathlib.Path.read_bytes", side_effect=OSError(errno.EIO, os.strerror(errno.EIO))):
+    with mock.patch("os.open", side_effect=OSError(errno.EIO, os.strerror(errno.EIO))):
         said = refused(lambda: store.load(CELLS[0]), "cannot be read: Input/output error", store.path(CELLS[0]).name)
     recovers(store, ran=0)  # nothing was moved aside
     return said

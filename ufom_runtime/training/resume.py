@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ufom_runtime.files import MissingFile, digest, make_folder, read_sealed, write_sealed, write_whole
+from ufom_runtime.files import MissingFile, digest, make_folder, read_sealed, read_whole, write_sealed, write_whole
 from ufom_runtime.problem import BilevelProblem, Task, parts
 from ufom_theory import UfomError
 from ufom_theory.checks import positive
@@ -87,10 +87,9 @@ class Checkpoint:
                 )
         file = self.folder / name
         try:
-            fits = file.is_file() and file.stat().st_size <= self.most_bytes
-            content = file.read_bytes() if fits else b""
-        except OSError as error:
-            raise UfomError(f"{file} cannot be read: {error.strerror}; mend that and run again") from error
+            content = read_whole(file, self.most_bytes)
+        except MissingFile:
+            content = b""
         if digest(content) != values.get("tensors_sha256"):
             raise UfomError(f"{file} is damaged: its content is not what {path.name} says; remove {self.folder}")
         try:
