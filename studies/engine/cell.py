@@ -29,6 +29,7 @@ from ufom_theory import UfomError
 from ufom_theory.checks import plain
 
 Config = Mapping[str, Any]
+_MOST_WORDS = 10_000  # of an error
 Function = Callable[[Config], "pd.DataFrame | Iterable[Mapping[str, Any]]"]
 
 
@@ -67,13 +68,18 @@ class Cell:
         """The content of one of its files.
 
         Raises:
-            DamagedFile: it is cut short, altered or another cell's.
+            DamagedFile: it is cut short, altered, another cell's or not of a cell's form.
             MissingFile: there is none.
             UfomError: it cannot be read.
         """
         content = read_sealed(path)
-        if digest(canonical(content.get("config")))[:32] != self.id:
+        config, rows, error = content.get("config"), content.get("rows"), content.get("error")
+        if not isinstance(config, dict) or digest(canonical(config))[:32] != self.id:
             raise DamagedFile(f"{path} is damaged: it holds another cell than its name says")
+        if path == self.done and not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
+            raise DamagedFile(f"{path} is damaged: it holds no list of rows; remove it")
+        if path == self.failed and not isinstance(error, str):
+            raise DamagedFile(f"{path} is damaged: it holds no error; remove it")
         return content
 
     def read(self, path: Path) -> dict[str, Any] | None:
@@ -99,6 +105,8 @@ class Cell:
     def run(self, function: Function) -> None:
         """Run it, if it is wanted and not done, and write what came of it or, if it raised an exception, that.
 
+        `sys.exit` in a cell is a failure, too.
+
         Raises:
             UfomError: the store cannot be read or written; this is no failure of the cell.
         """
@@ -110,40 +118,59 @@ class Cell:
 
     def _run(self, config: Config, function: Function) -> None:
         begin = time.perf_counter()
-        record = {"config": config, "seed": config.get("seed"), "versions": _versions(), "commit": _commit()}
         try:
-            record["device"] = _device(str(config.get("device", "cpu")))
+            device = _device(str(config.get("device", "cpu")))
             found = function(config)
             table = found.to_dict("records") if isinstance(found, pd.DataFrame) else found
             rows = [{name: plain(value) for name, value in row.items()} for row in table]
-            path, content = self.done, sealed({**record, "seconds": time.perf_counter() - begin, "rows": rows})
-        except Exception as error:  # it is the study's function: whatever it raises, write it down
+            content = sealed({**_record(config), "device": device, "seconds": time.perf_counter() - begin, "rows": rows})
+        except (Exception, SystemExit) as error:  # it is the study's function: whatever it raises, write it down
             frames = traceback.extract_tb(error.__traceback__)[-3:]
             where = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
-            said = f"{type(error).__name__}: {error}".encode(errors="backslashreplace").decode()  # may name any file
-            path, content = self.failed, sealed({**record, "error": said, "where": where})
-        write_whole(path, content)
-        if path == self.done:
-            with suppress(OSError):
-                self.failed.unlink(missing_ok=True)
+            self._fail(config, f"{type(error).__name__}: {_text(error)}", where)
+            return
+        write_whole(self.done, content)
+        with suppress(OSError):
+            self.failed.unlink(missing_ok=True)
+
+    def give_up(self, why: str) -> None:
+        """Write down that the process that ran it was ended; nothing, if it was done before that.
+
+        Raises:
+            UfomError: the store cannot be read or written.
+        """
+        wanted = self.read(self.wanted)
+        if wanted is not None and self.read(self.done) is None:
+            self._fail(wanted["config"], why, [])
+        with suppress(OSError):
+            self.wanted.unlink(missing_ok=True)
+
+    def _fail(self, config: Config, said: str, where: list[str]) -> None:
+        said = said[:_MOST_WORDS].encode(errors="backslashreplace").decode()  # it may name any file
+        write_whole(self.failed, sealed({**_record(config), "error": said, "where": where}))
 
 
-def run_cells(folder: str, function: str, ids: str) -> None:
-    """Run cells in another process, which is given nothing but names; the ids stand between spaces."""
-    for name in ids.split():
-        Cell(Path(folder), name).run(_find(function))
+def _record(config: Config) -> dict[str, Any]:
+    return {"config": config, "seed": config.get("seed"), "versions": _versions(), "commit": _commit()}
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as second:
+        return f"(its text raises a {type(second).__name__})"
 
 
 def name_of(function: Function) -> str:
     """`module:function`, by which another process finds it; `UfomError` where it would not."""
     name = f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', '')}"
     with suppress(ImportError, AttributeError, ValueError):
-        if _find(name) is function:
+        if find(name) is function:
             return name
     raise UfomError(f"{function!r} cannot run in other processes: define it at the top of a module")
 
 
-def _find(name: str) -> Function:
+def find(name: str) -> Function:
     module, _, function = name.partition(":")
     return getattr(import_module(module), function)  # type: ignore[no-any-return]
 

@@ -24,7 +24,7 @@ def noted(config):
     """Notes that it began; an odd cell then waits for the test's word."""
     folder = Path(os.environ["NOTES"])
     with (folder / "begun").open("a") as stream:
-        stream.write(f"{config['x']} {os.getpid()}\n")
+        stream.write(f"{config['x']} {os.getppid()}\n")  # of the job, which runs its cells beside it
     end = time.monotonic() + 30
     while config["x"] % 2 and not (folder / "go").exists():
         assert time.monotonic() < end
