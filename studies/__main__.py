@@ -31,7 +31,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from studies.engine import commands
-from studies.engine.commands import Gpus, Jobs, Kind, Minutes, Partition, Size
+from studies.engine.commands import CellMinutes, Gpus, Jobs, Kind, Minutes, Partition, Size
 from studies.engine.configuration import read_config
 from studies.engine.executors import Executor, executor
 from studies.engine.sweep import Store
@@ -61,6 +61,7 @@ def _command(name: str) -> Callable[..., None]:
         partition: Partition = None,
         minutes: Minutes = None,
         gpus: Gpus = None,
+        cell_minutes: CellMinutes = None,
         config: Annotated[Path | None, typer.Option(help="TOML with other values; kept under the file's name.")] = None,
     ) -> None:
         study, results = _study(name, size)
@@ -72,7 +73,7 @@ def _command(name: str) -> Callable[..., None]:
         if redraw and not results.is_file():
             raise UfomError(f"{results} is missing: run the study without --redraw first")
         if not redraw:
-            _measure(study, values, results, executor(kind, jobs, partition, minutes, gpus))
+            _measure(study, values, results, executor(kind, jobs, partition, minutes, gpus, cell_minutes))
         verdicts = study.judge(_table(results))
         _write_verdicts(results, verdicts)
         figure = _draw(study, results)
@@ -95,9 +96,10 @@ def _filler(retry: bool) -> Callable[..., None]:
         partition: Partition = None,
         minutes: Minutes = None,
         gpus: Gpus = None,
+        cell_minutes: CellMinutes = None,
     ) -> None:
         study, results = _study(name, size)
-        _measure(study, study.SIZES[size], results, executor(kind, jobs, partition, minutes, gpus), retry)
+        _measure(study, study.SIZES[size], results, executor(kind, jobs, partition, minutes, gpus, cell_minutes), retry)
         print(f"table: {results}")
 
     return command

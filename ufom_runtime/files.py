@@ -100,7 +100,9 @@ def read_whole(path: Path, most_bytes: int) -> bytes:
             if not stat.S_ISREG(status.st_mode):
                 raise DamagedFile(f"{path} is damaged: it is not a regular file; remove it")
             if status.st_size > most_bytes:
-                raise DamagedFile(f"{path} is damaged: it has {status.st_size} bytes, more than {most_bytes}; remove it")
+                raise DamagedFile(
+                    f"{path} is damaged: it has {status.st_size} bytes, more than {most_bytes}; remove it"
+                )
             content = stream.read(status.st_size + 1)  # a file of /proc says 0, whatever it holds
     except OSError as error:
         kind = MissingFile if isinstance(error, FileNotFoundError) else UfomError

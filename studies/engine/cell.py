@@ -123,7 +123,9 @@ class Cell:
             found = function(config)
             table = found.to_dict("records") if isinstance(found, pd.DataFrame) else found
             rows = [{name: plain(value) for name, value in row.items()} for row in table]
-            content = sealed({**_record(config), "device": device, "seconds": time.perf_counter() - begin, "rows": rows})
+            content = sealed(
+                {**_record(config), "device": device, "seconds": time.perf_counter() - begin, "rows": rows}
+            )
         except (Exception, SystemExit) as error:  # it is the study's function: whatever it raises, write it down
             frames = traceback.extract_tb(error.__traceback__)[-3:]
             where = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]

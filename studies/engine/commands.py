@@ -22,6 +22,9 @@ Kind = Annotated[
 Jobs = Annotated[int | None, typer.Option(help="Processes, or jobs of the SLURM array: 2.")]
 Partition = Annotated[str | None, typer.Option(help="SLURM's; otherwise its default.")]
 Minutes = Annotated[int | None, typer.Option("--time", help="Minutes a SLURM job may take before it is requeued: 60.")]
+CellMinutes = Annotated[
+    float | None, typer.Option(help="Minutes a cell may take, by local processes, before it is given up: a day.")
+]
 Gpus = Annotated[int | None, typer.Option("--gpus-per-job", help="GPUs of each job: 0.")]
 
 

@@ -57,7 +57,7 @@ def build(kind: type[Config], values: Mapping[str, Any]) -> Config:
         return dacite.from_dict(kind, values, _RULES)
     except (dacite.DaciteError, TypeError, ValueError) as error:
         names = ", ".join(field.name for field in fields(kind))
-        raise UfomError(f"{str(error):.300}; a {kind.__name__} has {names}") from error
+        raise UfomError(f"{error!s:.300}; a {kind.__name__} has {names}") from error
 
 
 class _Refused(dacite.exceptions.DaciteFieldError):

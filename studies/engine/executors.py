@@ -71,4 +71,3 @@ def executor(
     if kind == "local":
         return Local(jobs, gpus, 60 * float(positive("--cell-minutes", cell_minutes)) if cell_minutes else DAY)
     return None
-

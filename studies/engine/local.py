@@ -64,9 +64,10 @@ class Local:
 
     def _patience(self, busy: list[_Worker]) -> float | None:
         """Seconds until the first of the cells is out of time."""
-        if self.seconds is None:
+        begun = [worker.begun for worker in busy if worker.begun is not None]
+        if self.seconds is None or not begun:
             return None
-        return max(0.0, min(worker.begun for worker in busy) + self.seconds - time.monotonic())
+        return max(0.0, min(begun) + self.seconds - time.monotonic())
 
     def _devices(self) -> list[str | None]:
         """What each process is to see as CUDA_VISIBLE_DEVICES; None: what this one sees."""
@@ -85,31 +86,39 @@ class _Worker:
 
     Attributes:
         id: of the cell.
-        begun: when the cell was handed over; the first cell of a process waits for its imports, too.
+        begun: when it was begun; None while its process still imports what it needs.
     """
 
     process: BaseProcess
     pipe: Connection[Any, Any]
+    id: str
+    begun: float | None
 
     def __init__(self, folder: Path, function: str, devices: str | None) -> None:
-        self.names, self.folder, self.id, self.begun = (str(folder), function, devices), folder, "", 0.0
-        self._begin()
+        self.folder, self.names = folder, (str(folder), function, devices)
+        self._start()
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         self.pipe, there = _SPAWN.Pipe()
         self.process = _SPAWN.Process(target=_work, args=(there, *self.names))
         with _one_thread():  # the process inherits it
             self.process.start()
         there.close()
+        self.ready = False
 
     def hand(self, id: str) -> None:
         """Give it a cell to run."""
         if not self.process.is_alive():
             self.pipe.close()
+            self._start()
+        self.id, self.begun = id, None
+        if self.ready:
             self._begin()
-        self.id, self.begun = id, time.monotonic()
-        with suppress(OSError):  # it ended just now, which `ended` sees
-            self.pipe.send_bytes(id.encode())
+
+    def _begin(self) -> None:
+        self.ready, self.begun = True, time.monotonic()
+        with suppress(OSError):  # the process ended just now, which `ended` sees
+            self.pipe.send_bytes(self.id.encode())
 
     def ended(self, seconds: float | None) -> bool:
         """Whether the cell is done or failed; one whose process ended or is out of time is recorded as failed.
@@ -121,13 +130,16 @@ class _Worker:
             if self.pipe.poll():
                 if said := self.pipe.recv_bytes().decode():
                     raise UfomError(said)
-                return True
+                if self.begun is not None:
+                    return True
+                self._begin()
+                return False
         except (EOFError, OSError):
             self.process.join()
         if not self.process.is_alive():
             self._give_up(_why(self.process.exitcode))
             return True
-        if seconds is not None and time.monotonic() - self.begun >= seconds:
+        if seconds is not None and self.begun is not None and time.monotonic() - self.begun >= seconds:
             self.kill()
             self._give_up(f"it took longer than {seconds:g} s, and was ended")
             return True
@@ -155,13 +167,18 @@ def _why(code: int | None) -> str:
     return f"its process was ended by {name}" + (" (out of memory?)" if -code == signal.SIGKILL else "")
 
 
-def _work(pipe: Connection, folder: str, function: str, devices: str | None) -> None:
-    """A worker: cells by name, until the pipe is closed. The answer is empty, or says what is wrong with the store."""
+def _work(pipe: Connection[Any, Any], folder: str, function: str, devices: str | None) -> None:
+    """A worker: it says that it is ready, then runs cells by name until the pipe is closed.
+
+    What it says after a cell is empty, or what is wrong with the store.
+    """
     for ignored in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR2", signal.SIGINT)):
         signal.signal(ignored, signal.SIG_IGN)  # they are for the parent, which ends this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if devices is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices
+    run = find(function)
+    pipe.send_bytes(b"")
     while True:
         try:
             id = pipe.recv_bytes().decode()
@@ -169,7 +186,7 @@ def _work(pipe: Connection, folder: str, function: str, devices: str | None) -> 
             return
         said = ""
         try:
-            Cell(Path(folder), id).run(find(function))
+            Cell(Path(folder), id).run(run)
         except UfomError as error:
             said = str(error)
         pipe.send_bytes(said.encode())

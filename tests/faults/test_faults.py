@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from tests.faults.table import FAULTS, ROOT
+from tests.faults.common import ROOT
+from tests.faults.table import FAULTS
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)

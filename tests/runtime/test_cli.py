@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -187,3 +188,17 @@ def test_measure_a_problem_of_ones_own(tmp_path):
     refused = ufom("measure", "mine:without_theta", cwd=tmp_path)
     assert refused.returncode == 2
     assert "give BilevelProblem(initial=...)" in refused.stderr
+
+
+def test_a_stray_file_never_stands_in_for_an_installed_module(tmp_path):
+    (tmp_path / "sklearn.py").write_text("raise SystemExit('the stray file ran')")
+    (tmp_path / "mine.py").write_text(
+        "from ufom_runtime.problems.quadratic import quadratic as problem\nimport sklearn"
+    )
+    for name in ("digits-few-shot", "mine:problem"):
+        code = f"from ufom_runtime.problems import load_problem; load_problem({name!r})"
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", f"import sys; sys.path.append({str(Path(__file__).parents[2])!r}); {code}"],
+            cwd=tmp_path, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr

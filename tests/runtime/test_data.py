@@ -4,6 +4,7 @@ import gzip
 import io
 import struct
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -37,9 +38,9 @@ def test_idx_round_trip(tmp_path):
         (gzip.compress(b"\0\0\x08\x03\0\0"), "within its header"),
         (gzip.compress(idx((5, 5), b"abc")), "does not hold 25 bytes"),
         (gzip.compress(idx((2, 2), b"abcde")), "does not hold 4 bytes"),
-        (gzip.compress(idx((2**31, 2**31, 9), b"")), "it is damaged"),
-        (gzip.compress(idx((0, 2**31, 2**31), b"")), "it is damaged"),
-        (b"\x1f\x8b\x08\x08" + b"x" * 2**17, "its header has a comment, or no end"),
+        (gzip.compress(idx((2**31, 2**31, 9), b"")), "but does not hold"),
+        (gzip.compress(idx((0, 2**31, 2**31), b"")), "but does not hold"),
+        (b"\x1f\x8b\x08\x08" + b"x" * 2**17, "it is cut short"),
     ],
 )
 def test_damaged_idx_files_are_named(tmp_path, content, message):
@@ -190,3 +191,32 @@ def test_episodes_hold_different_drawings_of_different_classes():
 def test_sizes_that_do_not_fit_are_refused(call):
     with pytest.raises(UfomError, match=r"give|at least"):
         call()
+
+
+@pytest.mark.parametrize("at", [33, 8])
+def test_a_drawing_that_decodes_to_more_than_its_first_bytes_say_is_refused(tmp_path, monkeypatch, at):
+    """A chunk before IHDR shifts it, and a second IHDR counts in the first one's place."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    def header(size):
+        return chunk(b"IHDR", struct.pack(">IIBBBBB", size, size, 8, 0, 0, 0, 0))
+
+    mark, pixels = b"\x89PNG\r\n\x1a\n", zlib.compress(bytes(4001 * 4000))
+    small, large = header(105), header(4000)
+    content = mark + (small + large if at == 33 else chunk(b"tEXt", b"\0" * 4 + struct.pack(">II", 105, 105)) + large)
+    content += chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.png", content)
+    with zipfile.ZipFile(path) as archive, pytest.raises(UfomError, match=r"x\.png is \(4000, 4000\), not \(105"):
+        data._read_png(path, archive, archive.infolist()[0])
+
+
+@pytest.mark.parametrize("flag", [8, 16])
+def test_no_member_of_a_gzip_may_hide_behind_the_first(tmp_path, flag):
+    whole = gzip.compress(b"\0\0\x08\x01\0\0\0\x01x")
+    (tmp_path / "x.gz").write_bytes(whole + whole[:3] + bytes([flag]) + whole[4:10] + b"x" * 2**24)
+    with pytest.raises(UfomError, match="more follows its end"):
+        data.read_idx(tmp_path / "x.gz")

@@ -67,6 +67,16 @@ def test_what_no_mirror_has_is_named_with_every_reason(web, tmp_path, monkeypatc
     assert len(fetch("cifar100")) == 1
 
 
+def test_without_a_connection_it_says_so_in_one_line(web, tmp_path, monkeypatch):
+    monkeypatch.setitem(SOURCES, "mnist", Source(("http://127.0.0.1:9/", "http://none.invalid/"), {"x.gz": "md5:0"}))
+    with pytest.raises(UfomError) as caught:
+        fetch("mnist")
+    assert str(caught.value) == (
+        "x.gz could not be fetched: http://127.0.0.1:9/: no connection; http://none.invalid/: no connection; put it "
+        f"into {tmp_path / 'data' / 'mnist'} by hand"
+    )
+
+
 def test_a_zip_is_known_by_its_files_not_by_its_bytes(tmp_path, monkeypatch):
     def make(name, files, kind):
         with zipfile.ZipFile(tmp_path / name, "w", kind) as out:

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 from studies import __main__ as main
 from studies.engine import commands
-from studies.engine.cell import Cell, name_of, run_cells
-from studies.engine.executors import Local, Slurm, executor
+from studies.engine.cell import Cell, name_of
+from studies.engine.executors import DAY, Local, Slurm, executor
 from studies.engine.sweep import Store
 from ufom_theory import UfomError
 
@@ -48,8 +48,8 @@ def test_other_processes_are_given_names_and_skip_what_is_done(tmp_path):
     for config in CELLS[:3]:
         store.cell(config).want(config)
     before = store.path(CELLS[0]).read_bytes()
-    ids = " ".join(store.cell(config).id for config in CELLS)
-    run_cells(str(tmp_path), name_of(square), ids)
+    ids = [store.cell(config).id for config in CELLS]
+    assert sorted(Local(2).each(tmp_path, name_of(square), ids)) == sorted(ids)
     assert store.path(CELLS[0]).read_bytes() == before
     assert store.load(CELLS[1]) == [{"value": 1}]
     assert store.load(CELLS[3]) is None  # nobody asked for it
@@ -133,8 +133,8 @@ def test_everything_is_a_table_of_what_is_done(tmp_path):
     ("options", "expected"),
     [
         ((None, None, None, None, None), None),
-        (("local", None, None, None, None), Local(2)),
-        (("local", 3, None, None, 1), Local(3, 1)),
+        (("local", None, None, None, None), Local(2, seconds=DAY)),
+        (("local", 3, None, None, 1, 1.5), Local(3, 1, 90.0)),
         (("slurm", 8, "gpu", 30, 1), Slurm(8, "gpu", 30, 1)),
         (("slurm", None, None, None, None), Slurm(2, None, 60, 0)),
     ],
@@ -151,6 +151,8 @@ def test_options_choose_the_executor(options, expected):
         (("local", 2, "gpu", None, None), "--partition goes with --executor slurm"),
         (("local", 2, None, 5, None), "--time goes with --executor slurm"),
         (("local", 0, None, None, None), "--jobs = 0 must be at least 1"),
+        (("slurm", 2, None, None, None, 3), "--cell-minutes goes with --executor local"),
+        (("local", 2, None, None, None, -1), "--cell-minutes = -1 must be a finite number > 0"),
         (("slurm", 2, None, 4, None), "--time = 4 must be at least 5"),
         (("slurm", 2, None, None, -1), "--gpus-per-job = -1 must be at least 0"),
     ],
@@ -227,7 +229,7 @@ def test_jobs_end_with_a_sweep_whose_folder_can_no_longer_be_read(tmp_path, slur
         raise OSError(errno.EIO, "Input/output error")
 
     slurm(sbatch=f"cp $1 {tmp_path}/script; echo Submitted batch job 7")
-    monkeypatch.setattr("studies.engine.executors.os.listdir", failing)
+    monkeypatch.setattr("studies.engine.slurm.os.listdir", failing)
     with pytest.raises(UfomError, match=r"cells cannot be read: Input/output error; the jobs are cancelled"):
         Store(tmp_path / "cells", Slurm(2)).run(CELLS, square)
     assert cancelled_by_name(tmp_path)
@@ -235,8 +237,8 @@ def test_jobs_end_with_a_sweep_whose_folder_can_no_longer_be_read(tmp_path, slur
 
 @pytest.mark.parametrize("squeue", ["echo 'Unable to contact slurm controller' >&2; exit 1", "exec sleep 30"])
 def test_a_slurm_that_no_longer_answers_is_not_waited_for_without_end(tmp_path, slurm, monkeypatch, squeue):
-    monkeypatch.setattr("studies.engine.executors._SECONDS", 1)
-    monkeypatch.setattr("studies.engine.executors._PATIENCE", 0)
+    monkeypatch.setattr("studies.engine.slurm._SECONDS", 1)
+    monkeypatch.setattr("studies.engine.slurm._PATIENCE", 0)
     slurm(squeue=squeue)
     with pytest.raises(UfomError, match=r"squeue has not answered for .*: scancel 7, which may still run.*run again"):
         Store(tmp_path / "cells", Slurm(2)).run(CELLS, square)

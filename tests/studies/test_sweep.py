@@ -17,7 +17,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from studies.engine.local import Local
 from studies.engine.sweep import Store
+from ufom_runtime.files import write_sealed
 from ufom_theory import UfomError
 
 CELLS = [{"study": "test", "x": x, "seed": seed} for x in (3, 1) for seed in (0, 1)]
@@ -39,8 +41,36 @@ def threads(config):
     return [{"pid": os.getpid(), "threads": torch.get_num_threads(), "omp": os.environ["OMP_NUM_THREADS"]}]
 
 
-def dies(config):
-    os._exit(3)
+class Wordless(Exception):
+    def __str__(self):
+        raise ValueError
+
+
+def bad(config):
+    match config["x"]:
+        case "segmentation fault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "_exit":
+            os._exit(0)
+        case "exit":
+            sys.exit(0)
+        case "long":
+            raise ValueError("é" * 2**24)
+        case "wordless":
+            raise Wordless
+        case "hangs":
+            time.sleep(600)
+    return [{"value": 1}]
+
+
+BAD = {
+    "segmentation fault": "its process was ended by SIGSEGV",
+    "_exit": "its process ended with status 0",
+    "exit": "SystemExit: 0",
+    "long": "ValueError: éééé",
+    "wordless": "Wordless: (its text raises a ValueError)",
+    "hangs": "it took longer than 5 s, and was ended",
+}
 
 
 class Counting:
@@ -151,18 +181,19 @@ def test_a_damaged_file_is_named_and_moved_aside(tmp_path, damage):
     assert store.load(CELLS[0]) == square(CELLS[0])
 
 
-@pytest.mark.parametrize("call", ["stat", "rename"])
+@pytest.mark.parametrize("call", ["open", "rename"])
 def test_a_file_that_can_be_neither_read_nor_moved_is_named(tmp_path, call):
     store = Store(tmp_path)
     store.run(CELLS[:1], square)
     path = store.path(CELLS[0])
     path.write_text("{")
-    with mock.patch.object(Path, call, side_effect=OSError(errno.EROFS, os.strerror(errno.EROFS))):
-        if call == "stat":
+    with mock.patch.object(
+        os if call == "open" else Path, call, side_effect=OSError(errno.EROFS, os.strerror(errno.EROFS))
+    ):
+        if call == "open":
             with pytest.raises(UfomError, match=f"{path.name} cannot be read: Read-only file system"):
                 store.load(CELLS[0])
-            with pytest.raises(UfomError, match=f"{tmp_path} cannot be read: Read-only file system"):
-                store.states()
+            assert list(store.states().values()) == ["damaged"]
         else:
             with pytest.warns(UserWarning, match=f"{path.name} is damaged.*cannot be moved aside: Read-only"):
                 assert store.load(CELLS[0]) is None
@@ -187,7 +218,9 @@ def test_an_interrupt_is_no_failure_and_keeps_what_is_done(tmp_path):
 
 SLOW = """
 import sys, time
+from studies.engine.local import Local
 from studies.engine.sweep import Store
+from ufom_runtime.files import write_sealed
 
 def slow(config):
     if config["x"]:
@@ -243,14 +276,49 @@ def test_processes_have_one_thread_each(tmp_path, monkeypatch):
     assert os.environ["OMP_NUM_THREADS"] == "2"
 
 
-def test_a_process_that_dies_is_named_and_its_cell_not_done(tmp_path):
+def test_a_bad_cell_fails_alone_and_by_name(tmp_path):
+    cells = [{"study": "test", "x": x} for x in (*BAD, "good", "fine")]
+    store = Store(tmp_path, Local(2, seconds=5))
+    outcome = store.run(cells, bad)
+    assert (outcome.found, outcome.ran) == (0, 2)
+    said = {config["x"]: error for config, error in outcome.failed}
+    assert said.keys() == BAD.keys()
+    assert all(said[x].startswith(words) for x, words in BAD.items()), said
+    assert len(said["long"]) == 10_000
+    again = store.run(cells, bad)
+    assert (again.found, again.ran, again.failed) == (2, 0, outcome.failed)
+    with pytest.raises(UfomError, match=r"6 cells are not done; the first, .*: its process was ended by SIGSEGV"):
+        store.table(cells)
+
+
+def test_a_cell_that_leaves_runs_here_fails_too(tmp_path):
+    (failed,) = Store(tmp_path).run([{"study": "test", "x": "exit"}], bad).failed
+    assert failed[1] == "SystemExit: 0"
+
+
+@pytest.mark.parametrize("forged", [{}, {"rows": 3}, {"rows": [3]}, {"rows": {"x": 1}}, {"rows": [[]], "error": "x"}])
+def test_a_sealed_file_that_is_not_of_a_cell_s_form_counts_as_damaged(tmp_path, forged):
     store = Store(tmp_path)
-    store.run(CELLS[:1], square)
-    with pytest.raises(UfomError, match="a process of the sweep died"):
-        store.run(CELLS[:2], dies, jobs=2)
-    assert store.load(CELLS[0]) is not None
-    assert store.load(CELLS[1]) is None
-    assert store.failure(CELLS[1]) is None
+    cell = store.cell(CELLS[0])
+    for path in (cell.done, cell.failed):
+        content = {"config": CELLS[0], **({k: [v] for k, v in forged.items()} if path == cell.failed else forged)}
+        write_sealed(path, content)
+    assert set(store.states().values()) == {"damaged"}
+    with pytest.warns(UserWarning, match="is damaged: it holds no list of rows"):
+        assert store.load(CELLS[0]) is None
+    with pytest.warns(UserWarning, match="is damaged: it holds no error"):
+        assert store.failure(CELLS[0]) is None
+    assert store.run(CELLS[:1], square).ran == 1
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_or_device_in_a_cell_s_place_is_moved_aside(tmp_path, kind):
+    store = Store(tmp_path)
+    path = store.path(CELLS[0])
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    assert list(store.states().values()) == ["damaged"]
+    with pytest.warns(UserWarning, match="is damaged: it is not a regular file; remove it; it was moved to"):
+        assert store.run(CELLS[:1], square).ran == 1
 
 
 @pytest.mark.parametrize(

@@ -46,8 +46,8 @@ def load_problem(name: str, device: str | None = None) -> BilevelProblem:
     module_name, colon, attribute = path.partition(":")
     if not (colon and module_name and attribute):
         raise UfomError(f"problem {name!r} is unknown: use {', '.join(BUILT_IN)}, or module:object of your own")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    if name not in BUILT_IN and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # last: a file here never stands in for an installed module
     try:
         module = importlib.import_module(module_name)
         if not hasattr(module, attribute):

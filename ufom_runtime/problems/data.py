@@ -6,7 +6,6 @@ unless `downloads.fetch` is called.
 
 from __future__ import annotations
 
-import gzip
 import io
 import os
 import re
@@ -15,7 +14,6 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -32,7 +30,7 @@ _MOST_IDX_BYTES = 2**26  # MNIST's largest has 47 million
 _MOST_ZIP_BYTES = 2**22  # Omniglot's have 3 million
 _MOST_MEMBERS = 100  # CIFAR-100's archive has six
 _MOST_DRAWING_BYTES = 2**16
-_PIECE = 2**20
+_PIECE = 2**16
 OMNIGLOT_CHARACTERS, OMNIGLOT_DRAWERS, OMNIGLOT_TRAIN = 242, 20, 182
 
 
@@ -57,37 +55,47 @@ def _file(*names: str) -> Path:
     return path
 
 
-@contextmanager
-def _gunzip(path: Path) -> Iterator[gzip.GzipFile]:
-    with open(path, "rb") as raw:
-        head = raw.read(2**16)
-        flags = head[3] if len(head) > 3 else 0
-        if flags & 16 or (flags & 8 and b"\0" not in head[10:]):  # the ends of texts, sought byte by byte
-            raise UfomError(f"{path} cannot be read: its header has a comment, or no end; fetch it again")
-        raw.seek(0)
-        with gzip.open(raw, "rb") as stream:
-            yield stream
+def gunzip(path: Path, most_bytes: int) -> Iterator[bytes]:
+    """What a .gz of one member decodes to, piece by piece; zlib skips the texts of its header.
+
+    Raises:
+        UfomError: a file that is damaged, cut short, of several members, or decodes to more than `most_bytes`.
+    """
+    decoder, left = zlib.decompressobj(31), most_bytes
+    try:
+        with open(path, "rb") as stream:
+            while rest := stream.read(_PIECE):
+                while rest:
+                    piece = decoder.decompress(rest, _PIECE)
+                    rest, left = decoder.unconsumed_tail, left - len(piece)
+                    if left < 0:
+                        raise UfomError(
+                            f"{path} decodes to more than {most_bytes} bytes: it is damaged; fetch it again"
+                        )
+                    if decoder.unused_data:
+                        raise UfomError(f"{path} cannot be read: more follows its end; fetch it again")
+                    yield piece
+                if decoder.eof and stream.read(1):
+                    raise UfomError(f"{path} cannot be read: more follows its end; fetch it again")
+    except (OSError, zlib.error) as error:
+        raise UfomError(f"{path} cannot be read: {error}; fetch it again") from error
+    if not decoder.eof:
+        raise UfomError(f"{path} cannot be read: it is cut short; fetch it again")
 
 
 def read_idx(path: Path) -> np.ndarray:
     """A gzipped IDX file of unsigned bytes (LeCun et al.) as an array; its length must be what its header says."""
-    try:
-        with _gunzip(path) as stream:
-            head = stream.read(4)
-            if len(head) < 4 or head[:2] != b"\0\0" or head[2] != 8 or not 1 <= head[3] <= 3:
-                raise UfomError(f"{path} is no IDX file of unsigned bytes: its header reads {head.hex() or 'nothing'}")
-            sizes = stream.read(4 * head[3])
-            if len(sizes) < 4 * head[3]:
-                raise UfomError(f"{path} is truncated within its header: fetch it again")
-            shape = struct.unpack(f">{head[3]}I", sizes)
-            if not 0 < prod(shape) <= _MOST_IDX_BYTES:
-                raise UfomError(f"{path} claims shape {shape}, not 1 to {_MOST_IDX_BYTES} bytes: it is damaged")
-            body = stream.read(prod(shape) + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UfomError(f"{path} cannot be read: {error}; fetch it again") from error
-    if len(body) != prod(shape):
+    content = b"".join(gunzip(path, 16 + _MOST_IDX_BYTES))
+    head = content[:4]
+    if len(head) < 4 or head[:2] != b"\0\0" or head[2] != 8 or not 1 <= head[3] <= 3:
+        raise UfomError(f"{path} is not an IDX file of unsigned bytes: its header reads {head.hex() or 'nothing'}")
+    start = 4 + 4 * head[3]
+    if len(content) < start:
+        raise UfomError(f"{path} is truncated within its header: fetch it again")
+    shape = struct.unpack(f">{head[3]}I", content[4:start])
+    if not 0 < prod(shape) == len(content) - start:
         raise UfomError(f"{path} claims shape {shape} but does not hold {prod(shape)} bytes: fetch it again")
-    return np.frombuffer(body, np.uint8).reshape(shape)
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
 @lru_cache(maxsize=1)
@@ -161,12 +169,13 @@ def _read_png(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np
         )
     with archive.open(info) as stream:
         content = stream.read(_MOST_DRAWING_BYTES + 1)  # read() without a number decodes all, whatever is claimed
-    size = struct.unpack(">II", content[16:24]) if len(content) >= 24 else (0, 0)
-    if content.startswith(b"\x89PNG") and size != (105, 105):
-        raise UfomError(f"{path}: {info.filename} is {size}, not (105, 105)")
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            if image.size != (105, 105):  # what Pillow is about to decode, whatever stands where in the file
+                raise UfomError(f"{path}: {info.filename} is {image.size}, not (105, 105)")
             small = image.convert("L").resize((28, 28), Image.Resampling.BOX)
+    except UfomError:
+        raise
     except Exception as error:  # of a damaged image, Pillow's are of every kind
         raise UfomError(f"{path}: {info.filename} is no readable PNG: {error}") from error
     return 1 - np.asarray(small, dtype=np.float32) / 255
@@ -207,17 +216,16 @@ def read_cifar100(path: Path) -> list[tuple[np.ndarray, np.ndarray]]:
     sizes = {"train.bin": CIFAR100_TRAIN, "test.bin": CIFAR100_TEST}
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     try:
-        with _gunzip(path) as stream:
-            bounded: Any = _Bounded(path, stream)
-            with tarfile.open(fileobj=bounded, mode="r|", tarinfo=_Plain) as archive:
-                for number, member in enumerate(archive):
-                    if not _CIFAR_NAME.fullmatch(member.name) or number == _MOST_MEMBERS:
-                        raise UfomError(f"{path} holds {member.name!r}, which is not of CIFAR-100: fetch it again")
-                    name = member.name.rpartition("/")[2]
-                    if name in found:
-                        raise UfomError(f"{path} holds {name} twice: fetch it again")
-                    if name in sizes:
-                        found[name] = _read_cifar_part(path, archive, member, CIFAR100_CLASSES * sizes[name])
+        stream: Any = _Stream(gunzip(path, MOST_BYTES))
+        with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Plain) as archive:
+            for number, member in enumerate(archive):
+                if not _CIFAR_NAME.fullmatch(member.name) or number == _MOST_MEMBERS:
+                    raise UfomError(f"{path} holds {member.name!r}, which is not of CIFAR-100: fetch it again")
+                name = member.name.rpartition("/")[2]
+                if name in found:
+                    raise UfomError(f"{path} holds {name} twice: fetch it again")
+                if name in sizes:
+                    found[name] = _read_cifar_part(path, archive, member, CIFAR100_CLASSES * sizes[name])
     except UfomError:
         raise
     except Exception as error:  # of a damaged archive, tarfile's are of every kind
@@ -257,15 +265,14 @@ class _Plain(tarfile.TarInfo):
         return found
 
 
-class _Bounded:
-    """A stream that refuses to decode to more than `MOST_BYTES`, whatever the archive's headers claim."""
+class _Stream:
+    """Pieces, read as a file is."""
 
-    def __init__(self, path: Path, stream: gzip.GzipFile) -> None:
-        self.path, self.stream, self.left = path, stream, MOST_BYTES
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self.pieces, self.rest = pieces, b""
 
     def read(self, size: int) -> bytes:
-        content = self.stream.read(size)
-        self.left -= len(content)
-        if self.left < 0:
-            raise UfomError(f"{self.path} decodes to more than {MOST_BYTES} bytes: it is damaged; fetch it again")
-        return content
+        while len(self.rest) < size and (piece := next(self.pieces, None)) is not None:
+            self.rest += piece
+        found, self.rest = self.rest[:size], self.rest[size:]
+        return found

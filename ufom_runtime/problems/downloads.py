@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import os
 import tempfile
@@ -11,7 +10,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from ufom_runtime.problems.data import MOST_BYTES, data_folder
+from ufom_runtime.problems.data import MOST_BYTES, data_folder, gunzip
 from ufom_theory import UfomError
 
 
@@ -100,10 +99,8 @@ def content_digest(path: Path) -> str:
                         while piece := stream.read(2**20):
                             found.update(piece)
         else:
-            with gzip.open(path, "rb") as stream:
-                while piece := stream.read(2**20):
-                    left = _within(path, left - len(piece))
-                    found.update(piece)
+            for piece in gunzip(path, MOST_BYTES):
+                found.update(piece)
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError) as error:
         raise UfomError(f"{path.name} cannot be read: {error}") from error
     return found.hexdigest()
@@ -131,10 +128,17 @@ def _fetch(path: Path, pin: str, mirrors: tuple[str, ...]) -> None:
                 if found != digest:
                     raise UfomError(f"{kind} {found} instead of {digest}")
             except (OSError, UfomError) as error:  # requests' errors are OSErrors
-                failures.append(f"{mirror}: {error}")
+                failures.append(f"{mirror}: {_reason(error)}")
                 continue
             os.replace(got, path)
             return
-    raise UfomError(
-        f"{path.name} could not be fetched; " + "; ".join(failures) + f"; put it into {path.parent} by hand"
-    )
+    raise UfomError(f"{path.name} could not be fetched: {'; '.join(failures)}; put it into {path.parent} by hand")
+
+
+def _reason(error: Exception) -> str:
+    """In a few words; requests and urllib3 tell the whole story of a connection."""
+    from requests import ConnectionError, Timeout
+
+    if isinstance(error, ConnectionError | Timeout):
+        return "no answer in time" if isinstance(error, Timeout) else "no connection"
+    return f"{error!s:.200}".partition("\n")[0]
