@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ufom_theory.checks import UfomError, finite, integer, positive, scalar
+from ufom_theory.checks import UfomError, finite, integer, scalar
 from ufom_theory.cost import CostModel
+from ufom_theory.laws import exponent_of
 from ufom_theory.optimum import optimal_q
 from ufom_theory.quantities import Moments
 
@@ -15,7 +16,8 @@ def bootstrap_interval(
     d2_samples: ArrayLike,
     v2_samples: ArrayLike,
     cost: CostModel,
-    m: float = 2.0,
+    m: float | None = None,
+    outer: str | None = None,
     draws: int = 2000,
     level: float = 0.95,
     seed: int = 0,
@@ -29,7 +31,8 @@ def bootstrap_interval(
         d2_samples: ‖G_proxy − G‖² of each task at the same θ, shape (n,), n ≥ 2.
         v2_samples: ‖G‖² of the same tasks, shape (n,).
         cost: scalar cost model.
-        m: exponent of the outer step sizes.
+        m: exponent of the time to precision; give exactly one of m and outer.
+        outer: how the outer steps are taken, as in `optimal_q`.
         draws: bootstrap samples.
         level: coverage, in (0, 1).
         seed: of the generator.
@@ -39,7 +42,7 @@ def bootstrap_interval(
 
     Raises:
         UfomError: samples that are negative, not finite, fewer than 2, or of different lengths; D² = V² = 0 in every
-            draw; a level outside (0, 1), m ≤ 0, draws < 1, seed < 0; a cost model that holds arrays.
+            draw; a level outside (0, 1), m ≤ 0, neither or both of m and outer, draws < 1, seed < 0; a cost model that holds arrays.
     """
     rule = "a finite number ≥ 0: it is a squared norm"
     d2 = np.asarray(finite("d2_samples", d2_samples, rule, 0.0))
@@ -51,7 +54,8 @@ def bootstrap_interval(
         raise UfomError(f"level = {level:g} must lie in (0, 1): 0.95 is usual")
     if cost.shape:
         raise UfomError(f"the cost model holds arrays of shape {cost.shape}: bootstrap one cost model at a time")
-    m, draws, n = scalar("m", m, positive), scalar("draws", draws, integer, 1), len(d2)
+    exponent = scalar("m", exponent_of(m, outer)[0])
+    draws, n = scalar("draws", draws, integer, 1), len(d2)
     rng, found = np.random.default_rng(scalar("seed", seed, integer, 0)), []
     for _ in range(draws):
         chosen = rng.integers(0, n, n)
@@ -60,5 +64,5 @@ def bootstrap_interval(
     ds, vs = ds[ds + vs > 0], vs[ds + vs > 0]  # where both vanish every q is as good
     if not len(ds):
         raise UfomError("D² = V² = 0 in every draw: the gradient vanishes; measure at another θ")
-    low, high = np.quantile(optimal_q(Moments(ds, vs), cost, m).q, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(optimal_q(Moments(ds, vs), cost, exponent).q, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

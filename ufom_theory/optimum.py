@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ufom_theory.checks import Number, UfomError, broadcast, instance, integer, plain, positive, scalar
+from ufom_theory.checks import Number, UfomError, broadcast, instance, integer, plain, scalar
 from ufom_theory.cost import CostModel
+from ufom_theory.laws import exponent_of
+from ufom_theory.power_law import discriminant_root, minimiser
 from ufom_theory.quantities import Z95, Moments
 
 Array = NDArray[np.float64]
@@ -55,43 +57,6 @@ def batch_moments(moments: Moments, batch: int) -> Moments:
     return Moments(moments.d2, moments.v2 + (b - 1) * square, cov, moments.n, square)
 
 
-def _discriminant_root(rho: Array, gap: Array, kappa: Array, m: Array) -> Array:
-    """S = √(((m − 1)ρ)² + 4mκρ(1 − ρ)), the root of (21)'s discriminant; 0 where it is negative."""
-    linear, across = np.abs((m - 1) * rho), 2 * np.sqrt(m * kappa * np.abs(gap)) * np.sqrt(rho)  # κρ could underflow
-    below = np.sqrt(np.maximum((linear - across) * (linear + across), 0.0))
-    root: Array = np.where(gap >= 0, np.hypot(linear, across), below)
-    return root
-
-
-def _log_time(q: Array, rho: Array, kappa: Array, m: Array) -> Array:
-    return m * np.log1p((1 / q - 1) * rho) + np.log(kappa + q)
-
-
-def minimiser(rho: Any, gap: Any, kappa: Any, m: Any) -> Array:
-    """argmin over q ∈ (0, 1] of (1 + (1/q − 1)ρ)^m·(κ + q); 0 where ρ = 0 (the infimum is q → 0).
-
-    Args:
-        rho: D²/V² ≥ 0 (inf where V² = 0).
-        gap: 1 − ρ, computed as (V² − D²)/V² where digits matter.
-        kappa: C_det/C_rnd > 0 (inf where C_rnd = 0: the correction is free, and q = 1).
-        m: exponent > 0.
-    """
-    rho, gap, kappa, m = np.broadcast_arrays(*(np.asarray(x, dtype=np.float64) for x in (rho, gap, kappa, m)))
-    with np.errstate(all="ignore"):
-        root_s = _discriminant_root(rho, gap, kappa, m)
-        linear = (m - 1) * rho
-        q = np.where(m >= 1, (linear + root_s) / (2 * gap), 2 * m * kappa * (rho / (root_s - linear)))
-        q = np.where((rho < 1) & np.isfinite(kappa), np.minimum(q, 1.0), 1.0)
-        concave = (m < 1) & (rho >= 1) & np.isfinite(rho) & np.isfinite(kappa)
-        if concave.any():
-            # below m = 1 the time can have its minimum inside (0, 1) though D² ≥ V² and (20) fails
-            inner = 2 * m * kappa * (rho / (root_s - linear))
-            real = (linear**2 + 4 * m * kappa * rho * gap >= 0) & (inner < 1)
-            sooner = _log_time(inner, rho, kappa, m) < np.log1p(kappa)
-            q = np.where(concave & real & sooner, inner, q)
-    return np.where(rho == 0, 0.0, q)
-
-
 @dataclass(frozen=True, eq=False)
 class Prediction:
     """What the theory predicts for given moments and costs. `q` is computed at once, all else when asked for.
@@ -101,12 +66,14 @@ class Prediction:
         cost: the cost model.
         m: exponent of the time to precision.
         q: the q* that minimises (19); 0.0 where D² = 0 (FOM is exact: run it, or the smallest q that you like).
+        law: what m rests on, such as "model of 'adam:0.001'"; "" where m was given.
     """
 
     moments: Moments
     cost: CostModel
     m: Number
     q: Number
+    law: str = ""
 
     @property
     def rho(self) -> Number:
@@ -147,7 +114,7 @@ class Prediction:
         kappa, q, m = _kappa(self.cost), np.asarray(self.q), np.asarray(self.m)
         inside = (q < 1) & np.isfinite(kappa) & np.isfinite(rho)
         with np.errstate(all="ignore"):
-            root_s = _discriminant_root(rho, gap, kappa, m)
+            root_s = discriminant_root(rho, gap, kappa, m)
             by_rho, by_kappa = (q * q + (m - 1) * q + m * kappa) / root_s, m * rho / root_s
         return np.where(inside, by_rho, 0.0), np.where(inside, np.where(rho == 0, np.inf, by_kappa), 0.0)
 
@@ -207,21 +174,31 @@ class Prediction:
         sampled = self.moments.cov.any(axis=(-2, -1))
         fields = (self.pays, self.q, self.rho, self.condition_margin, self.speedup_over_exact, *self.interval, self.m)
         with np.errstate(all="ignore"):
-            return plain(np.vectorize(_reason, otypes=[object])(*fields, sampled))
+            return plain(np.vectorize(_reason, otypes=[object])(*fields, sampled, self.law))
 
 
 def _reason(
-    pays: str, q: float, rho: float, margin: float, speedup: float, low: float, high: float, m: float, sampled: bool
+    pays: str,
+    q: float,
+    rho: float,
+    margin: float,
+    speedup: float,
+    low: float,
+    high: float,
+    m: float,
+    sampled: bool,
+    law: str,
 ) -> str:
+    at = f"m = {m:.3g}" + (f" ({law})" if law else "")
     if rho == 0:
         return "D² = 0: the proxy is exact here, so the best q tends to 0: run the proxy alone, or any small q"
     if pays == "cannot tell":
         remedy = "D² and V² on more tasks" if sampled else "C1 and C2 again, on a quiet machine"
         return f"the 95 % interval of q*, [{low:.3g}, {high:.3g}], reaches 1; measure {remedy}"
     if pays == "no":
-        return f"condition (20) fails at m = {m:g}: D²/V² = {rho:.3g} is too large for the exact correction to be rare"
-    held = "condition (20) holds" if margin > 0 else "condition (20) fails, but below m = 1 it is only sufficient"
-    return f"{held}: with probability {q:.3g} the correction reaches a given precision {speedup:.3g}× sooner than q = 1"
+        return f"condition (20) fails at {at}: D²/V² = {rho:.3g} is too large for the exact correction to be rare"
+    held = "condition (20) holds" if margin > 0 else "condition (20) fails, though below m = 1 it is only sufficient,"
+    return f"{held} at {at}: with probability {q:.3g} the correction reaches a given precision {speedup:.3g}× sooner than q = 1"
 
 
 def _ratios(moments: Moments) -> tuple[Array, Array]:
@@ -236,27 +213,32 @@ def _kappa(cost: CostModel) -> Array:
         return np.asarray(np.asarray(cost.c_det) / cost.c_rnd)
 
 
-def optimal_q(moments: Moments, cost: CostModel, m: Number = 2.0, batch: int = 1) -> Prediction:
+def optimal_q(
+    moments: Moments, cost: CostModel, m: Number | None = None, outer: str | None = None, batch: int = 1
+) -> Prediction:
     """q* of (21): the probability at which UFOM reaches a given precision soonest, with its interval and reasons.
+
+    Give exactly one of `m` and `outer`. The time to precision is A(q)^m·(C_det + C_rnd·q).
 
     Args:
         moments: D², V² and, if measured, their covariance; scalars or arrays that broadcast with the costs.
-        cost: r, C1, C2, sweep and proxy.
-        m: exponent of the time to precision, A(q)^m·(C_det + C_rnd·q): 2 for γ_k = k^(−1/2) as in the paper
-            (`exponent(ε)`), 1 for a constant step tuned to the horizon or γ_k ~ 1/k under strong convexity, 1/s for
-            γ_k ~ k^(−s) near a minimiser with the moments taken there.
+        cost: r, C1, C2, sweep and proxy, or `CostModel.of(c_det=…, c_rnd=…)`.
+        m: the exponent itself; `exponent(ε)` is the paper's.
+        outer: how the outer steps are taken: "tuned" (m = 1), "decay:s" (m = 1/s, with the moments near the minimiser),
+            "adam:γ" (m = 1/2, a model), "paper" (m = 2). "sgd:γ" has no exponent: see `laws.fixed_step_q`.
         batch: tasks an outer step, each with its own coin.
 
     Returns:
         Prediction: `.q`, `.interval`, `.speedup_over_exact`, `.pays`, `.why`, `.dq_dd2`, `.dq_dv2`.
 
     Raises:
-        UfomError: m ≤ 0, batch < 1, batch > 1 without ‖∇M‖², shapes that do not broadcast, arguments of another type.
+        UfomError: neither or both of m and outer, m ≤ 0, an outer without an exponent, batch < 1, batch > 1 without
+            ‖∇M‖², shapes that do not broadcast, arguments of another type.
     """
     instance("moments", moments, Moments, "write Moments(d2, v2)")
     instance("cost", cost, CostModel, "write CostModel(r=10)")
-    m = positive("m", m)
+    m, law = exponent_of(m, outer)
     moments = batch_moments(moments, batch)
     broadcast(moments=moments.shape, cost=cost.shape, m=np.shape(m))
     rho, gap = _ratios(moments)
-    return Prediction(moments, cost, m, plain(minimiser(rho, gap, _kappa(cost), m)))
+    return Prediction(moments, cost, m, plain(minimiser(rho, gap, _kappa(cost), m)), law)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from ufom_theory.checks import UfomError, instance, integer, positive, scalar
 from ufom_theory.cost import CostModel, Sweep, Truncated
+from ufom_theory.laws import exponent_of
 from ufom_theory.optimum import optimal_q
 from ufom_theory.quantities import Moments
 
@@ -62,7 +63,13 @@ def _candidate(proxy: Truncated, sweep: Sweep, moments: Moments, cost: CostModel
 
 
 def plan(
-    moments_by_proxy: Mapping[Truncated, Moments], r: int, c1: float, c2: float, memory_slots: int, m: float = 2.0
+    moments_by_proxy: Mapping[Truncated, Moments],
+    r: int,
+    c1: float,
+    c2: float,
+    memory_slots: int,
+    m: float | None = None,
+    outer: str | None = None,
 ) -> list[Candidate]:
     """Everything that fits in `memory_slots` inner states, the fastest first; ties go to fewer states.
 
@@ -72,7 +79,8 @@ def plan(
         c1: cost of a gradient.
         c2: cost of a Hessian-vector product, in the same unit.
         memory_slots: inner states that may be held besides the working one; see `states_held`.
-        m: exponent of the outer step sizes, as in `optimal_q`.
+        m: exponent of the time to precision; give exactly one of m and outer.
+        outer: how the outer steps are taken, as in `optimal_q`.
 
     Returns:
         Candidates by rising time; the first one's `why` says what it gains over the paper's UFOM, and whether one
@@ -80,10 +88,11 @@ def plan(
 
     Raises:
         UfomError: no proxy given, keys that are no `Truncated`, moments or numbers that are arrays, no proxy that fits,
-            r < 1, memory_slots < 1, costs or m ≤ 0.
+            r < 1, memory_slots < 1, costs or m ≤ 0, neither or both of m and outer.
     """
     budget, r = scalar("memory_slots", memory_slots, integer, 1), scalar("r", r, integer, 1)
-    c1, c2, m = (scalar(name, x, positive) for name, x in (("c1", c1), ("c2", c2), ("m", m)))
+    c1, c2 = (scalar(name, x, positive) for name, x in (("c1", c1), ("c2", c2)))
+    exponent = scalar("m", exponent_of(m, outer)[0])
     instance("moments_by_proxy", moments_by_proxy, Mapping, "write {Truncated(0): Moments(d2, v2)}")
     if not moments_by_proxy:
         raise UfomError("moments_by_proxy is empty: measure D² and V² for at least one proxy, Truncated(0) is FOM")
@@ -100,7 +109,7 @@ def plan(
         cost = CostModel(r=r, c1=c1, c2=c2, proxy=proxy)
         sweeps = _sweeps(r, proxy, budget)
         scaled = Moments(moments.d2 / unit, moments.v2 / unit)
-        found += [_candidate(proxy, sweep, scaled, replace(cost, sweep=sweep), m) for sweep in sweeps]
+        found += [_candidate(proxy, sweep, scaled, replace(cost, sweep=sweep), exponent) for sweep in sweeps]
     if not found:
         shortest = min(proxy.steps for proxy in moments_by_proxy)
         raise UfomError(
