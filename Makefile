@@ -7,9 +7,9 @@ STAMP := $(VENV)/.installed
 .PHONY: demo test lint docs clean
 
 demo: $(STAMP)
-	$(BIN)/ufom q --d2 0.02 --v2 0.9 -r 10
-	$(BIN)/ufom measure digits-few-shot
-	$(BIN)/ufom measure digits-hypercleaning
+	$(BIN)/ufom q --d2 0.02 --v2 0.9 -r 10 --outer paper
+	$(BIN)/ufom measure digits-few-shot --outer tuned
+	$(BIN)/ufom measure digits-hypercleaning --outer tuned
 	$(BIN)/python -m studies optimal_q
 
 test: $(STAMP)

@@ -191,7 +191,7 @@ def agreement(
         "expected_error": expected,
         "end_d2": d2,
         "end_v2": v2,
-        "end_q": float(optimal_q(Moments(d2, v2), CostModel(r=problem.r)).q),
+        "end_q": float(optimal_q(Moments(d2, v2), CostModel(r=problem.r), outer="paper").q),
     }
 
 
@@ -204,7 +204,11 @@ def run_cell(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
     constant = {"q": {"exact": 1.0}.get(method, 0.0)}
     if method == "UFOM":
         moments = measure_moments(problem, theta, tasks)
-        constant = {"q": float(optimal_q(moments, cost).q), "d2": float(moments.d2), "v2": float(moments.v2)}
+        constant = {
+            "q": float(optimal_q(moments, cost, outer="paper").q),
+            "d2": float(moments.d2),
+            "v2": float(moments.v2),
+        }
     rules = {"exact": EXACT, "FOM": FOM, "Reptile": REPTILE, **ADAPTIVE}
     limit = cell["exact_steps"] * batch * (cost.c_det + cost.c_rnd)
 

@@ -240,7 +240,7 @@ def data_free_q(method: str, updates: int, r: int) -> list[float]:
 
 def settled_q(method: str, r: int) -> float:
     """q* by (21) of a printed rule where D² = V²: of the scale and of r alone."""
-    return float(optimal_q(Moments(ADAPTIVE[method].scale, 1.0), CostModel(r=r)).q)
+    return float(optimal_q(Moments(ADAPTIVE[method].scale, 1.0), CostModel(r=r), outer="paper").q)
 
 
 def own_gamma(table: pd.DataFrame) -> tuple[dict[str, float], set[str]]:

@@ -334,9 +334,9 @@ def _resident(key: str) -> int:
 
 
 _IMPORT_NUMPY = "import numpy"
-_FIRST_Q = "from ufom_theory import *; optimal_q(Moments(d2=.02, v2=.9), CostModel(r=10)).q"
+_FIRST_Q = "from ufom_theory import *; optimal_q(Moments(d2=.02, v2=.9), CostModel(r=10), m=2).q"
 _COMMAND = (
-    "import sys; sys.argv = 'ufom q --d2 0.02 --v2 0.9'.split(); from ufom_runtime.command.cli import main; main()"
+    "import sys; sys.argv = 'ufom q --d2 0.02 --v2 0.9 --m 2'.split();from ufom_runtime.command.cli import main; main()"
 )
 
 
@@ -355,7 +355,7 @@ def theory_calls(rounds: int) -> list[dict[str, Any]]:
             "import ufom_theory and one optimal_q": python(_FIRST_Q),
             "ufom q": python(_COMMAND),
         },
-        "in one process": {"a million q* in one call": lambda: optimal_q(Moments(d2, 1.0), CostModel(r=10)).q},
+        "in one process": {"a million q* in one call": lambda: optimal_q(Moments(d2, 1.0), CostModel(r=10), m=2).q},
     }
     rows = []
     for workload, things in workloads.items():

@@ -237,7 +237,7 @@ def pilot(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
     for reading, (m, place, sweep) in READINGS.items():
         d2, v2, gradient_sq = np.mean([(x.d2, x.v2, x.mean_gradient_sq) for x in places[place]], axis=0)
         at = Moments(d2, v2, mean_gradient_sq=gradient_sq)
-        q = optimal_q(at, CostModel(r=problem.r, sweep=sweep, proxy=Truncated(setting.proxy)), m, setting.batch).q
+        q = optimal_q(at, CostModel(r=problem.r, sweep=sweep, proxy=Truncated(setting.proxy)), m, batch=setting.batch).q
         row |= {f"q: {reading}": q, f"d2: {reading}": d2, f"v2: {reading}": v2}
     return [row]
 

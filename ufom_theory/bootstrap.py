@@ -42,7 +42,8 @@ def bootstrap_interval(
 
     Raises:
         UfomError: samples that are negative, not finite, fewer than 2, or of different lengths; D² = V² = 0 in every
-            draw; a level outside (0, 1), m ≤ 0, neither or both of m and outer, draws < 1, seed < 0; a cost model that holds arrays.
+            draw; a level outside (0, 1), m ≤ 0, neither or both of m and outer, draws < 1, seed < 0; a cost model that
+            holds arrays.
     """
     rule = "a finite number ≥ 0: it is a squared norm"
     d2 = np.asarray(finite("d2_samples", d2_samples, rule, 0.0))

@@ -223,13 +223,13 @@ class CostModel:
         sem = np.hypot(by_c1 * self.c1_sem, by_c2 * self.c2_sem)
         return plain(np.where(np.asarray(self.c_rnd) > 0, sem, 0.0))  # type: ignore[no-any-return]
 
-    def time(self, q: Number, moments: Moments, m: Number = 2.0) -> Number:
+    def time(self, q: Number, moments: Moments, m: Number) -> Number:
         """((1/q − 1)·D² + V²)^m·(C_det + C_rnd·q), to which the time to a given precision is proportional (19).
 
         Args:
             q: probability of the exact correction, in (0, 1], float or array.
             moments: D², V² of the estimator (for a batch, `optimum.batch_moments`).
-            m: exponent of the outer step sizes; 2 for the paper's γ_k = k^(−1/2) at ε = 0.
+            m: exponent of the time to precision; 2 for the paper's γ_k = k^(−1/2) at ε = 0.
 
         Raises:
             UfomError: q outside (0, 1], m ≤ 0, shapes that do not broadcast, or a time beyond floating point.

@@ -243,7 +243,8 @@ def fixed_step_fom(progress: Progress, rate: float, batch: int = 1) -> Number:
     """E[M(θ) − M(θ⁺)] ≈ γ⟨g, f⟩ − (γ²/2)·[ℓ_f‖f‖² + ℓ_F·Var_F/B] of a step of FOM."""
     rate, p = scalar("the rate γ", rate, positive), progress
     by_f, noise = p.curvatures("curvature_proxy", "curvature_proxy_noise")
-    return rate * (p.cross - rate / 2 * (by_f * p.proxy_mean_sq + noise * p.proxy_variance / _batch(batch)))
+    curved = by_f * p.proxy_mean_sq + noise * p.proxy_variance / _batch(batch)
+    return plain(rate * (p.cross - rate / 2 * curved))  # type: ignore[no-any-return]
 
 
 def fixed_step_q(progress: Progress, cost: CostModel, rate: float, batch: int = 1, q_min: float = 0.0) -> Number:

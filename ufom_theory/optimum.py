@@ -198,7 +198,8 @@ def _reason(
     if pays == "no":
         return f"condition (20) fails at {at}: D²/V² = {rho:.3g} is too large for the exact correction to be rare"
     held = "condition (20) holds" if margin > 0 else "condition (20) fails, though below m = 1 it is only sufficient,"
-    return f"{held} at {at}: with probability {q:.3g} the correction reaches a given precision {speedup:.3g}× sooner than q = 1"
+    gain = f"with probability {q:.3g} the correction reaches a given precision {speedup:.3g}× sooner than q = 1"
+    return f"{held} at {at}: {gain}"
 
 
 def _ratios(moments: Moments) -> tuple[Array, Array]:

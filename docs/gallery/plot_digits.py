@@ -29,7 +29,7 @@ problem = BilevelProblem(
 )
 theta = problem.initial
 moments = measure_moments(problem, theta, problem.sample(64, torch.Generator().manual_seed(0)))
-p = optimal_q(moments, CostModel(r=problem.r, c1=1.0, c2=2.0))  # the paper's sweep: no state is kept
+p = optimal_q(moments, CostModel(r=problem.r, c1=1.0, c2=2.0), outer="paper")  # the paper's sweep: no state is kept
 print(f"D²/V² = {p.rho:.3f}, q* = {p.q:.3f}, predicted {p.speedup_over_exact:.2f} times sooner than exact")
 
 # %%

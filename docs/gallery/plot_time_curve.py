@@ -25,9 +25,10 @@ print(f"V² = {measured.v2:.3f} ± {measured.v2_sem:.3f}, truly {true.v2:.3f}")
 # ``measure_cost`` times them.
 
 cost = CostModel(r=problem.r, c1=1.0, c2=2.0)
-p = optimal_q(measured, cost)
+p = optimal_q(measured, cost, outer="paper")
 low, high = p.interval
-print(f"q* = {p.q:.3f}, 95 % interval [{low:.3f}, {high:.3f}]; from the true moments {optimal_q(true, cost).q:.3f}")
+truth = optimal_q(true, cost, outer="paper").q
+print(f"q* = {p.q:.3f}, 95 % interval [{low:.3f}, {high:.3f}]; from the true moments {truth:.3f}")
 print(p.why)
 
 # %%

@@ -88,7 +88,7 @@ def silent():
 
 def refused():
     """The command, asked to share one chunk."""
-    sys.argv = ["measure", "quadratic", "--tasks", "4", "--chunk", "4"]
+    sys.argv = ["measure", "quadratic", "--m", "2", "--tasks", "4", "--chunk", "4"]
     with contextlib.redirect_stderr(open(f"refused-{os.environ['RANK']}.txt", "w")) as said:
         try:
             measure.main()

@@ -27,7 +27,7 @@ def run(capsys, monkeypatch, *arguments):
 
 
 def test_q_prints_the_reference_point(capsys, monkeypatch):
-    code, out, _ = run(capsys, monkeypatch, "q", "--d2", "0.02", "--v2", "0.9", "-r", "10")
+    code, out, _ = run(capsys, monkeypatch, "q", "--d2", "0.02", "--v2", "0.9", "-r", "10", "--m", "2")
     assert code == 0
     for words in ("0.1073846826", "2.781×", "1.537", "holds", "yes", "2.78× sooner than q = 1"):
         assert words in out
@@ -46,11 +46,12 @@ def test_q_as_json_is_the_librarys_answer(capsys, monkeypatch):
 
 def test_q_of_a_batch(capsys, monkeypatch):
     options = ["--d2", "0.1", "--v2", "1", "-r", "10", "--batch", "32", "--mean-gradient-sq", "0.5", "--json"]
+    options += ["--outer", "paper"]
     assert json.loads(run(capsys, monkeypatch, "q", *options)[1])["q"] == pytest.approx(0.0525292762)
 
 
 def test_q_from_constants(capsys, monkeypatch):
-    options = ["--constants", "1,0,2,0.7,1", "--alpha", "0.1", "-r", "10", "--json"]
+    options = ["--constants", "1,0,2,0.7,1", "--alpha", "0.1", "-r", "10", "--json", "--m", "2"]
     found = json.loads(run(capsys, monkeypatch, "q", *options)[1])
     assert found["D_printed_15"] == pytest.approx(4.139407809, rel=1e-9)
     assert found["D_tight"] == pytest.approx(3.868605429, rel=1e-9)
@@ -64,12 +65,17 @@ def test_q_from_constants(capsys, monkeypatch):
         ("q --d2 nan --v2 1", "finite number ≥ 0"),
         ("q --d2 0 --v2 0", "measure at another θ"),
         ("q --d2 0.1", "--v2"),
+        ("q --d2 0.1 --v2 1", "exactly one of m and outer, neither"),
+        ("q --d2 0.1 --v2 1 --m 2 --outer paper", "exactly one of m and outer, both"),
+        ("q --d2 0.1 --v2 1 --outer sgd:0.1", "no exponent m"),
+        ("measure quadratic", "exactly one of m and outer"),
+        ("plan --moments 0:0.1:1", "exactly one of m and outer"),
         ("q --d2 abc --v2 1", "--d2"),
         ("q --nothing", "--nothing"),
         ("q --d2 0.1 --v2 1 --alpha 0.1", "go with --constants"),
         ("q --d2 0.1 --v2 1 --mean-gradient-sq 0.1", "give --batch"),
         ("q --d2 0.1 --v2 1 --d2-sem -1", "standard error"),
-        ("q --d2 0.1 --v2 1 --plot /proc/nothing.png", "cannot be written"),
+        ("q --d2 0.1 --v2 1 --m 2 --plot /proc/nothing.png", "cannot be written"),
         ("plan", "moments"),
         ("plan --moments 0:0.1:1 --moments 0:0.2:1", "twice"),
         ("q --d2 0.1 --v2 1 -r 0", "at least 1"),
@@ -77,26 +83,26 @@ def test_q_from_constants(capsys, monkeypatch):
         ("q --d2 0.1 --v2 1 --proxy 11", "keep K ≤ r"),
         ("q --d2 0.1 --v2 1 --epsilon 0.5", "[0, 0.5)"),
         ("q --d2 0.1 --v2 1 --epsilon 0.1 --m 2", "give one of them"),
-        ("q --d2 0.1 --v2 1 --batch 4", "needs ‖∇M‖²"),
+        ("q --d2 0.1 --v2 1 --m 2 --batch 4", "needs ‖∇M‖²"),
         ("q --constants 1,2,3 --alpha 0.1", "five are needed"),
         ("q --constants a,b --alpha 0.1", "five numbers"),
         ("q --constants 1,0,1,1,1", "give --alpha"),
         ("q --constants 1,0,1,1,1 --alpha 0.1 -r 0", "at least 1"),
         ("q --constants 1,0,1,1,1 --alpha 0.1 --d2 1 --v2 1", "give either"),
-        ("measure nothing", "is unknown"),
-        ("measure no_such_module:x", "no module named"),
-        ("measure json:nothing", "has no"),
-        ("measure json:__name__", "is a str"),
-        ("measure quadratic --tasks 1", "at least 2"),
-        ("measure quadratic --tasks 0", "n ≥ 1"),
+        ("measure nothing --m 2", "is unknown"),
+        ("measure no_such_module:x --m 2", "no module named"),
+        ("measure json:nothing --m 2", "has no"),
+        ("measure json:__name__ --m 2", "is a str"),
+        ("measure quadratic --tasks 1 --m 2", "at least 2"),
+        ("measure quadratic --tasks 0 --m 2", "n ≥ 1"),
         ("measure quadratic --m -1", "> 0"),
-        ("measure quadratic --device nothing", "device"),
-        ("measure quadratic --device meta", "device"),
-        ("measure quadratic --seed 9999999999999999999", "2⁶³"),
-        ("measure quadratic --chunk 0", "at least 1"),
-        ("measure json:loads --device cpu", "for built-in problems"),
-        ("measure json:loads", "cannot be made"),
-        ("measure .x:y", "cannot be made"),
+        ("measure quadratic --device nothing --m 2", "device"),
+        ("measure quadratic --device meta --m 2", "device"),
+        ("measure quadratic --seed 9999999999999999999 --m 2", "2⁶³"),
+        ("measure quadratic --chunk 0 --m 2", "at least 1"),
+        ("measure json:loads --device cpu --m 2", "for built-in problems"),
+        ("measure json:loads --m 2", "cannot be made"),
+        ("measure .x:y --m 2", "cannot be made"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(capsys, monkeypatch, arguments, words):
@@ -112,29 +118,30 @@ def test_missing_data_are_one_line(capsys, monkeypatch):
     from ufom_runtime.problems import data
 
     data.mnist.cache_clear()
-    code, _, err = run(capsys, monkeypatch, "measure", "mnist-hypercleaning")
+    code, _, err = run(capsys, monkeypatch, "measure", "mnist-hypercleaning", "--m", "2")
     assert code == 2
     assert err == "ufom: UFOM_DATA is not set: point it at the folder that holds mnist/, omniglot/ and cifar100/\n"
 
 
 def test_an_extra_that_is_not_installed_is_named(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    code, _, err = run(capsys, monkeypatch, "measure", "quadratic")
+    code, _, err = run(capsys, monkeypatch, "measure", "quadratic", "--m", "2")
     assert (code, err) == (2, "ufom: this needs torch: pip install 'ufom[runtime]'\n")
 
 
 def test_q_loads_neither_torch_nor_sympy():
     code = (
-        "import sys; from ufom_runtime.command.cli import main; sys.argv = 'ufom q --d2 0.02 --v2 0.9'.split()\n"
+        "import sys; from ufom_runtime.command.cli import main; sys.argv = 'ufom q --d2 0.02 --v2 0.9 --m 2'.split()\n"
         "try: main()\nexcept SystemExit: pass\n"
         "print(sorted({'torch', 'sympy', 'scipy', 'pandas'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "0.107" in done.stdout
     assert done.stdout.endswith("[]\n")
 
 
 def test_measure_synthetic(capsys, monkeypatch):
-    code, out, _ = run(capsys, monkeypatch, "measure", "synthetic", "--json")
+    code, out, _ = run(capsys, monkeypatch, "measure", "synthetic", "--json", "--outer", "paper")
     assert code == 0
     found = json.loads(out)
     assert (found["r"], found["s"], found["p"], found["thetas"]) == (10, 1, 1, 1001)
@@ -145,7 +152,7 @@ def test_measure_synthetic(capsys, monkeypatch):
 
 
 def test_measure_says_that_the_first_order_gradient_vanishes(capsys, monkeypatch):
-    code, out, _ = run(capsys, monkeypatch, "measure", "digits-hypercleaning")
+    code, out, _ = run(capsys, monkeypatch, "measure", "digits-hypercleaning", "--m", "2")
     assert code == 0
     assert "first-order gradient is identically zero" in out
     assert "proxy=Truncated(" in out
@@ -182,10 +189,10 @@ def test_measure_a_problem_of_ones_own(tmp_path):
         "without_theta = BilevelProblem(problem.inner_loss, problem.outer_loss, problem.start,\n"
         "    problem.step_sizes, problem.sample_tasks)\n"
     )
-    done = ufom("measure", "mine:problem", cwd=tmp_path)
+    done = ufom("measure", "mine:problem", "--m", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "run UFOM(" in done.stdout
-    refused = ufom("measure", "mine:without_theta", cwd=tmp_path)
+    refused = ufom("measure", "mine:without_theta", "--m", "2", cwd=tmp_path)
     assert refused.returncode == 2
     assert "give BilevelProblem(initial=...)" in refused.stderr
 

@@ -90,7 +90,7 @@ def test_costs_and_the_whole_report_on_the_gpu():
     problem = synthetic(device="cuda")
     cost = measure_cost(problem, problem.initial[0], problem.tasks, seconds=0.1)
     assert 0 < cost.c1 < cost.c2 < 1
-    assert measure(problem)["device"].startswith("cuda")
+    assert measure(problem, m=2)["device"].startswith("cuda")
 
 
 def test_mixed_devices_are_refused():

@@ -141,6 +141,6 @@ def test_the_chunks_do_not_depend_on_the_processes(pairs, chunks, monkeypatch):
     problem = next(problem for name, problem, *_ in group.problems() if name == "three θ")
     for size in {1, 2, 9} & set(range(chunks + 1)):
         with pytest.raises(UfomError, match="enough"):
-            measure(problem, pairs, processes=processes.Processes(0, size))
+            measure(problem, pairs, m=2, processes=processes.Processes(0, size))
     (chunk,) = seen
     assert -(-pairs // chunk) == chunks

@@ -251,7 +251,7 @@ def test_the_command_writes_it_and_measure_opens_it_at_the_point(capsys, monkeyp
     code, out, _ = run(capsys, monkeypatch, "explore", "-o", str(tmp_path / "q.html"))
     assert (code, out) == (0, f"open {tmp_path / 'q.html'} in a browser\n")
     assert "const measured = null;" in (tmp_path / "q.html").read_text(encoding="utf-8")
-    arguments = ["measure", "quadratic", "--tasks", "8", "--json", "--html", str(tmp_path / "m.html")]
+    arguments = ["measure", "quadratic", "--m", "2", "--tasks", "8", "--json", "--html", str(tmp_path / "m.html")]
     found = json.loads(run(capsys, monkeypatch, *arguments)[1])
     text = (tmp_path / "m.html").read_text(encoding="utf-8")
     measured = json.loads(text.split("const measured = ")[1].split(";\n")[0])

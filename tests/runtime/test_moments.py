@@ -28,7 +28,7 @@ def test_toy_over_the_papers_range():
     assert (measured.d2, measured.v2) == pytest.approx((d2.max(), v2.max()), rel=1e-12)
     mean_gradient = problem.pair.gradients(thetas.numpy())[1].mean(0)
     assert measured.mean_gradient_sq == pytest.approx(mean_gradient[v2.argmax()] ** 2, rel=1e-12)
-    assert optimal_q(measured, CostModel(r=10)).q == pytest.approx(0.111879, abs=5e-7)
+    assert optimal_q(measured, CostModel(r=10), m=2).q == pytest.approx(0.111879, abs=5e-7)
 
 
 @pytest.mark.parametrize("A", [2.0, 400.0])
@@ -80,12 +80,12 @@ def test_known_moments_of_quadratics_by_simulation():
 
 def test_interval_covers_the_true_q():
     problem, cost, truth = quadratic(dim=4, alpha=0.02), CostModel(r=10), None
-    truth = optimal_q(problem.moments(problem.initial), cost).q
+    truth = optimal_q(problem.moments(problem.initial), cost, m=2).q
     assert truth < 1
     covered = 0
     for seed in range(300):
         m = measure_moments(problem, problem.initial, problem.sample(100, rng(seed)), chunk=100)
-        low, high = optimal_q(m, cost).interval
+        low, high = optimal_q(m, cost, m=2).interval
         covered += low <= truth <= high
     assert 0.90 <= covered / 300 <= 0.98, f"coverage {covered}/300"
 
@@ -93,7 +93,7 @@ def test_interval_covers_the_true_q():
 def test_bootstrap_from_the_samples_agrees_with_the_interval():
     problem, cost = quadratic(dim=4, alpha=0.02), CostModel(r=10)
     m = measure_moments(problem, problem.initial, problem.sample(400, rng(0)))
-    assert bootstrap_interval(*m.samples, cost) == pytest.approx(optimal_q(m, cost).interval, rel=0.03)
+    assert bootstrap_interval(*m.samples, cost, m=2) == pytest.approx(optimal_q(m, cost, m=2).interval, rel=0.03)
 
 
 def test_errors_of_the_mean_gradient_are_calibrated():

@@ -81,7 +81,7 @@ def test_the_rules_choose_q_without_data():
     for method in ("released", "released ×0.1"):  # the last q gives itself: D²/V² = scale·(1/q − 1)²
         *_, q = study.data_free_q(method, 3000, 100)
         moments = Moments(ADAPTIVE[method].scale * (1 / q - 1) ** 2, 1.0)
-        assert optimal_q(moments, CostModel(r=100)).q == pytest.approx(q, abs=1e-3)
+        assert optimal_q(moments, CostModel(r=100), m=2).q == pytest.approx(q, abs=1e-3)
         assert q < 1
 
 

@@ -219,7 +219,7 @@ def test_time_bound_is_iterations_times_cost():
         (lambda c: rate_constant(1, 1, 0, 0.1), "> 0"),
         (lambda c: time_bound(Moments(1, 1), CostModel(r=2), 1.0, 1, 1, -1), "> 0"),
         (lambda c: time_bound(Moments(1, 1), CostModel(r=2), 1.0, 1, 1, 1, 0.7), r"\(0, 0.5\)"),
-        (lambda c: CostModel(r=2).time(1e-300, Moments(1e300, 1)), "within floating point"),
+        (lambda c: CostModel(r=2).time(1e-300, Moments(1e300, 1), m=2), "within floating point"),
         (lambda c: AssumptionConstants(-1, 0, 0, 0, 0), "Assumption 1"),
     ],
 )

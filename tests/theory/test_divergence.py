@@ -61,7 +61,7 @@ def test_moments_of_the_toy_of_figure_1_d_to_f():
     assert (d2.argmax(), v2.argmax()) == (0, 0)  # both at θ = −50
     assert d2.max() == pytest.approx(53.21197334, rel=1e-9)
     assert v2.max() == pytest.approx(2229.315673, rel=1e-9)
-    assert optimal_q(Moments(d2.max(), v2.max()), CostModel(r=10)).q == pytest.approx(0.111879, abs=5e-7)
+    assert optimal_q(Moments(d2.max(), v2.max()), CostModel(r=10), m=2).q == pytest.approx(0.111879, abs=5e-7)
 
 
 def test_suprema_over_the_real_line():
@@ -69,7 +69,7 @@ def test_suprema_over_the_real_line():
     peak = minimize_scalar(lambda x: -TOY_D_TO_F.moments(x)[0], bounds=(-400, -390), options={"xatol": 1e-9})
     assert max(d2.max(), -peak.fun) == pytest.approx(2659.539581, rel=1e-9)
     assert v2.max() == pytest.approx(200500.3125, rel=1e-12)
-    assert optimal_q(Moments(-peak.fun, v2.max()), CostModel(r=10)).q == pytest.approx(0.080358, abs=5e-7)
+    assert optimal_q(Moments(-peak.fun, v2.max()), CostModel(r=10), m=2).q == pytest.approx(0.080358, abs=5e-7)
 
 
 def test_exponent_and_cost_of_the_released_toy_script():

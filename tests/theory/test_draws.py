@@ -94,7 +94,7 @@ def problems(draw) -> dict:
 
 def judge_prediction(d2, v2, cov, mean_gradient_sq, m, batch, **cost):
     model = CostModel(**cost)
-    p = optimal_q(Moments(d2, v2, cov, mean_gradient_sq=mean_gradient_sq), model, m, batch)
+    p = optimal_q(Moments(d2, v2, cov, mean_gradient_sq=mean_gradient_sq), model, m, batch=batch)
     q, (low, high) = np.asarray(p.q), (np.asarray(end) for end in p.interval)
     assert q.shape == low.shape == np.broadcast_shapes(*map(np.shape, (p.moments.d2, p.moments.v2, p.m)), model.shape)
     assert np.all((low >= 0) & (low <= high * (1 + 1e-9)) & (high <= 1) & (q >= 0) & (q <= 1))

@@ -110,7 +110,9 @@ def test_fixed_step_q_against_the_numerical_maximum():
     assert some.any()
     assert not some.all()
     np.testing.assert_array_equal(np.isnan(q), ~some)
-    found = stationary(lambda q: -per_cost(q), DRAWS)  # negative progress rises towards q → 0, so the slope's sign still tells
+    found = stationary(
+        lambda q: -per_cost(q), DRAWS
+    )  # negative progress rises towards q → 0, so the slope's sign still tells
     np.testing.assert_allclose(q[some], found[some], rtol=1e-10)
     assert np.all(per_cost(q)[some] >= per_cost(found)[some] * (1 - 1e-10))
     floored = fixed_step_q(p, cost, rate, batch, q_min=0.1)
@@ -152,9 +154,7 @@ def test_noise_q_and_break_even():
 def test_noise_q_against_the_numerical_minimum():
     rng = np.random.default_rng(6)
     p, cost = drawn_progress(rng), CostModel(r=rng.integers(1, 300, DRAWS))
-    found = stationary(
-        lambda q: np.log(p.variance + (1 / q - 1) * p.d2) + np.log(cost.c_det + cost.c_rnd * q), DRAWS
-    )
+    found = stationary(lambda q: np.log(p.variance + (1 / q - 1) * p.d2) + np.log(cost.c_det + cost.c_rnd * q), DRAWS)
     np.testing.assert_allclose(noise_q(p, cost), found, rtol=1e-10)
 
 
@@ -180,7 +180,9 @@ def test_normalised_steps():
     # one scale for all coordinates: progress per cost is ∝ (A^(1/2)·C)^(−1), so the best q is (21)'s at m = 1/2
     moments = Moments(0.1, 1.5)
     q = optimal_q(moments, COST, outer="adam:1e-3").q
-    near = [normalised_decrease([0.0001], [1.5], [0.1], x) / (COST.c_det + COST.c_rnd * x) for x in (q * 0.9, q, q * 1.1)]
+    near = [
+        normalised_decrease([0.0001], [1.5], [0.1], x) / (COST.c_det + COST.c_rnd * x) for x in (q * 0.9, q, q * 1.1)
+    ]
     assert near[1] == max(near)
 
 

@@ -40,12 +40,12 @@ def test_reference_point():
     ("d2", "v2", "q"), [(53.21197334, 2229.315673, 0.111879), (2659.539581, 200500.3125, 0.080358)]
 )
 def test_toy_of_figure_1(d2, v2, q):
-    assert optimal_q(Moments(d2, v2), CostModel(r=10)).q == pytest.approx(q, abs=5e-7)
+    assert optimal_q(Moments(d2, v2), CostModel(r=10), m=2).q == pytest.approx(q, abs=5e-7)
 
 
 @pytest.mark.parametrize(("batch", "q"), [(1, 0.274), (4, 0.152), (32, 0.053)])
 def test_batches(batch, q):
-    p = optimal_q(Moments(0.1, 1.0, mean_gradient_sq=0.5), CostModel(r=10), batch=batch)
+    p = optimal_q(Moments(0.1, 1.0, mean_gradient_sq=0.5), CostModel(r=10), batch=batch, m=2)
     assert p.q == pytest.approx(q, abs=5e-4)
 
 
@@ -106,8 +106,8 @@ def test_sensitivities_against_central_differences(m):
 
 def test_speedup_is_the_ratio_of_times():
     moments, cost = Moments(0.05, 1.0), CostModel(r=30, c2=2.0)
-    p = optimal_q(moments, cost)
-    assert p.speedup_over_exact == pytest.approx(cost.time(1.0, moments) / cost.time(p.q, moments), rel=1e-13)
+    p = optimal_q(moments, cost, m=2)
+    assert p.speedup_over_exact == pytest.approx(cost.time(1.0, moments, m=2) / cost.time(p.q, moments, m=2), rel=1e-13)
     assert p.cost_over_fom == pytest.approx((cost.c_det + p.q * cost.c_rnd) / 31, rel=1e-13)
 
 
@@ -119,24 +119,24 @@ def test_speedup_for_long_loops_tends_to_its_limit():
 
 def test_edges():
     cost = CostModel(r=10)
-    zero = optimal_q(Moments(0.0, 1.0), cost)
+    zero = optimal_q(Moments(0.0, 1.0), cost, m=2)
     assert (zero.q, zero.pays) == (0.0, "yes")
     assert "proxy is exact" in zero.why
     assert zero.speedup_over_exact == pytest.approx((cost.c_det + cost.c_rnd) / cost.c_det)
-    equal = optimal_q(Moments(1.0, 1.0), cost)
+    equal = optimal_q(Moments(1.0, 1.0), cost, m=2)
     assert (equal.q, equal.pays, equal.speedup_over_exact) == (1.0, "no", 1.0)
     assert (equal.dq_dd2, equal.dq_dv2) == (0.0, 0.0)
-    assert optimal_q(Moments(1.0, 0.0), cost).q == 1.0
-    assert optimal_q(Moments(0.1, 1.0), CostModel(r=5, proxy=Truncated(5))).q == 1.0  # a correction that is free
+    assert optimal_q(Moments(1.0, 0.0), cost, m=2).q == 1.0
+    assert optimal_q(Moments(0.1, 1.0), CostModel(r=5, proxy=Truncated(5)), m=2).q == 1.0  # a correction that is free
 
 
 def test_broadcasting():
     d2, r = np.array([[0.01], [0.1], [0.9]]), np.array([5, 50])
-    p = optimal_q(Moments(d2, 1.0), CostModel(r=r))
-    singly = [[optimal_q(Moments(float(d), 1.0), CostModel(r=int(n))).q for n in r] for d in d2[:, 0]]
+    p = optimal_q(Moments(d2, 1.0), CostModel(r=r), m=2)
+    singly = [[optimal_q(Moments(float(d), 1.0), CostModel(r=int(n)), m=2).q for n in r] for d in d2[:, 0]]
     assert p.q.shape == p.pays.shape == p.why.shape == p.interval[0].shape == (3, 2)
     np.testing.assert_array_equal(p.q, singly)
-    assert isinstance(optimal_q(Moments(0.1, 1.0), CostModel(r=5)).q, float)
+    assert isinstance(optimal_q(Moments(0.1, 1.0), CostModel(r=5), m=2).q, float)
 
 
 @pytest.mark.parametrize("correlation", [-0.6, 0.0, 0.95])
@@ -147,8 +147,8 @@ def test_interval_covers_simulated_truth(correlation):
     cov = np.outer(sem, sem) * np.array([[1, correlation], [correlation, 1]])
     d2, v2 = rng.multivariate_normal(truth, cov, 4000).T
     c1, c2 = rng.normal(1, 0.01, 4000), rng.normal(1, 0.02, 4000)
-    p = optimal_q(Moments(d2, v2, cov=cov), CostModel(r=20, c1=c1, c2=c2, c1_sem=0.01, c2_sem=0.02))
-    q = optimal_q(Moments(*truth), cost).q
+    p = optimal_q(Moments(d2, v2, cov=cov), CostModel(r=20, c1=c1, c2=c2, c1_sem=0.01, c2_sem=0.02), m=2)
+    q = optimal_q(Moments(*truth), cost, m=2).q
     covered = np.mean((p.interval[0] <= q) & (q <= p.interval[1]))
     assert 0.935 <= covered <= 0.965  # 4000 draws: ± 0.007 at two standard errors
 
@@ -156,13 +156,13 @@ def test_interval_covers_simulated_truth(correlation):
 @pytest.mark.parametrize("scale", [1e-300, 1e-168, 1.0, 1e150, 1e300])
 def test_the_interval_is_free_of_the_unit(scale):
     """Squares of small D² underflow; only relative errors count."""
-    exactly = optimal_q(Moments(0.01 * scale, scale), CostModel(r=3))
+    exactly = optimal_q(Moments(0.01 * scale, scale), CostModel(r=3), m=2)
     assert exactly.interval == (exactly.q, exactly.q)
     assert exactly.pays == "yes"
     if 1e-150 < scale < 1e150:
         cov = np.array([[1e-6, 1e-5], [1e-5, 1e-3]])
-        near = optimal_q(Moments(0.01, 1.0, cov), CostModel(r=3)).interval
-        assert optimal_q(Moments(0.01 * scale, scale, cov * scale**2), CostModel(r=3)).interval == pytest.approx(
+        near = optimal_q(Moments(0.01, 1.0, cov), CostModel(r=3), m=2).interval
+        assert optimal_q(Moments(0.01 * scale, scale, cov * scale**2), CostModel(r=3), m=2).interval == pytest.approx(
             near, rel=1e-12
         )
 
@@ -175,10 +175,10 @@ def test_the_smallest_bias_still_has_a_q(m):
 
 
 def test_interval_at_the_end_of_the_range():
-    p = optimal_q(Moments(0.35, 1.0, cov=np.diag([0.1, 0.01])), CostModel(r=10))
+    p = optimal_q(Moments(0.35, 1.0, cov=np.diag([0.1, 0.01])), CostModel(r=10), m=2)
     assert (p.pays, p.interval[1]) == ("cannot tell", 1.0)
     assert "more tasks" in p.why
-    p = optimal_q(Moments(0.42, 1.0), CostModel(r=10, c1=1.0, c2=1.0, c1_sem=0.5))
+    p = optimal_q(Moments(0.42, 1.0), CostModel(r=10, c1=1.0, c2=1.0, c1_sem=0.5), m=2)
     assert (p.pays, p.interval[1]) == ("cannot tell", 1.0)
     assert "C1 and C2 again" in p.why
 
@@ -187,7 +187,7 @@ def test_interval_of_a_batch_uses_the_mean_gradient():
     cov = np.diag([1e-4, 1e-3])
     loose = Moments(0.1, 1.0, np.diag([*np.diag(cov), 0.01]), mean_gradient_sq=0.5)
     tight = Moments(0.1, 1.0, cov, mean_gradient_sq=0.5)
-    widths = [np.diff(optimal_q(m, CostModel(r=10), batch=8).interval)[0] for m in (loose, tight)]
+    widths = [np.diff(optimal_q(m, CostModel(r=10), batch=8, m=2).interval)[0] for m in (loose, tight)]
     assert widths[0] > 1.5 * widths[1] > 0
 
 
@@ -207,15 +207,15 @@ def test_interval_of_a_batch_uses_the_mean_gradient():
         (lambda: CostModel(r=5, c1=0), "> 0"),
         (lambda: CostModel(r=5, c2_sem=-1), "≥ 0"),
         (lambda: CostModel(r=5, proxy=Truncated(6)), "keep K ≤ r"),
-        (lambda: CostModel(r=5).time(1.5, Moments(1, 2)), "probability"),
+        (lambda: CostModel(r=5).time(1.5, Moments(1, 2), m=2), "probability"),
         (lambda: Sweep.checkpointed(-1), "at least 0"),
         (lambda: Sweep("stored", 3), "go with"),
         (lambda: Sweep.parse("all"), "is unknown"),
         (lambda: Sweep.parse("checkpointed"), "checkpointed:SLOTS"),
         (lambda: Sweep.parse("stored:one-pass"), "stored repeats no step"),
         (lambda: optimal_q(Moments(0.1, 1), CostModel(r=5), m=0), "> 0"),
-        (lambda: optimal_q(Moments(0.1, 1), CostModel(r=5), batch=0), "at least 1"),
-        (lambda: optimal_q(Moments(0.1, 1), CostModel(r=5), batch=4), "needs ‖∇M‖²"),
+        (lambda: optimal_q(Moments(0.1, 1), CostModel(r=5), batch=0, m=2), "at least 1"),
+        (lambda: optimal_q(Moments(0.1, 1), CostModel(r=5), batch=4, m=2), "needs ‖∇M‖²"),
         (lambda: exponent(0.5), r"\[0, 0.5\)"),
     ],
 )
@@ -254,7 +254,7 @@ def test_one_stored_state_at_q_1_beats_the_papers_optimal_ufom():
     moments = Moments(0.1, 1.0)
     ufom = CostModel(r=100)
     one_state = CostModel(r=100, sweep=Sweep.checkpointed(1))
-    assert ufom.time(optimal_q(moments, ufom).q, moments) > 1.9 * one_state.time(1.0, moments)
+    assert ufom.time(optimal_q(moments, ufom, m=2).q, moments, m=2) > 1.9 * one_state.time(1.0, moments, m=2)
 
 
 def test_verdict_can_say_each_of_its_words():
@@ -271,7 +271,7 @@ def test_verdict_can_say_each_of_its_words():
 def test_theory_imports_numpy_alone():
     code = (
         "import sys, json; from ufom_theory import Moments, CostModel, optimal_q;"
-        "optimal_q(Moments(d2=.02, v2=.9), CostModel(r=10)).why;"
+        "optimal_q(Moments(d2=.02, v2=.9), CostModel(r=10), m=2).why;"
         "print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -15,10 +15,10 @@ FOM = Truncated(0)
 
 
 def test_one_stored_state_already_changes_the_answer():
-    (paper,) = plan({FOM: Moments(0.1, 1.0)}, r=100, c1=1, c2=1, memory_slots=1)
+    (paper,) = plan({FOM: Moments(0.1, 1.0)}, r=100, c1=1, c2=1, memory_slots=1, m=2)
     assert (str(paper.sweep), paper.states) == ("recomputed", 1)
-    assert paper.q == pytest.approx(optimal_q(Moments(0.1, 1.0), CostModel(r=100)).q, rel=1e-15)
-    best, *rest = plan({FOM: Moments(0.1, 1.0)}, r=100, c1=1, c2=1, memory_slots=2)
+    assert paper.q == pytest.approx(optimal_q(Moments(0.1, 1.0), CostModel(r=100), m=2).q, rel=1e-15)
+    best, *rest = plan({FOM: Moments(0.1, 1.0)}, r=100, c1=1, c2=1, memory_slots=2, m=2)
     assert (str(best.sweep), best.states) == ("checkpointed:1", 2)
     assert paper.time / best.time_exact > 1.9
     assert "one stored state already changes the answer" in best.why
@@ -26,19 +26,19 @@ def test_one_stored_state_already_changes_the_answer():
 
 
 def test_one_stored_state_need_not_change_it():
-    best = plan({FOM: Moments(0.001, 1.0)}, r=100, c1=1, c2=1, memory_slots=2)[0]
+    best = plan({FOM: Moments(0.001, 1.0)}, r=100, c1=1, c2=1, memory_slots=2, m=2)[0]
     assert "does not overturn" in best.why
 
 
 def test_a_proxy_that_carries_nothing_is_named():
     moments = {FOM: Moments(1.0, 1.0), Truncated(5): Moments(0.02, 1.0)}
-    best = plan(moments, r=100, c1=1, c2=1, memory_slots=8)[0]
+    best = plan(moments, r=100, c1=1, c2=1, memory_slots=8, m=2)[0]
     assert best.proxy == Truncated(5)
     assert "no better than a proxy of zero" in best.why
 
 
 def test_an_exact_proxy_is_run_alone():
-    best = plan({Truncated(3): Moments(0.0, 1.0)}, r=3, c1=1, c2=1, memory_slots=3)[0]
+    best = plan({Truncated(3): Moments(0.0, 1.0)}, r=3, c1=1, c2=1, memory_slots=3, m=2)[0]
     assert (best.q, best.time) == (0.0, 7.0)
 
 
@@ -76,11 +76,11 @@ def test_states_held(sweep, n, held):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (({}, 10, 1, 1, 5), "is empty"),
-        (({FOM: Moments([0.1, 0.2], 1)}, 10, 1, 1, 5), "are arrays"),
-        (({FOM: Moments(0.1, 1)}, 10, 1, 1, 0), "at least 1"),
-        (({Truncated(5): Moments(0.1, 1)}, 10, 1, 1, 5), "cannot hold"),
-        (({Truncated(11): Moments(0.1, 1)}, 10, 1, 1, 50), "keep K ≤ r"),
+        (({}, 10, 1, 1, 5, 2), "is empty"),
+        (({FOM: Moments([0.1, 0.2], 1)}, 10, 1, 1, 5, 2), "are arrays"),
+        (({FOM: Moments(0.1, 1)}, 10, 1, 1, 0, 2), "at least 1"),
+        (({Truncated(5): Moments(0.1, 1)}, 10, 1, 1, 5, 2), "cannot hold"),
+        (({Truncated(11): Moments(0.1, 1)}, 10, 1, 1, 50, 2), "keep K ≤ r"),
         (({FOM: Moments(0.1, 1)}, 10, 1, 1, 5, -1), "> 0"),
     ],
 )
@@ -90,7 +90,7 @@ def test_bad_input_is_named(arguments, message):
 
 
 def run(*arguments):
-    return CliRunner().invoke(app, ["plan", *arguments])
+    return CliRunner().invoke(app, ["plan", "--m", "2", *arguments])
 
 
 def test_command():

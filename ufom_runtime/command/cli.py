@@ -29,6 +29,7 @@ from ufom_theory import (
     smoothness_bound,
 )
 from ufom_theory.checks import finite
+from ufom_theory.laws import exponent_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +44,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+ExponentOption = Annotated[float | None, typer.Option(help="Exponent m of the time to precision; or --outer.")]
+OuterOption = Annotated[
+    str | None, typer.Option(help="How the outer steps are taken: tuned, decay:S, adam:RATE or paper (m = 2); or --m.")
+]
 
 
 @app.callback()
@@ -61,8 +67,9 @@ def q(
         str, typer.Option(help="stored, recomputed[:one-pass], checkpointed:SLOTS[:one-pass] or unrolled.")
     ] = "recomputed",
     proxy: Annotated[int, typer.Option(help="Backward steps K that the proxy keeps; 0 is FOM.")] = 0,
-    m: Annotated[float | None, typer.Option(help="Exponent of the time to precision; 2 if not given.")] = None,
-    epsilon: Annotated[float | None, typer.Option(help="The paper's ε: m = 2/(1 − 2ε).")] = None,
+    m: ExponentOption = None,
+    outer: OuterOption = None,
+    epsilon: Annotated[float | None, typer.Option(help="The paper's ε instead: m = 2/(1 − 2ε).")] = None,
     batch: Annotated[int, typer.Option(help="Tasks an outer step, each with its own coin.")] = 1,
     mean_gradient_sq: Annotated[float | None, typer.Option(help="‖∇M‖², needed for a batch.")] = None,
     constants: Annotated[str | None, typer.Option(help="M1,M2,L1,L2,L3 of Assumption 1, instead of D² and V².")] = None,
@@ -76,9 +83,10 @@ def q(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """The q that reaches a given precision soonest, from D² and V² or from the constants of Assumption 1."""
-    if m is not None and epsilon is not None:
-        raise UfomError("--m and --epsilon both set the exponent: give one of them")
-    exponent_ = exponent(epsilon) if epsilon is not None else 2.0 if m is None else m
+    if epsilon is not None:
+        if m is not None or outer is not None:
+            raise UfomError("--m, --outer and --epsilon each set the exponent: give one of them")
+        m = exponent(epsilon)
     if mean_gradient_sq is not None and batch == 1:
         raise UfomError("--mean-gradient-sq is used for a batch alone: give --batch, or leave it out")
     bounds: dict[str, float] = {}
@@ -93,7 +101,7 @@ def q(
     for name, sem in (("--d2-sem", d2_sem), ("--v2-sem", v2_sem)):
         finite(name, sem, "≥ 0: it is a standard error", 0.0)
     cov = np.diag(np.square([d2_sem, v2_sem]))
-    prediction = optimal_q(Moments(d2, v2, cov, mean_gradient_sq=mean_gradient_sq), cost, exponent_, batch)
+    prediction = optimal_q(Moments(d2, v2, cov, mean_gradient_sq=mean_gradient_sq), cost, m, outer, batch)
     if plot is not None:
         from ufom_runtime.command.time_curve import save_time_curve
 
@@ -125,6 +133,7 @@ def as_dict(p: Prediction) -> dict[str, Any]:
         "sweep": str(p.cost.sweep),
         "proxy": p.cost.proxy.steps,
         "m": p.m,
+        "law": p.law,
         "dq_dd2": p.dq_dd2,
         "dq_dv2": p.dq_dv2,
     }
@@ -156,7 +165,8 @@ def measure(
     problem: Annotated[str, typer.Argument(help="A built-in problem (see below), or module:object of your own.")],
     tasks: Annotated[int, typer.Option(help="Tasks to draw, where the problem has no finite set of them.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of the tasks.")] = 0,
-    m: Annotated[float, typer.Option(help="Exponent of the time to precision.")] = 2.0,
+    m: ExponentOption = None,
+    outer: OuterOption = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda, for built-in problems.")] = None,
     bounds: Annotated[bool, typer.Option("--bounds", help="Estimate Assumption 1's constants (slow).")] = False,
     chunk: Annotated[int | None, typer.Option(help="Tasks run together; 1 for losses that vmap cannot take.")] = None,
@@ -175,6 +185,7 @@ def measure(
     from ufom_runtime.problems import load_problem
 
     columns = (TextColumn("measuring"), BarColumn(), TimeRemainingColumn())
+    exponent_of(m, outer)  # refused before any data are read
     shown = console(stderr=True)
     with context.obj() if context.obj else nullcontext() as processes:
         loaded = load_problem(problem, device)
@@ -186,6 +197,7 @@ def measure(
                 tasks,
                 seed,
                 m,
+                outer,
                 bounds,
                 chunk,
                 lambda x: bar.update(task, completed=x),
@@ -211,7 +223,8 @@ def plan_command(
     r: Annotated[int, typer.Option("-r", help="Inner steps.")] = 10,
     c1: Annotated[float, typer.Option(help="Cost of a gradient.")] = 1.0,
     c2: Annotated[float, typer.Option(help="Cost of a Hessian-vector product.")] = 1.0,
-    m: Annotated[float, typer.Option(help="Exponent of the time to precision.")] = 2.0,
+    m: ExponentOption = None,
+    outer: OuterOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """The best proxy, sweep and q that fit in a memory budget, with all that was compared."""
@@ -221,7 +234,7 @@ def plan_command(
     rows = [
         {"proxy": c.proxy.steps, "sweep": str(c.sweep), "q": c.q, "states": c.states, "time": c.time,
          "slower": c.slower, "why": c.why}
-        for c in plan(given, r, c1, c2, memory, m)
+        for c in plan(given, r, c1, c2, memory, m, outer)
     ]  # fmt: skip
     if as_json:
         print(_json(rows))

@@ -54,7 +54,7 @@ def print_prediction(report: dict[str, Any]) -> None:
         ("condition (20)", "holds" if report["condition_20"] else "fails"),
         ("pays", report["pays"]),
         ("C_det, C_rnd", f"{report['c_det']:g}, {report['c_rnd']:g}  ({report['sweep']}, K = {report['proxy']})"),
-        ("exponent m", f"{report['m']:g}"),
+        ("exponent m", f"{report['m']:.3g}" + (f": {report['law']}" if report["law"] else "")),
     ]
     rows += [(key, f"{report[key]:.10g}") for key in ("D_tight", "D_printed_15", "V_bound", "L_M") if key in report]
     print_pairs(rows)

@@ -18,7 +18,8 @@ from ufom_runtime.measure.moments import MeasuredMoments, moments_by_proxy
 from ufom_runtime.problem import BilevelProblem, Task, count, take
 from ufom_runtime.training.processes import Processes
 from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, bootstrap_interval, optimal_q, plan
-from ufom_theory.checks import integer, positive
+from ufom_theory.checks import integer, scalar
+from ufom_theory.laws import exponent_of
 
 SWEEPS = (
     Sweep.recomputed(),
@@ -41,7 +42,8 @@ def measure(
     problem: BilevelProblem,
     n_tasks: int = 64,
     seed: int = 0,
-    m: float = 2.0,
+    m: float | None = None,
+    outer: str | None = None,
     bounds: bool = False,
     chunk: int | None = None,
     progress: Callable[[float], object] | None = None,
@@ -54,7 +56,8 @@ def measure(
         problem: with `initial`, shape (s,) or (k, s).
         n_tasks: tasks to draw, where the problem has no finite Ω.
         seed: of the tasks, in [0, 2⁶³).
-        m: exponent of the time to precision.
+        m: exponent of the time to precision; give exactly one of m and outer.
+        outer: how the outer steps are taken, as in `optimal_q`.
         bounds: also estimate the constants of Assumption 1, at up to 4 θ and 4 tasks, and compare the bounds.
         chunk: (θ, task) pairs run together, as in `measure_moments`.
         progress: called with the share of the work that is done.
@@ -75,7 +78,8 @@ def measure(
         raise UfomError("the problem names no θ to measure at: give BilevelProblem(initial=...), shape (s,) or (k, s)")
     if not 0 <= seed < 2**63:
         raise UfomError(f"seed = {seed} must lie in [0, 2⁶³)")
-    m = float(positive("m", m))
+    chosen, law = exponent_of(m, outer)
+    m = float(scalar("m", chosen))
     thetas = problem.initial if problem.initial.ndim == 2 else problem.initial[None]
     tasks = problem.tasks if problem.tasks is not None else problem.sample(n_tasks, torch.Generator().manual_seed(seed))
     proxies = [Truncated(k) for k in _LENGTHS if k < problem.r]
@@ -105,6 +109,7 @@ def measure(
         "finite_tasks": problem.tasks is not None,
         "device": str(thetas.device),
         "m": m,
+        "law": law,
         "d2": first_order.d2,
         "d2_sem": first_order.d2_sem,
         "v2": first_order.v2,
