@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from ufom_theory.checks import Number, UfomError, broadcast, finite, integer, plain, positive, scalar
 from ufom_theory.cost import CostModel
 from ufom_theory.power_law import minimiser
+from ufom_theory.quantities import Moments
 
 Law = Literal["theorem", "local law", "model"]
 
@@ -190,6 +191,21 @@ class Progress:
             object.__setattr__(self, name, finite(name, value))
         finite("D² (d2)", self.d2, "≥ 0: it is the mean of a squared norm", 0.0)
         broadcast(**{name: np.shape(value) for name, value in given.items()})
+
+    @classmethod
+    def of(cls, moments: Moments, **curvatures: Number) -> Progress:
+        """From moments that hold ‖∇M‖², E‖F‖², ⟨∇M, E F⟩ and ‖E F‖²; the curvatures by their names above.
+
+        Raises:
+            UfomError: one of these is missing.
+        """
+        names = ("mean_gradient_sq", "mean_cross", "proxy_sq", "mean_proxy_sq")
+        missing = [name for name in names if getattr(moments, name) is None]
+        if missing:
+            raise UfomError(f"the law of one step needs Moments({', '.join(missing)}): measure them at the same θ")
+        gradient_sq, cross, proxy_sq, proxy_mean_sq = (np.asarray(getattr(moments, name)) for name in names)
+        variances = moments.v2 - gradient_sq, proxy_sq - proxy_mean_sq
+        return cls(gradient_sq, variances[0], moments.d2, cross, proxy_mean_sq, variances[1], **curvatures)  # type: ignore[arg-type]
 
     @property
     def bias_sq(self) -> Number:

@@ -90,6 +90,20 @@ def test_second_moment_and_bias(case):
     assert progress.second_moment(0.3) == pytest.approx(moment, rel=1e-12)
 
 
+def test_progress_of_moments(case):
+    exact, proxy, _, progress = case
+    g, f = exact.mean(0), proxy.mean(0)
+    inner = np.mean(np.sum(exact * proxy, 1))
+    v2, proxy_sq = np.mean(np.sum(exact**2, 1)), np.mean(np.sum(proxy**2, 1))
+    moments = Moments(progress.d2, v2, None, 3, g @ g, inner, proxy_sq, g @ f, f @ f)
+    found = Progress.of(moments, curvature_noise=2.0)
+    for name in ("gradient_sq", "variance", "d2", "cross", "proxy_mean_sq", "proxy_variance"):
+        assert getattr(found, name) == pytest.approx(getattr(progress, name), rel=1e-12)
+    assert found.curvature_noise == 2.0
+    with pytest.raises(UfomError, match="mean_cross, proxy_sq"):
+        Progress.of(Moments(0.1, 1.0, mean_gradient_sq=0.2))
+
+
 def drawn_progress(rng):
     x = 10 ** rng.uniform(-2, 1, (11, DRAWS))
     return Progress(*x[:3], x[3] * rng.choice([-1, 1], DRAWS), *x[4:])
