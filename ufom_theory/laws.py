@@ -205,7 +205,7 @@ class Progress:
             raise UfomError(f"the law of one step needs Moments({', '.join(missing)}): measure them at the same θ")
         gradient_sq, cross, proxy_sq, proxy_mean_sq = (np.asarray(getattr(moments, name)) for name in names)
         variances = moments.v2 - gradient_sq, proxy_sq - proxy_mean_sq
-        return cls(gradient_sq, variances[0], moments.d2, cross, proxy_mean_sq, variances[1], **curvatures)  # type: ignore[arg-type]
+        return cls(gradient_sq, variances[0], moments.d2, cross, proxy_mean_sq, variances[1], **curvatures)
 
     @property
     def bias_sq(self) -> Number:
