@@ -194,6 +194,22 @@ class CostModel:
         if not most < 1e300:
             raise UfomError(f"r, c1 and c2 make a cost of {most:g}, beyond floating point: choose another unit of cost")
 
+    @classmethod
+    def of(cls, c_det: Number, c_rnd: Number, c_det_sem: Number = 0.0, c_rnd_sem: Number = 0.0) -> CostModel:
+        """The model of costs that are given directly, as of a proxy of one's own.
+
+        It is one inner step that is stored, with C1 = C_det/2 and C2 = C_rnd, so that C_det = C1·(r + 1) and C_rnd = C2·r.
+
+        >>> CostModel.of(c_det=11.0, c_rnd=55.0).c_rnd
+        55.0
+
+        Raises:
+            UfomError: a cost that is not a finite number > 0, a negative standard error.
+        """
+        det, rnd = np.asarray(positive("c_det", c_det)), positive("c_rnd", c_rnd)
+        sem = np.asarray(finite("c_det_sem", c_det_sem, "a finite number ≥ 0", 0.0))
+        return cls(1, plain(det / 2), rnd, Sweep.stored(), c1_sem=plain(sem / 2), c2_sem=c_rnd_sem)
+
     @property
     def backward_steps(self) -> Any:
         """Backward steps that only the exact gradient takes, r − K."""
