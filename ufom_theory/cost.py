@@ -198,7 +198,8 @@ class CostModel:
     def of(cls, c_det: Number, c_rnd: Number, c_det_sem: Number = 0.0, c_rnd_sem: Number = 0.0) -> CostModel:
         """The model of costs that are given directly, as of a proxy of one's own.
 
-        It is one inner step that is stored, with C1 = C_det/2 and C2 = C_rnd, so that C_det = C1·(r + 1) and C_rnd = C2·r.
+        It is one inner step that is stored, with C1 = C_det/2 and C2 = C_rnd, so that C_det = C1·(r + 1),
+        C_rnd = C2·r.
 
         >>> CostModel.of(c_det=11.0, c_rnd=55.0).c_rnd
         55.0

@@ -85,10 +85,10 @@ def _pooled(a: Array, c: Array) -> list[tuple[float, float, int]]:
 def optimal_survival(d2_by_level: ArrayLike, v2: float, costs: ArrayLike, m: float = 1.0) -> Survival:
     """The q_1 ≥ … ≥ q_n that minimise A^m·C.
 
-    q_i = min(1, t·√(a_i/c_i)) over blocks of levels whose ratios a_i/c_i do not rise (pool adjacent violators). With the
-    first k blocks at 1, their a and c added to a_0 and c_0, and S = Σ√(a_i·c_i) over the others, t is the positive root of
-    a_0·t² − (m − 1)·S·t − m·c_0 = 0. Every k gives at most one candidate; the one of the least time is taken, so a
-    capped level, a_0 ≤ 0 and m < 1 need no case of their own.
+    Over blocks of levels whose ratios a_i/c_i do not rise (pool adjacent violators), q_i = t·√(a_i/c_i) or 1. With the
+    first k blocks at 1, their a and c added to a_0 and c_0, and S = Σ√(a_i·c_i) over the others, t is the positive root
+    of a_0·t² − (m − 1)·S·t − m·c_0 = 0. Every k gives one candidate at most, and the best of them is taken: a level at
+    1, a_0 ≤ 0 and m < 1 need no case of their own.
 
     >>> optimal_survival([0.1], 1.0, [11.0, 55.0]).q.round(4)  # one level is UFOM
     array([0.1491])

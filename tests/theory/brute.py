@@ -28,9 +28,9 @@ def shrinking_grid(log_time: Callable[[Array], Array], levels: int, draws: int, 
     A grid in the log of q_1 and of the ratios q_i/q_{i−1}, again and again on a smaller box round the best point.
     """
     centre, half = np.full((1, draws, levels), low / 2), -low / 2
-    unit = np.stack(np.meshgrid(*[np.linspace(-1, 1, 9)] * levels, indexing="ij"), -1).reshape(-1, 1, levels)
+    unit = np.stack(np.meshgrid(*[np.linspace(-1, 1, 7)] * levels, indexing="ij"), -1).reshape(-1, 1, levels)
     best = np.full(draws, np.inf)
-    for _ in range(60):
+    for _ in range(44):
         points = np.minimum(centre + half * unit, 0.0)
         values = log_time(np.exp(np.cumsum(points, axis=-1)))
         chosen = values.argmin(0)
@@ -38,5 +38,5 @@ def shrinking_grid(log_time: Callable[[Array], Array], levels: int, draws: int, 
         better = found < best
         centre = np.where(better[:, None], points[chosen, np.arange(draws)], centre[0])[None]
         best = np.minimum(best, found)
-        half *= 0.65
+        half *= 0.7
     return best
