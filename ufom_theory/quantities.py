@@ -34,6 +34,7 @@ class Moments:
         proxy_sq: E‖F‖², a mean over tasks, given together with `cross`. Then D² = V² − 2·cross + proxy_sq.
         mean_cross: ⟨∇M, E F⟩, of the means.
         mean_proxy_sq: ‖E F‖², of the means.
+        samples: ‖F − G‖² and ‖G‖² of each task behind the estimates, shape (2, n); they show the tails. See `of_tasks`.
         shape: what all of these broadcast to.
 
     Unbiased estimates of ‖∇M‖² and ‖E F‖² may be negative; exact values may not.
@@ -53,6 +54,7 @@ class Moments:
     proxy_sq: Number | None = None
     mean_cross: Number | None = None
     mean_proxy_sq: Number | None = None
+    samples: NDArray[np.float64] | None = field(default=None, repr=False)
     shape: tuple[int, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -67,6 +69,8 @@ class Moments:
         set_(self, "cov", _covariance(self.cov))
         if self.n is not None:
             set_(self, "n", scalar("n, the number of tasks,", self.n, integer, 1))
+        if self.samples is not None:
+            set_(self, "samples", _samples(self.samples))
         shapes = {name: np.shape(getattr(self, name)) for name in ENTRIES if getattr(self, name) is not None}
         set_(self, "shape", broadcast(**shapes, covariance=self.covariance("d2").shape[:-2]))
         if np.any((np.asarray(self.d2) == 0) & (np.asarray(self.v2) == 0)):
@@ -108,6 +112,13 @@ class Moments:
                 "cov contradicts D² = V² − 2·cross + proxy_sq: with errors of D² or V², give those of cross and "
                 "proxy_sq too, the covariance of all the estimates over the same tasks"
             )
+
+    @staticmethod
+    def of_tasks(d2: ArrayLike, v2: ArrayLike) -> Moments:
+        """The moments of n ≥ 2 sampled tasks, by ‖F − G‖² and ‖G‖² of each, shape (n,): their means and covariance."""
+        samples = _samples((d2, v2))
+        n = samples.shape[1]
+        return Moments(samples[0].mean(), samples[1].mean(), np.cov(samples) / n, n, samples=samples)
 
     def covariance(self, *names: str) -> NDArray[np.float64]:
         """Covariance of the estimates of the named `ENTRIES`, shape (..., k, k)."""
@@ -204,6 +215,16 @@ class Moments:
         index = np.arange(len(derivatives))
         found[..., index, index] = np.maximum(found[..., index, index], 0.0)
         return found
+
+
+def _samples(value: ArrayLike | tuple[ArrayLike, ArrayLike]) -> NDArray[np.float64]:
+    try:
+        rows = [np.asarray(finite("samples", row, "a finite number ≥ 0: it is a squared norm", 0.0)) for row in value]  # type: ignore[union-attr]
+    except TypeError as error:
+        raise UfomError(f"samples = {value!r}: give two rows, ‖F − G‖² and ‖G‖² of each task") from error
+    if len(rows) != 2 or rows[0].shape != rows[1].shape or rows[0].ndim != 1 or len(rows[0]) < 2:
+        raise UfomError(f"samples have shapes {[row.shape for row in rows]}: d2 and v2 must pair the same n ≥ 2 tasks")
+    return np.stack(rows)
 
 
 class Scaled(NamedTuple):
