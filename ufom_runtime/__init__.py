@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ufom_runtime.measure.clock import measure_cost as measure_cost
     from ufom_runtime.measure.constants import compare_bounds as compare_bounds
     from ufom_runtime.measure.constants import estimate_constants as estimate_constants
+    from ufom_runtime.measure.curvature import measure_curvature as measure_curvature
     from ufom_runtime.measure.forecast import forecast as forecast
     from ufom_runtime.measure.moments import measure_moments as measure_moments
     from ufom_runtime.measure.moments import moments_by_proxy as moments_by_proxy
@@ -44,6 +45,7 @@ _ROOMS = {
     "audit.audit": ["Audit", "audit_gradient"],
     "measure.clock": ["choose_chunk", "measure_cost"],
     "measure.constants": ["compare_bounds", "estimate_constants"],
+    "measure.curvature": ["measure_curvature"],
     "derivatives": ["count_calls"],
     "estimators": ["EXACT", "FOM", "RECOMPUTED", "UFOM", "Estimator", "hypergradient"],
     "measure.forecast": ["forecast"],

@@ -58,7 +58,7 @@ class Tail:
         if self.relative_error <= _WARNED:
             return ""
         return (
-            f"a few tasks carry D² or V² (the largest of {self.n} holds {self.largest:.0%} of one of them), which may be "
-            f"off by {self.relative_error:.0%} or more; the interval is widened for this tail. More tasks only meet "
+            f"a few tasks carry D² or V² (the largest of {self.n} holds {self.largest:.0%} of one), which may be off "
+            f"by {self.relative_error:.0%} or more; the interval is widened for this tail. More tasks only meet "
             "more of it: take a smaller inner step, clip what explodes, or measure at a trained θ"
         )

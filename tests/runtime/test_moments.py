@@ -7,6 +7,7 @@ import torch
 from tests.oracles import unrolled_gradient
 from tests.runtime.conftest import F64, coupled
 from ufom_runtime import BilevelProblem, compare_bounds, measure_cost, measure_moments, moments_by_proxy
+from ufom_runtime.measure.moments import Estimate
 from ufom_runtime.problems.hypercleaning import digits_hypercleaning
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_runtime.problems.synthetic import synthetic
@@ -60,10 +61,18 @@ def test_per_task_values_against_the_oracle(k):
     m = measure_moments(problem, problem.initial, tasks, Truncated(k))
     assert (m.d2, m.v2) == pytest.approx(tuple(values.mean(1)), rel=1e-10)
     np.testing.assert_allclose(m.covariance("d2", "v2"), np.cov(values) / 9, rtol=1e-9)
-    pairs = [(i, j) for i in range(9) for j in range(9) if i != j]
-    assert m.bias_sq == pytest.approx(np.mean([float(d[i] @ d[j]) for i, j in pairs]), rel=1e-9)
-    mean_sq = np.mean([float(exact[i] @ exact[j]) for i, j in pairs])
-    assert m.mean_gradient_sq == pytest.approx(mean_sq, rel=1e-9)
+    proxy, pairs = d + exact, [(i, j) for i in range(9) for j in range(9) if i != j]
+
+    def over_pairs(x, y):
+        return pytest.approx(np.mean([float(x[i] @ y[j]) for i, j in pairs]), rel=1e-9)
+
+    assert m.bias_sq == over_pairs(d, d)
+    assert m.mean_gradient_sq == over_pairs(exact, exact)
+    assert (m.mean_cross, m.mean_proxy_sq) == (over_pairs(exact, proxy), over_pairs(proxy, proxy))
+    crosses = torch.stack([(exact * proxy).sum(1), proxy.square().sum(1)])
+    assert (m.cross, m.proxy_sq) == pytest.approx(tuple(crosses.mean(1).tolist()), rel=1e-10)
+    np.testing.assert_allclose(m.covariance("cross", "proxy_sq"), np.cov(crosses) / 9, rtol=1e-9)
+    np.testing.assert_allclose(m.samples, values, rtol=1e-9)
     mean_proxy = (d + exact).mean(0)
     assert m.cosine == pytest.approx(float(torch.cosine_similarity(mean_proxy, exact.mean(0), dim=0)), rel=1e-9)
 
@@ -76,6 +85,48 @@ def test_known_moments_of_quadratics_by_simulation():
     assert abs(m.v2 - known.v2) < 4 * known.v2_sem
     np.testing.assert_allclose(m.covariance("d2", "v2"), known.covariance("d2", "v2"), rtol=0.1)
     assert abs(m.mean_gradient_sq - known.mean_gradient_sq) < 4 * m.sem("mean_gradient_sq")
+
+
+def test_errors_of_products_of_means_are_those_of_repeated_sampling():
+    rows = []
+    for seed in range(300):
+        x, noise = torch.randn(2, 40, 2, dtype=F64, generator=rng(seed))
+        x = x + 1
+        y = x + noise
+        found = [Estimate.product_of_means(*pair, exact_sums=False) for pair in ((x, x), (x, y), (y, y))]
+        rows.append([[e.value for e in found], np.cov([e.influence for e in found]) / 40])
+    values, covs = (np.array(x) for x in zip(*rows, strict=True))
+    assert abs(values.mean(0) - [2, 2, 2]).max() < 4 * values.std(0).max() / 300**0.5
+    np.testing.assert_allclose(covs.mean(0), np.cov(values.T), rtol=0.25)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_squares_are_taken_in_float64(dtype):
+    """Their squares underflow in the dtype of the gradients."""
+    small = 1e-30 if dtype == torch.float32 else 1e-4
+    theta, tasks = torch.ones(3, dtype=dtype), torch.rand(7, 3, generator=rng(0)).to(dtype)
+    problem = BilevelProblem(
+        lambda t, p, x: (p * x).sum(), lambda t, p, x: small * (p * x).sum(), lambda t, x: t, [0.1, 0.1],
+        lambda n, g: tasks[:n],
+    )  # fmt: skip
+    gradients = unrolled_gradient(problem, theta, tasks).double()
+    m = measure_moments(problem, theta, tasks, chunk=7)
+    assert m.v2 == pytest.approx(float(gradients.square().sum(1).mean()), rel=1e-9)
+    assert m.v2 > 0
+    assert m.d2 == 0
+
+
+def test_two_suprema_at_different_thetas_have_nothing_in_common():
+    problem = synthetic(alpha=0.3, r=7, A=2.0)
+    thetas = torch.linspace(-20, 30, 11, dtype=F64)[:, None]
+    m = measure_moments(problem, thetas)
+    assert m.per_theta["d2"].argmax() != m.per_theta["v2"].argmax()
+    assert m.cross is None
+    i = int(m.per_theta["d2"].argmax())
+    at = {name: m.per_theta[name][i] for name in ("v2", "cross", "proxy_sq", "mean_cross", "mean_proxy_sq")}
+    assert m.d2 == pytest.approx(at["v2"] - 2 * at["cross"] + at["proxy_sq"], rel=1e-9)
+    one = measure_moments(problem, thetas[i])
+    assert {name: getattr(one, name) for name in at} == pytest.approx(at, rel=1e-12)
 
 
 def test_interval_covers_the_true_q():

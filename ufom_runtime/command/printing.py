@@ -77,9 +77,6 @@ def print_measurement(name: str, report: dict[str, Any]) -> None:
             ("C2, a Hessian-vector product", f"{1e3 * report['c2']:.4g} ± {1e3 * report['c2_sem']:.1g} ms"),
         ]
     )
-    if report["bootstrap_interval"]:
-        low, high = report["bootstrap_interval"]
-        print_pairs([("q* (recomputed), bootstrap", f"[{low:.3g}, {high:.3g}], 95 % interval")])
     _print_predictions("FOM debiased, by sweep", ["sweep"], report["by_sweep"])
     _print_predictions("The recomputed sweep, by the length K of the proxy", ["K"], report["by_proxy"])
     _print_predictions(

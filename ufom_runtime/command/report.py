@@ -17,7 +17,7 @@ from ufom_runtime.measure.constants import compare_bounds
 from ufom_runtime.measure.moments import MeasuredMoments, moments_by_proxy
 from ufom_runtime.problem import BilevelProblem, Task, count, take
 from ufom_runtime.training.processes import Processes
-from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, bootstrap_interval, optimal_q, plan
+from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, optimal_q, plan
 from ufom_theory.checks import integer, scalar
 from ufom_theory.laws import exponent_of
 
@@ -123,7 +123,6 @@ def measure(
         "c1_sem": cost.c1_sem,
         "c2": cost.c2,
         "c2_sem": cost.c2_sem,
-        "bootstrap_interval": None if problem.tasks is not None else _bootstrap(first_order, cost, m),
         "proxy_vanishes": first_order.vanishes,
         "by_sweep": by_sweep,
         "by_proxy": by_proxy,
@@ -139,10 +138,6 @@ def _shared(pairs: int, chunk: int | None, processes: Processes) -> int:
     if (chunks := -(-pairs // chunk)) < processes.size:
         raise UfomError(f"{processes.size} processes for {chunks} chunk(s): start no more than those, or --chunk fewer")
     return chunk
-
-
-def _bootstrap(moments: MeasuredMoments, cost: CostModel, m: float) -> list[float]:
-    return list(bootstrap_interval(moments.samples[0], moments.samples[1], cost, m))
 
 
 def _bounds(

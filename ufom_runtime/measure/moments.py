@@ -32,7 +32,6 @@ class MeasuredMoments(Moments):
         bias_sq_sem: its standard error.
         cosine: cosine between the mean proxy and the mean exact gradient at D²'s θ; nan where one of them vanishes.
         vanishes: the proxy is FOM, and identically zero: neither the start nor the outer loss contains θ.
-        samples: ‖G_proxy − G‖² and ‖G‖² of each task behind D² and V², shape (2, n); for `bootstrap_interval`.
         per_theta: one entry a θ, from all tasks: d2, d2_sem, v2, v2_sem, cross, proxy_sq, mean_gradient_sq, mean_cross,
             mean_proxy_sq, bias_sq, cosine.
     """
@@ -42,7 +41,6 @@ class MeasuredMoments(Moments):
     bias_sq_sem: float = 0.0
     cosine: float = float("nan")
     vanishes: bool = False
-    samples: Array = field(default_factory=lambda: np.zeros((2, 0)), repr=False)
     per_theta: dict[str, Array] = field(default_factory=dict, repr=False)
 
 
@@ -255,7 +253,7 @@ def _supremum(
         bias_sq=at_d.judged["bias_sq"].value,
         bias_sq_sem=at_d.judged["bias_sq"].sem,
         cosine=at_d.judged["cosine"].value,
-        samples=samples[:2],
+        samples=None if exact_sums else samples[:2],
         per_theta={name: np.array([row.whole[name].value for row in rows]) for name in rows[0].whole}
         | {name: np.array(values) for name, values in sems.items()},
     )

@@ -1,0 +1,119 @@
+"""The curvatures of M against quadratics, where they are known, and against the Hessian of the unrolled loss."""
+
+import pytest
+import torch
+
+from tests.oracles import unrolled_gradient
+from tests.runtime.conftest import F64, coupled
+from ufom_runtime import BilevelProblem
+from ufom_runtime.measure.curvature import measure_curvature
+from ufom_runtime.problems.quadratic import quadratic
+from ufom_theory import Truncated, UfomError
+
+
+def rng(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def trace_form(x, hessian):
+    """Σ xᵀHx/Σ‖x‖² over the rows."""
+    return float((x @ hessian * x).sum() / x.square().sum())
+
+
+def test_quadratics_have_the_known_curvatures():
+    problem = quadratic(dim=4, r=5)
+    tasks = problem.sample(12, rng(0))
+    difference, hessian = problem._maps()  # of F − G and of G, and so ∇²M, whatever the task
+    exact, d = ((problem.initial - tasks) @ m.T for m in (hessian, difference))
+    proxy, found = exact + d, measure_curvature(problem, problem.initial, tasks)
+    assert found.curvature_noise == pytest.approx(trace_form(exact - exact.mean(0), hessian), rel=1e-7)
+    assert found.curvature_correction == pytest.approx(trace_form(d, hessian), rel=1e-7)
+    assert found.curvature_proxy_noise == pytest.approx(trace_form(proxy - proxy.mean(0), hessian), rel=1e-7)
+    for name, x in (("curvature_gradient", exact), ("curvature_proxy", proxy)):
+        pairs = x.sum(0)
+        form = float(pairs @ hessian @ pairs - (x @ hessian * x).sum())  # over i ≠ j
+        assert getattr(found, name) == pytest.approx(form / float(pairs @ pairs - x.square().sum()), rel=1e-7)
+    assert found.error < 1e-8
+    assert all(found.sems[name] > 0 for name in found.values())
+
+
+def test_errors_of_the_curvatures_are_calibrated():
+    problem = quadratic(dim=3, r=1, noise=0.3)
+    found = [
+        measure_curvature(problem, problem.initial, problem.sample(40, rng(seed)), chunk=1000) for seed in range(30)
+    ]
+    for name in found[0].values():
+        spread = torch.tensor([getattr(f, name) for f in found]).std()
+        assert float(torch.tensor([f.sems[name] for f in found]).mean() / spread) == pytest.approx(1, abs=0.35)
+
+
+@pytest.mark.parametrize("k", [0, 2])
+def test_a_finite_set_of_tasks_against_the_hessian_by_autodiff(k):
+    sampled = coupled()
+    tasks = sampled.sample(3, rng(1))
+    problem = BilevelProblem(
+        sampled.inner_loss, sampled.outer_loss, sampled.start, sampled.step_sizes, tasks=tasks, initial=sampled.initial
+    )
+    theta = problem.initial
+    hessian = torch.func.jacrev(lambda t: differentiable_gradient(problem, t, tasks))(theta)
+    exact = unrolled_gradient(problem, theta, tasks)
+    proxy, found = unrolled_gradient(problem, theta, tasks, k), measure_curvature(problem, theta, proxy=Truncated(k))
+    g, f = exact.mean(0), proxy.mean(0)
+    expected = {
+        "curvature_gradient": trace_form(g[None], hessian),
+        "curvature_noise": trace_form(exact - g, hessian),
+        "curvature_correction": trace_form(exact - proxy, hessian),
+        "curvature_proxy": trace_form(f[None], hessian),
+        "curvature_proxy_noise": trace_form(proxy - f, hessian),
+    }
+    assert found.values() == pytest.approx(expected, rel=1e-5)
+    assert set(found.sems.values()) == {0.0}
+
+
+def differentiable_gradient(problem, theta, tasks):
+    """∇M by the graph of the unrolled loop, itself differentiable."""
+
+    def mean_loss(t):
+        def loss(task):
+            phi = problem.start(t, task)
+            for alpha in problem.alphas:
+                phi = phi - alpha * torch.func.grad(lambda p: problem.inner_loss(t, p, task))(phi)
+            return problem.outer_loss(t, phi, task)
+
+        return torch.func.vmap(loss)(tasks).mean()
+
+    return torch.func.grad(mean_loss)(theta)
+
+
+def absolute(smooth):
+    """An outer loss with a kink at each task, or none."""
+    return BilevelProblem(
+        lambda t, p, x: (p - x).square().sum() / 2,
+        lambda t, p, x: (p - x).square().sum() if smooth else (p - x).abs().sum(),
+        lambda t, x: t, [0.1] * 2, lambda n, g: 0.01 * torch.randn(n, 3, generator=g, dtype=F64),
+    )  # fmt: skip
+
+
+def test_kinks_are_refused():
+    theta, tasks = torch.zeros(3, dtype=F64), absolute(True).sample(8, rng(0))
+    assert measure_curvature(absolute(True), theta, tasks).curvature_noise == pytest.approx(2 * 0.9**4, rel=1e-7)
+    with pytest.raises(UfomError, match=r"does not settle.*kinks.*smooth activation"):
+        measure_curvature(absolute(False), theta, tasks)
+
+
+def test_a_linear_objective_has_no_curvature():
+    problem = BilevelProblem(
+        lambda t, p, x: (p * x).sum(), lambda t, p, x: (p * x).sum(), lambda t, x: t, [0.1] * 2,
+        lambda n, g: torch.randn(n, 3, generator=g, dtype=F64),
+    )  # fmt: skip
+    found = measure_curvature(problem, torch.ones(3, dtype=F64), problem.sample(6, rng(0)))
+    assert found.values() == pytest.approx(dict.fromkeys(found.sems, 0.0), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"), [(None, "no finite set of tasks"), (torch.zeros(1, 5, dtype=F64), "draw at least 2")]
+)
+def test_bad_input_is_named(tasks, message):
+    problem = quadratic()
+    with pytest.raises(UfomError, match=message):
+        measure_curvature(problem, problem.initial, tasks)

@@ -1,0 +1,165 @@
+"""The curvatures of M that decide how long an outer step may be: forms of ∇²M, by differences of gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ufom_runtime.estimators import EXACT, in_chunks, refuse_divergence
+from ufom_runtime.measure.moments import Estimate
+from ufom_runtime.problem import BilevelProblem, Task, check, count
+from ufom_theory import Truncated, UfomError
+
+Array = NDArray[np.float64]
+_STEPS = [4.0**-k for k in range(1, 12)]  # of the differences, relative to 1 + ‖θ‖
+_TRIED = 4  # tasks whose directions choose the step
+_ROUGHEST = 0.1  # relative error at which the differences are refused
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredCurvature:
+    """Curvatures of M at one θ, with H = ∇²M, weighted by squared length; 0 where what they weigh is 0.
+
+    Attributes:
+        curvature_gradient: ℓ_g = gᵀHg/‖g‖², g = ∇M; both are unbiased, so that their quotient may have any sign.
+        curvature_noise: ℓ = tr(H·Cov G)/Var G, of the exact gradient G of one task.
+        curvature_correction: ℓ_d = E[dᵀHd]/D², d = G − F.
+        curvature_proxy: ℓ_f = fᵀHf/‖f‖², f = E F.
+        curvature_proxy_noise: ℓ_F = tr(H·Cov F)/Var F.
+        sems: the standard error of each, by its name; 0 where Ω is finite.
+        step: length of the differences.
+        error: relative error of the quadratic forms at this step, against those at the next.
+    """
+
+    curvature_gradient: float
+    curvature_noise: float
+    curvature_correction: float
+    curvature_proxy: float
+    curvature_proxy_noise: float
+    sems: dict[str, float]
+    step: float
+    error: float
+
+    def values(self) -> dict[str, float]:
+        """The five curvatures by their names, as `Progress.of(moments, **curvature.values())` takes them."""
+        return {name: getattr(self, name) for name in self.sems}
+
+
+def measure_curvature(
+    problem: BilevelProblem,
+    theta: Tensor,
+    tasks: Task | None = None,
+    proxy: Truncated | None = None,
+    *,
+    chunk: int | None = None,
+    compile: bool = False,
+) -> MeasuredCurvature:
+    """Measure the curvatures of the law of one step by central differences of exact gradients.
+
+    Hv is (G(θ + hv) − G(θ − hv))/2h; h is the step at which the quadratic forms of a few tasks change least from one
+    step to the next. With sampled tasks each task's direction meets the Hessian of another task, which is unbiased and
+    takes two gradients; in all, about 10·n and 260 more. With the problem's finite Ω it meets the mean of all n, in
+    2n·(3n + 2) gradients.
+
+    Args:
+        problem: the problem.
+        theta: θ, shape (s,); float64 is advised.
+        tasks: n ≥ 2 stacked tasks, drawn from the problem; None for the problem's finite Ω.
+        proxy: FOM if not given.
+        chunk: (θ, task) pairs run together, as in `measure_moments`.
+        compile: as in `hypergradient`.
+
+    Raises:
+        UfomError: too few tasks, differences that do not settle at any step (kinks in the losses, or rounding), or
+            what `measure_moments` raises.
+    """
+    exact_sums = tasks is None or tasks is problem.tasks
+    tasks, proxy = problem.tasks if tasks is None else tasks, proxy or Truncated()
+    if tasks is None:
+        raise UfomError("the problem has no finite set of tasks: draw some, tasks = problem.sample(n, generator)")
+    check(problem, theta, tasks)
+    proxy.refuse_beyond(problem.r)
+    n = count(tasks)
+    if n < 2 and not exact_sums:
+        raise UfomError("one task gives no covariance: draw at least 2")
+
+    def gradients(thetas: Tensor, index: Tensor, lengths: tuple[int, ...]) -> list[Tensor]:
+        pairs = torch.stack([torch.arange(len(index)) if len(thetas) > 1 else torch.zeros_like(index), index])
+        found = [f for _, f in in_chunks(problem, thetas, tasks, pairs, lengths, EXACT.sweep, chunk, compile=compile)]
+        return [refuse_divergence(torch.cat(x)).double() for x in zip(*found, strict=True)]
+
+    def forms(x: Tensor, index: Tensor, h: float) -> tuple[Array, Tensor]:
+        """xᵀH_jx and H_jx of each row x with the task j at `index`, by differences of the step h."""
+        length = x.norm(dim=1, keepdim=True)
+        unit = torch.where(length > 0, x / length, 0.0)
+        shifts = (h * unit).to(theta.dtype)
+        ahead, behind = (gradients(theta + s, index, (problem.r,))[0] for s in (shifts, -shifts))
+        product = length * (ahead - behind) / (2 * h)
+        return (x * product).sum(1).cpu().numpy(), product
+
+    found = gradients(theta[None], torch.arange(n), tuple(sorted({proxy.steps, problem.r})))
+    exact, first = found[-1], found[0]
+    means = {"curvature_gradient": exact.mean(0), "curvature_proxy": first.mean(0)}
+    spreads = {
+        "curvature_noise": exact - means["curvature_gradient"],
+        "curvature_correction": exact - first,
+        "curvature_proxy_noise": first - means["curvature_proxy"],
+    }
+    tried = torch.cat([x[:_TRIED] for x in spreads.values()] + [x[None] for x in means.values()])
+    size = float(tried.norm(dim=1).sum() * exact.norm(dim=1).max())
+    step, error = _choose(lambda h: forms(tried, torch.arange(len(tried)) % n, h)[0], theta, size)
+    every = torch.arange(n)
+    results: dict[str, Estimate] = {}
+    for name, x in spreads.items():
+        if exact_sums:
+            values = forms(x.repeat_interleave(n, 0), every.repeat(n), step)[0].reshape(n, n).mean(1)
+        else:
+            values = forms(x, (every + 1) % n, step)[0]
+        results[name] = _quotient(Estimate.mean(values), Estimate.mean((x * x).sum(1).cpu().numpy()))
+    for (name, mean), each, spread in zip(
+        means.items(), (exact, first), ("curvature_noise", "curvature_proxy_noise"), strict=True
+    ):
+        values, products = forms(mean.expand(n, -1), every, step)
+        pull = ((each - mean) @ products.mean(0)).cpu().numpy()
+        excess = 0.0 if exact_sums else results[spread].value * float((each - mean).square().sum()) / (n - 1) / n
+        form = Estimate(float(values.mean()) - excess, values + 2 * pull)
+        results[name] = _quotient(form, Estimate.product_of_means(each, each, exact_sums))
+    sems = {name: 0.0 if exact_sums else results[name].sem for name in sorted(results)}
+    return MeasuredCurvature(**{k: v.value for k, v in results.items()}, sems=sems, step=step, error=error)
+
+
+def _quotient(form: Estimate, square: Estimate) -> Estimate:
+    """A quadratic form over a squared length, with the influence of each task on the quotient."""
+    if square.value == 0:
+        return Estimate(0.0, np.zeros_like(form.influence))
+    value = form.value / square.value
+    centred = (x.influence - x.influence.mean() for x in (form, square))
+    return Estimate(value, (next(centred) - value * next(centred)) / square.value)
+
+
+def _choose(forms: Callable[[float], Array], theta: Tensor, size: float) -> tuple[float, float]:
+    """The step at which the forms change least to the next shorter step, and that change relative to the forms.
+
+    `size` is that of a form whose gradients differ by their own length over a step of 1: what rounding leaves of it
+    counts as no change.
+    """
+    steps = [(1 + float(theta.double().norm())) * t for t in _STEPS]
+    values = np.array([forms(h) for h in steps])
+    changes, sizes = abs(np.diff(values, axis=0)).sum(1), abs(values[1:]).sum(1)
+    # forms that vanish at short steps alone are those of a piecewise linear M, whose curvature sits in its kinks
+    vanishing = np.inf if values.any() else 0.0
+    relative = np.divide(changes, sizes, out=np.full_like(sizes, vanishing), where=sizes > 0)
+    best = int(relative.argmin())
+    rounding = 100 * torch.finfo(theta.dtype).eps * size / steps[best]
+    if relative[best] > _ROUGHEST and changes[best] > rounding:
+        raise UfomError(
+            f"the curvature of M does not settle at any step of the differences (relative change {relative[best]:.2g} "
+            "at best): the losses have kinks here, or the gradients too few digits; use a smooth activation (softplus "
+            "or tanh for relu), or float64"
+        )
+    return steps[best], float(relative[best])
