@@ -44,7 +44,7 @@ def test_errors_of_the_curvatures_are_calibrated():
     ]
     for name in found[0].values():
         spread = torch.tensor([getattr(f, name) for f in found]).std()
-        assert float(torch.tensor([f.sems[name] for f in found]).mean() / spread) == pytest.approx(1, abs=0.35)
+        assert float(torch.tensor([f.sems[name] for f in found]).mean() / spread) == pytest.approx(1, abs=0.4)
 
 
 @pytest.mark.parametrize("k", [0, 2])
