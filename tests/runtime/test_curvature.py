@@ -38,10 +38,8 @@ def test_quadratics_have_the_known_curvatures():
 
 
 def test_errors_of_the_curvatures_are_calibrated():
-    problem = quadratic(dim=3, r=1, noise=0.3)
-    found = [
-        measure_curvature(problem, problem.initial, problem.sample(40, rng(seed)), chunk=1000) for seed in range(1000, 1050)
-    ]
+    problem, seeds = quadratic(dim=3, r=1, noise=0.3), range(1000, 1050)
+    found = [measure_curvature(problem, problem.initial, problem.sample(40, rng(seed)), chunk=1000) for seed in seeds]
     for name in found[0].values():
         spread = torch.tensor([getattr(f, name) for f in found]).std()
         assert float(torch.tensor([f.sems[name] for f in found]).mean() / spread) == pytest.approx(1, abs=0.4)
