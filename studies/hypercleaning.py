@@ -42,7 +42,7 @@ from studies.shared.training import (
 from ufom_runtime import EXACT, FOM, UFOM, measure_cost, measure_moments, outer_sgd
 from ufom_runtime.algorithms import first_state, inner_gd
 from ufom_runtime.command.style import GREY, LOOKS, WIDTH
-from ufom_runtime.problem import single
+from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.data import mnist
 from ufom_runtime.problems.hypercleaning import HypercleaningProblem, digits_hypercleaning, mnist_hypercleaning
 from ufom_runtime.steps import Steps
@@ -164,14 +164,14 @@ def make_problem(cell: Mapping[str, Any]) -> HypercleaningProblem:
 
 def trained(problem: HypercleaningProblem, theta: Tensor) -> Tensor:
     """φ_r, shape (p,)."""
-    rows = theta[None]
-    return inner_gd(Steps(problem, rows, problem.tasks), first_state(problem, rows, problem.tasks))[0][0]
+    rows, tasks = theta[None], Tasks.of(problem.tasks)
+    return inner_gd(Steps(problem, rows, tasks), first_state(problem, rows, tasks))[0][0]
 
 
 def evaluate(problem: HypercleaningProblem, theta: Tensor) -> dict[str, float]:
     """The columns of Table 1 and the outer loss at θ."""
     phi, weights, clean = trained(problem, theta), theta.sigmoid(), ~problem.corrupted.to(theta.device)
-    images, labels, *_ = task = single(problem.tasks)
+    images, labels, *_ = task = Tasks.of(problem.tasks).one()
     test = problem.logits(phi, problem.test_images)
     right = problem.logits(phi, images[clean]).argmax(1) == labels[clean]
     return {

@@ -17,7 +17,7 @@ from ufom_runtime.derivatives import Calls, count_calls
 from ufom_runtime.measure.moments import Estimate, moments_by_proxy
 from ufom_runtime.memory import peak_bytes
 from ufom_runtime.methods import METHODS
-from ufom_runtime.problem import BilevelProblem, Task, parts, take
+from ufom_runtime.problem import BilevelProblem, Tasks
 from ufom_runtime.problems.quadratic import QuadraticProblem
 from ufom_theory import Moments, Truncated, UfomError
 
@@ -69,28 +69,28 @@ def _method(
     if declared > setting.limit:
         raise UfomError(f"left out: {declared:.0f} calls a task, more than {setting.limit}")
     draws = outcomes(method, problem, theta)
-    tasks, row = problem.tasks, {"states": method.states(setting.r, len(theta)), "declared": declared}
-    assert tasks is not None
+    assert problem.tasks is not None
+    tasks, row = Tasks.of(problem.tasks), {"states": method.states(setting.r, len(theta)), "declared": declared}
     row |= {"q": getattr(method, "q", None)}
     if name == PLANNED:
         row |= {"proxy": method.proxy.steps, "sweep": str(method.sweep)}
-    row |= costs(draws, take(tasks, slice(1)), patience)
+    row |= costs(draws, tasks.take(slice(1)), patience)
     if name in NO_GRADIENT:
         return row
     if name not in SAMPLED:
         return row | statistics([(d.probability, d.quick(tasks)) for d in draws], exact, sampled=False)
-    again = draws[0].quick(take(tasks, torch.arange(len(exact)).repeat(setting.draws)))  # independent in every row
+    again = draws[0].quick(tasks.take(torch.arange(len(exact)).repeat(setting.draws)))  # independent in every row
     rows = again.view(setting.draws, *exact.shape)
     return row | statistics([(1 / len(rows), x) for x in rows], exact, sampled=True)
 
 
-def costs(draws: list[Draw], task: Task, patience: float) -> dict[str, float]:
+def costs(draws: list[Draw], task: Tasks, patience: float) -> dict[str, float]:
     """Counted calls, median seconds and peak bytes of one task, expected over the outcomes; bytes are the most."""
     calls, seconds, variance, most, difference = Calls(), 0.0, 0.0, 0, 0.0
     for one in draws:
         share, found = one.probability, []
         with count_calls() as counted:
-            most = max(most, peak_bytes(lambda run=one.run, found=found: found.append(run(task)), parts(task)))
+            most = max(most, peak_bytes(lambda run=one.run, found=found: found.append(run(task)), task.parts))
         if one.run is not one.quick:
             stored = one.quick(task)
             difference = max(difference, float((found[0] - stored).norm() / stored.norm().clamp(min=1e-300)))
@@ -109,7 +109,7 @@ def costs(draws: list[Draw], task: Task, patience: float) -> dict[str, float]:
     }
 
 
-def clock(one: Draw, task: Task, patience: float) -> tuple[float, float]:
+def clock(one: Draw, task: Tasks, patience: float) -> tuple[float, float]:
     """Median seconds of at least two calls and its standard error, by the quartiles of what is nearly normal."""
     times: list[float] = []
     while len(times) < 2 or (sum(times) < patience and len(times) < 100):

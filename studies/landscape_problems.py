@@ -13,7 +13,7 @@ from torch import Tensor
 from ufom_runtime import REPTILE, UFOM, Estimator, hypergradient
 from ufom_runtime.estimators import Method
 from ufom_runtime.methods import ES, METHODS, GuidedES, RootCheckpointing, Telescoping
-from ufom_runtime.problem import BilevelProblem, Task, count
+from ufom_runtime.problem import BilevelProblem, Task, Tasks
 from ufom_runtime.problems.few_shot import omniglot_few_shot
 from ufom_runtime.problems.hypercleaning import digits_hypercleaning
 from ufom_runtime.problems.quadratic import quadratic
@@ -23,7 +23,7 @@ from ufom_theory.planner import Candidate
 
 F64 = torch.float64
 PLANNED = "ufom-truncated-checkpointed"  # where METHODS has the planned member of the debiased family
-Rows = Callable[[Task], Tensor]  # n tasks → one gradient a task, shape (n, s)
+Rows = Callable[[Tasks], Tensor]  # n tasks → one gradient a task, shape (n, s)
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,8 @@ def outcomes(method: Any, problem: BilevelProblem, theta: Tensor) -> list[Draw]:
     """Every outcome of the coin or of the random horizon."""
 
     def rows(estimator: Any, coin: bool | None = None) -> Rows:
-        def run(tasks: Task) -> Tensor:
-            coins = None if coin is None else torch.full((count(tasks),), coin)
+        def run(tasks: Tasks) -> Tensor:
+            coins = None if coin is None else torch.full((len(tasks),), coin)
             generator = torch.Generator().manual_seed(0) if isinstance(estimator, ES | GuidedES) else None
             return hypergradient(problem, theta, tasks, estimator, coins=coins, generator=generator, per_task=True)
 
@@ -135,9 +135,9 @@ def outcomes(method: Any, problem: BilevelProblem, theta: Tensor) -> list[Draw]:
 
 
 def _cut(method: Telescoping, problem: BilevelProblem, theta: Tensor, drawn: int) -> Rows:
-    def run(tasks: Task) -> Tensor:
+    def run(tasks: Tasks) -> Tensor:
         with torch.enable_grad():
-            return method.at(problem, theta.expand(count(tasks), -1), tasks, drawn)
+            return method.at(problem, theta.expand(len(tasks), -1), tasks, drawn)
 
     return run
 

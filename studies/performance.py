@@ -208,11 +208,11 @@ def hypergradient_row(config: Config, workload: str, r: int, method: str) -> dic
     """Memory first, while the heap is clean; then the comparison in float64, and only then the time, in float32."""
     from studies.methods import METHODS
     from ufom_runtime.memory import peak_bytes
-    from ufom_runtime.problem import single, take
+    from ufom_runtime.problem import Tasks
 
     chosen = METHODS[method]
     problem, theta, tasks = build(config, workload, r)
-    task = single(take(tasks, slice(1)))
+    task = Tasks.of(tasks).take(slice(1)).one()
     call = chosen.make(problem, theta, task)
     memory = {"resident_bytes": resident_bytes(call)}
     if chosen.eager:
@@ -233,11 +233,11 @@ def hypergradient_row(config: Config, workload: str, r: int, method: str) -> dic
 def in_turns(config: Config, workload: str, r: int, turns: str) -> list[dict[str, Any]]:
     """One row for every method of the exact (or first-order) gradient that repeats no step and can be called."""
     from studies.methods import METHODS
-    from ufom_runtime.problem import single, take
+    from ufom_runtime.problem import Tasks
 
     _keep_memory()
     problem, theta, tasks = build(config, workload, r)
-    task = single(take(tasks, slice(1)))
+    task = Tasks.of(tasks).take(slice(1)).one()
     job = {"workload": workload, "r": r, "turns": turns}
     rows, calls = [], dict[str, Callable[[], object]]()
     for label, method in METHODS.items():
@@ -271,10 +271,10 @@ def difference(config: Config, workload: str, r: int, method: str) -> float:
     """
     from studies.methods import METHODS
     from studies.peers import by_hand
-    from ufom_runtime.problem import single, take
+    from ufom_runtime.problem import Tasks
 
     problem, theta, tasks = build(config, workload, r, double=True)
-    task, weight = single(take(tasks, slice(1))), METHODS[method].weight
+    task, weight = Tasks.of(tasks).take(slice(1)).one(), METHODS[method].weight
     exact, first_order = by_hand(problem, theta, task), by_hand(problem, theta, task, second_order=False)
     wanted = weight * exact + (1 - weight) * first_order
     call = METHODS[method].make(problem, theta, task)

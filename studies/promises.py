@@ -27,7 +27,7 @@ from ufom_runtime import (
     peak_bytes,
 )
 from ufom_runtime.memory import LiveBytes
-from ufom_runtime.problem import count, parts, take
+from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_theory import Sweep, Truncated
 
@@ -63,7 +63,7 @@ def checkpoint_memory(config: Config) -> Rows:
     def peak(r: int, slots: int) -> int:
         problem, theta, tasks = build(config, "hypercleaning", r)
         estimator = Estimator(1.0, Sweep.checkpointed(slots))
-        return peak_bytes(lambda: hypergradient(problem, theta, tasks, estimator), (theta, *parts(tasks)))
+        return peak_bytes(lambda: hypergradient(problem, theta, tasks, estimator), (theta, *Tasks.of(tasks).parts))
 
     short, long = config.long
     for slots in (3, 9):
@@ -79,8 +79,9 @@ def ufom_time(config: Config) -> Rows:
     A batch is split by its coins, and each part costs what C1 and C2 are at that part's size.
     """
     problem, theta, tasks = build(config, "few-shot", config.steps)
-    one, estimator = take(tasks, slice(1)), UFOM(Q)
-    n, rounds, pairs, batched = count(tasks), max(3, config.rounds // 5), [], []
+    tasks = Tasks.of(tasks)
+    one, estimator = tasks.take(slice(1)), UFOM(Q)
+    n, rounds, pairs, batched = len(tasks), max(3, config.rounds // 5), [], []
 
     def run(chosen: Any, coins: list[int]) -> float:
         return seconds(lambda: hypergradient(problem, theta, chosen, estimator, coins=torch.tensor(coins) == 1))
@@ -96,8 +97,8 @@ def ufom_time(config: Config) -> Rows:
         pairs.append((float(np.mean(took)), cost.c_det + Q * cost.c_rnd))
         measured = predicted = 0.0
         for ones, share in BATCHES.items():
-            rest = _cost(problem, theta, take(tasks, slice(n - ones)))
-            corrected = _cost(problem, theta, take(tasks, slice(ones))) if ones else rest
+            rest = _cost(problem, theta, tasks.take(slice(n - ones)))
+            corrected = _cost(problem, theta, tasks.take(slice(ones))) if ones else rest
             measured += share * run(tasks, patterns[ones]) / n
             predicted += share * ((n - ones) * rest.c_det + ones * (corrected.c_det + corrected.c_rnd)) / n
         batched.append((measured, predicted))
@@ -144,7 +145,7 @@ def foreseen(config: Config) -> Rows:
     """Time and peak bytes over what `forecast` says from a few steps."""
     for workload, r in (("few-shot", config.steps), ("hypercleaning", max(config.lengths))):
         problem, theta, tasks = build(config, workload, r)
-        one = take(tasks, slice(1))
+        one = Tasks.of(tasks).take(slice(1))
         for name, estimator in (("first-order", FOM), ("exact, stored", EXACT),
                                 ("exact, 3 checkpoints", Estimator(1.0, Sweep.checkpointed(3)))):  # fmt: skip
             run = partial(hypergradient, problem, theta, one, estimator)
@@ -155,7 +156,7 @@ def foreseen(config: Config) -> Rows:
                 pairs.append((seconds(run), expected.seconds))
             row = {"method": f"time over its forecast, {name}", "workload": workload, "r": r}
             yield {**row, **_over_predicted(pairs)}
-            most = peak_bytes(run, (theta, *parts(one)))
+            most = peak_bytes(run, (theta, *one.parts))
             yield {"method": f"bytes over their forecast, {name}", "workload": workload, "r": r,
                    "live_bytes": most, "ratio": most / expected.bytes}  # fmt: skip
 

@@ -36,7 +36,7 @@ from studies.shared.training import missing
 from ufom_runtime import EXACT, Estimator, hypergradient, measure_cost, measure_moments, outer_sgd
 from ufom_runtime.algorithms import first_state, inner_gd
 from ufom_runtime.command.style import GREY, LOOKS, WIDTH
-from ufom_runtime.problem import BilevelProblem, Task, count
+from ufom_runtime.problem import BilevelProblem, Task, Tasks
 from ufom_runtime.problems.data import mnist, omniglot
 from ufom_runtime.problems.few_shot import omniglot_few_shot
 from ufom_runtime.problems.hypercleaning import digits_hypercleaning, mnist_hypercleaning
@@ -360,9 +360,10 @@ def evaluate(problem: BilevelProblem, theta: Tensor, tasks: Task) -> float:
     if problem.tasks is not None:
         gradient = hypergradient(problem, theta, tasks, EXACT)
         return float(gradient @ gradient)
-    rows = theta.expand(count(tasks), -1)
+    held = Tasks.of(tasks)
+    rows = theta.expand(len(held), -1)
     with torch.enable_grad():
-        phi, _ = inner_gd(Steps(problem, rows, tasks), first_state(problem, rows, tasks))
+        phi, _ = inner_gd(Steps(problem, rows, held), first_state(problem, rows, held))
     return float(torch.func.vmap(problem.outer_loss)(rows, phi, tasks).mean())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ufom_runtime.problem import BilevelProblem, count
+from ufom_runtime.problem import BilevelProblem, Tasks
 
 
 def unrolled_gradient(problem: BilevelProblem, theta: Tensor, tasks, kept: int | None = None) -> Tensor:
@@ -16,8 +16,9 @@ def unrolled_gradient(problem: BilevelProblem, theta: Tensor, tasks, kept: int |
     r = problem.r
     kept = r if kept is None else kept
     found = []
-    for i in range(count(tasks)):
-        task = tuple(t[i] for t in tasks) if isinstance(tasks, tuple) else tasks[i]
+    tasks = Tasks.of(tasks)
+    for i in range(len(tasks)):
+        task = tasks.form(tuple(t[i] for t in tasks.parts))
         leaf = theta.clone().requires_grad_()
         phi = problem.start(leaf, task)
         for j in range(r):

@@ -23,12 +23,12 @@ from ufom_runtime.derivatives import (
     start,
     total_loss,
 )
-from ufom_runtime.problem import BilevelProblem, Task
+from ufom_runtime.problem import BilevelProblem, Tasks
 from ufom_runtime.steps import Record, Steps
 from ufom_theory import Sweep, UfomError
 
 
-def first_state(problem: BilevelProblem, theta: Tensor, tasks: Task) -> Tensor:
+def first_state(problem: BilevelProblem, theta: Tensor, tasks: Tasks) -> Tensor:
     """φ_0, shape (n, p), without a graph."""
     return start(problem, theta.detach(), tasks).detach()
 
@@ -45,7 +45,7 @@ def inner_gd(steps: Steps, phi: Tensor, begin: int = 0, keep: int = 0) -> tuple[
 
 
 @torch.enable_grad()
-def first_order_vanishes(problem: BilevelProblem, theta: Tensor, tasks: Task) -> bool:
+def first_order_vanishes(problem: BilevelProblem, theta: Tensor, tasks: Tasks) -> bool:
     """Whether G_FO is identically zero, since neither the start nor the outer loss contains θ."""
     phi = start(problem, leaf(theta), tasks)
     return not phi.requires_grad and outer_gradients(problem, theta, phi, tasks)[0] is None
@@ -55,7 +55,7 @@ def first_order_vanishes(problem: BilevelProblem, theta: Tensor, tasks: Task) ->
 def sweep_gradients(
     problem: BilevelProblem,
     theta: Tensor,
-    tasks: Task,
+    tasks: Tasks,
     lengths: Sequence[int],
     sweep: Sweep,
     ring: int = 0,
@@ -106,7 +106,7 @@ def minus(b1: Tensor | None, alpha: float, h1: Tensor | None) -> Tensor | None:
     return -alpha * h1 if b1 is None else b1.sub(h1, alpha=alpha)
 
 
-def _unrolled(problem: BilevelProblem, theta: Tensor, tasks: Task, lengths: Sequence[int]) -> list[Tensor]:
+def _unrolled(problem: BilevelProblem, theta: Tensor, tasks: Tasks, lengths: Sequence[int]) -> list[Tensor]:
     """The same gradients from the graph of the last steps, each inner gradient evaluated once.
 
     A new leaf for θ begins where the proxy of each length begins, so that one backward pass tells the stretches apart.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
-from ufom_runtime.problem import BilevelProblem, Loss, Task, parts, single
+from ufom_runtime.problem import BilevelProblem, Loss, Tasks
 from ufom_theory import UfomError
 
 
@@ -50,17 +50,17 @@ def count_rows(kind: str, rows: int) -> None:
         setattr(calls, kind, getattr(calls, kind) + rows)
 
 
-def by_row(name: str, function: Callable[..., Any], *stacks: Task) -> Any:
-    """`function` of each row; a single row goes without vmap, which is quicker and asks less of the function."""
-    n = len(parts(stacks[0])[0])
+def by_row(name: str, function: Callable[..., Any], *vectors: Tensor, tasks: Tasks) -> Any:
+    """`function`(vectors, task) of each row; a single row goes without vmap, which is quicker and asks less of it."""
+    n, k = len(tasks), len(vectors)
     try:
         if n == 1:  # unsqueezed by the caller, if need be
-            return function(*(single(x) for x in stacks))
-        return torch.func.vmap(function)(*stacks)
+            return function(*(x.squeeze(0) for x in vectors), tasks.one())
+        return torch.func.vmap(lambda *row: function(*row[:k], tasks.form(row[k:])))(*vectors, *tasks.parts)
     except (UfomError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # it is the user's function: whatever it raises, say where
-        shapes = ", ".join(str(tuple(t[0].shape)) for x in stacks for t in parts(x))
+        shapes = ", ".join(str(tuple(t.shape[1:])) for t in (*vectors, *tasks.parts))
         remedy = "" if n == 1 else "; if it works on one task, run one at a time (chunk=1), without vmap"
         said = f"{type(error).__name__}: {error}"
         raise UfomError(f"{name} failed on arguments of shapes {shapes}: {said}{remedy}") from error
@@ -71,9 +71,9 @@ def leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().requires_grad_()
 
 
-def row_losses(name: str, loss: Loss, theta: Tensor, phi: Tensor, tasks: Task) -> Tensor:
+def row_losses(name: str, loss: Loss, theta: Tensor, phi: Tensor, tasks: Tasks) -> Tensor:
     """The rows' losses, shape (n,), or () for one row; refused where a loss is no real scalar."""
-    losses: Tensor = by_row(name, loss, theta, phi, tasks)
+    losses: Tensor = by_row(name, loss, theta, phi, tasks=tasks)
     if not isinstance(losses, Tensor):
         raise UfomError(f"{name} returned a {type(losses).__name__}: return a tensor, without float() or .item()")
     batched = len(phi) > 1
@@ -84,7 +84,7 @@ def row_losses(name: str, loss: Loss, theta: Tensor, phi: Tensor, tasks: Task) -
     return losses
 
 
-def total_loss(name: str, loss: Loss, theta: Tensor, phi: Tensor, tasks: Task) -> Tensor:
+def total_loss(name: str, loss: Loss, theta: Tensor, phi: Tensor, tasks: Tasks) -> Tensor:
     """Sum of the rows' losses, refused where a loss is no scalar or does not depend on φ."""
     losses = row_losses(name, loss, theta, phi, tasks)
     if not losses.requires_grad:
@@ -106,7 +106,7 @@ IGNORES_PHI = "{} does not depend on φ: compute it from its second argument, wi
 
 
 def graph_of_inner_gradient(
-    problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: Task, graph: bool = True
+    problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: Tasks, graph: bool = True
 ) -> Tensor:
     """∂L_in/∂φ, shape (n, p), at the leaf φ, with its graph."""
     total = total_loss("inner_loss", problem.inner_loss, theta, phi, tasks)
@@ -116,12 +116,12 @@ def graph_of_inner_gradient(
     return g
 
 
-def inner_gradient(problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: Task) -> Tensor:
+def inner_gradient(problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: Tasks) -> Tensor:
     """∂L_in/∂φ, shape (n, p)."""
     return graph_of_inner_gradient(problem, theta.detach(), leaf(phi), tasks, graph=False)
 
 
-def outer_gradients(problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: Task) -> tuple[Tensor | None, Tensor]:
+def outer_gradients(problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: Tasks) -> tuple[Tensor | None, Tensor]:
     """∂L_out/∂θ, shape (n, s), None where L_out is free of θ; and ∂L_out/∂φ, shape (n, p)."""
     theta, phi = leaf(theta), leaf(phi)
     total = total_loss("outer_loss", problem.outer_loss, theta, phi, tasks)
@@ -132,7 +132,7 @@ def outer_gradients(problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: 
 
 
 def gradient_and_products(
-    problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: Task, b2: Tensor
+    problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: Tasks, b2: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """∂L_in/∂φ, and `hessian_vector_products` from its graph."""
     theta, phi = leaf(theta), leaf(phi)
@@ -145,13 +145,13 @@ def gradient_and_products(
 
 
 def hessian_vector_products(
-    problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: Task, b2: Tensor
+    problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: Tasks, b2: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
     """(∂²L_in/∂θ∂φ)ᵀb2, shape (n, s), and (∂²L_in/∂φ²)ᵀb2, shape (n, p); None where the block is identically zero."""
     return gradient_and_products(problem, theta, phi, tasks, b2)[1:]
 
 
-def _refuse_hidden_curvature(problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: Task, g: Tensor) -> None:
+def _refuse_hidden_curvature(problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: Tasks, g: Tensor) -> None:
     """A gradient without a graph is that of a loss linear in φ, or of an operation that hides its second derivative.
 
     Taking the second for the first would silently give the first-order gradient, so a small step tells them apart.
@@ -164,9 +164,9 @@ def _refuse_hidden_curvature(problem: BilevelProblem, theta: Tensor, phi: Tensor
         )
 
 
-def start(problem: BilevelProblem, theta: Tensor, tasks: Task) -> Tensor:
+def start(problem: BilevelProblem, theta: Tensor, tasks: Tasks) -> Tensor:
     """φ_0 = V(θ, T), shape (n, p), with its graph if θ asks for one."""
-    phi: Tensor = by_row("start", problem.start, theta, tasks)
+    phi: Tensor = by_row("start", problem.start, theta, tasks=tasks)
     phi = phi[None] if len(theta) == 1 else phi
     if not phi.is_floating_point():
         raise UfomError(f"start returned {phi.dtype}: φ_0 must be a vector of floating-point numbers")
@@ -177,7 +177,7 @@ def start(problem: BilevelProblem, theta: Tensor, tasks: Task) -> Tensor:
     return phi
 
 
-def pull_back(problem: BilevelProblem, theta: Tensor, tasks: Task, b1: Tensor | None, b2: Tensor) -> Tensor:
+def pull_back(problem: BilevelProblem, theta: Tensor, tasks: Tasks, b1: Tensor | None, b2: Tensor) -> Tensor:
     """b1 + (∂V/∂θ)ᵀb2, shape (n, s)."""
     theta = leaf(theta)
     phi = start(problem, theta, tasks)

@@ -13,7 +13,7 @@ from ufom_runtime.algorithms import sweep_gradients
 from ufom_runtime.derivatives import Calls, count_calls, count_rows
 from ufom_runtime.kept import kept
 from ufom_runtime.memory import budget, peak_bytes
-from ufom_runtime.problem import BilevelProblem, Task, all_finite, check, count, cpu_generator, parts, repeat, take
+from ufom_runtime.problem import BilevelProblem, Task, Tasks, all_finite, check, cpu_generator
 from ufom_theory import CostModel, Sweep, Truncated, UfomError
 from ufom_theory.checks import integer
 from ufom_theory.planner import states_held
@@ -68,7 +68,7 @@ class Method(Protocol):
         self,
         problem: BilevelProblem,
         theta: Tensor,
-        tasks: Task,
+        tasks: Task | Tasks,
         state: State = (),
         draws: Draws = None,
         *,
@@ -131,7 +131,7 @@ class Estimator:
         self,
         problem: BilevelProblem,
         theta: Tensor,
-        tasks: Task,
+        tasks: Task | Tasks,
         state: State = (),
         draws: Draws = None,
         *,
@@ -140,8 +140,8 @@ class Estimator:
         compile: bool = False,
     ) -> Direction:
         """As `Method.direction`: the estimate (12)–(13)."""
-        check(problem, theta, tasks)
-        n = count(tasks)
+        tasks = check(problem, theta, tasks)
+        n = len(tasks)
         coins = toss(n, self.q, draws, self.coin)
         result = theta.new_zeros((n, len(theta)) if per_task else (len(theta),))
         for index, proxy, exact in gradients(problem, theta, tasks, coins, self, chunk, compile):
@@ -193,7 +193,7 @@ def draw_coins(n: int, q: float, generator: Generator, coin: Coin = "task") -> T
 def gradients(
     problem: BilevelProblem,
     theta: Tensor,
-    tasks: Task,
+    tasks: Tasks,
     coins: Tensor,
     estimator: Estimator,
     chunk: int | None = None,
@@ -228,7 +228,7 @@ def gradients(
 def hypergradient(
     problem: BilevelProblem,
     theta: Tensor,
-    tasks: Task,
+    tasks: Task | Tasks,
     estimator: Method,
     *,
     coins: Tensor | None = None,
@@ -327,7 +327,7 @@ def _given(n: int, q: float, coins: Tensor, coin: Coin) -> Tensor:
 def in_chunks(
     problem: BilevelProblem,
     thetas: Tensor,
-    tasks: Task,
+    tasks: Tasks,
     pairs: Tensor,
     lengths: tuple[int, ...],
     sweep: Sweep,
@@ -383,7 +383,7 @@ def in_chunks(
 def rows_together(
     problem: BilevelProblem,
     thetas: Tensor,
-    tasks: Task,
+    tasks: Tasks,
     pairs: Tensor,
     lengths: tuple[int, ...],
     sweep: Sweep,
@@ -392,27 +392,27 @@ def rows_together(
     compile: bool = False,
 ) -> int:
     """How many rows `in_chunks` runs together, for the same arguments."""
-    n = count(tasks)
+    n = len(tasks)
     if chunk is not None:
         return int(integer("chunk, the tasks run together,", chunk, 1))
     if pairs.shape[1] == 1 or (compile and thetas.device.type == "cpu"):
         return 1
-    key = (lengths[-1], sweep, ring, thetas.dtype, thetas.device, *(t.shape[1:] for t in parts(tasks)))
+    key = (lengths[-1], sweep, ring, thetas.dtype, thetas.device, *(t.shape[1:] for t in tasks.parts))
     known: dict[object, int] = kept(problem, "bytes of a row")
     if key not in known:
         rows, one = _rows(thetas, tasks, pairs[:, :1])
         with count_calls():  # the probe is not counted
-            known[key] = peak_bytes(lambda: sweep_gradients(problem, rows, one, lengths, sweep, ring), parts(tasks))
+            known[key] = peak_bytes(lambda: sweep_gradients(problem, rows, one, lengths, sweep, ring), tasks.parts)
         if n > 1:
-            known[key] += sum(t[0].nbytes for t in parts(tasks))  # the rows of a chunk are copies
+            known[key] += sum(t[0].nbytes for t in tasks.parts)  # the rows of a chunk are copies
     size = max(1, budget(thetas.device) // max(1, known[key]))
     return min(size, n) if compile else size
 
 
-def _rows(thetas: Tensor, tasks: Task, pairs: Tensor) -> tuple[Tensor, Task]:
+def _rows(thetas: Tensor, tasks: Tasks, pairs: Tensor) -> tuple[Tensor, Tasks]:
     """The θ and the tasks at the pairs of indices."""
-    n, size = count(tasks), pairs.shape[1]
+    n, size = len(tasks), pairs.shape[1]
     rows = thetas.expand(size, -1) if len(thetas) == 1 else thetas[pairs[0].to(thetas.device)]
     if n == 1:  # one task for every θ: seen many times, held once
-        return rows, repeat(tasks, size)
-    return rows, tasks if torch.equal(pairs[1], torch.arange(n)) else take(tasks, pairs[1])
+        return rows, tasks.repeat(size)
+    return rows, tasks if torch.equal(pairs[1], torch.arange(n)) else tasks.take(pairs[1])

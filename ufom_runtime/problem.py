@@ -11,8 +11,85 @@ from torch import Generator, Tensor
 
 from ufom_theory import UfomError
 
-Task = Tensor | tuple[Tensor, ...]  # so that torch.func.vmap works; n tasks are stacked in the leading dimension
+Task = Tensor | tuple[Tensor, ...]  # what a loss sees: a tensor, a tuple or a named tuple of tensors
 Loss = Callable[[Tensor, Tensor, Task], Tensor]
+Form = Callable[[tuple[Tensor, ...]], Task]  # makes a task from its tensors
+
+
+@dataclass(frozen=True, eq=False)
+class Tasks:
+    """n ≥ 1 tasks, stacked in the leading dimension of every tensor; `len` is n.
+
+    Attributes:
+        parts: the stacked tensors.
+        form: makes the task that a loss sees from one tensor for each part: alone, in a tuple or in a named tuple.
+    """
+
+    parts: tuple[Tensor, ...]
+    form: Form = tuple
+
+    @classmethod
+    def of(cls, tasks: Task | Tasks) -> Tasks:
+        """What a user gives as a stack of tasks; `UfomError` where it is not one."""
+        if isinstance(tasks, Tasks):
+            return tasks
+        parts = tasks if isinstance(tasks, tuple) else (tasks,)
+        if not parts or not all(isinstance(t, Tensor) for t in parts):
+            raise UfomError(
+                f"tasks must be a tensor or a tuple of tensors, not a {type(tasks).__name__}: "
+                "torch.stack the tasks' inputs, their targets and so on, each in the leading dimension"
+            )
+        for t in parts:
+            if t.is_nested or t.layout is not torch.strided:
+                raise UfomError(
+                    "a tensor of the tasks is nested or sparse: give dense tensors, with all tasks padded to one size "
+                    "and a mask for the losses among them"
+                )
+        if not all(t.ndim for t in parts):
+            raise UfomError("a tensor of the tasks has no dimensions: the leading one numbers the tasks; give t[None]")
+        lengths = {len(t) for t in parts}
+        if len(lengths) > 1:
+            raise UfomError(
+                f"the tensors of the tasks have leading dimensions {sorted(lengths)}: stack equally many in each; "
+                "a single task is given as t[None], for every tensor t of it"
+            )
+        if lengths == {0}:
+            raise UfomError(
+                "there are no tasks: the leading dimension of every tensor is the number of tasks, at least 1"
+            )
+        return cls(parts, _alone if isinstance(tasks, Tensor) else getattr(type(tasks), "_make", tuple))
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    @property
+    def stack(self) -> Task:
+        """The stacked tensors in the form that the user gave them in."""
+        return self.form(self.parts)
+
+    def take(self, index: Tensor | slice) -> Tasks:
+        """The tasks at `index` (on the CPU)."""
+        return self._each(lambda t: t[index if isinstance(index, slice) else index.to(t.device)])
+
+    def repeat(self, n: int) -> Tasks:
+        """The only task n times, without copies."""
+        return self._each(lambda t: t.expand(n, *t.shape[1:]))
+
+    def one(self) -> Task:
+        """The only task, as a loss sees it."""
+        # squeezed, not indexed: the derivative of an index fills and copies a tensor, that of a view costs nothing
+        return self.form(tuple(t.squeeze(0) for t in self.parts))
+
+    def to(self, dtype: torch.dtype) -> Tasks:
+        """The same tasks with all floating-point tensors in `dtype`."""
+        return self._each(lambda t: t.to(dtype) if t.is_floating_point() else t)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Tasks:
+        return Tasks(tuple(change(t) for t in self.parts), self.form)
+
+
+def _alone(parts: tuple[Tensor, ...]) -> Tensor:
+    return parts[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +143,7 @@ class BilevelProblem:
             raise UfomError(f"step size α = {bad[0].item():g} must be a finite number > 0")
         object.__setattr__(self, "step_sizes", alphas)
         if self.tasks is not None:
-            count(self.tasks)
+            Tasks.of(self.tasks)
         elif self.sample_tasks is None:
             raise UfomError("the problem has no tasks: give sample_tasks, or the finite set of tasks")
         if self.initial is not None:
@@ -95,52 +172,12 @@ class BilevelProblem:
             except Exception as error:  # it is the user's function
                 said = f"{type(error).__name__}: {error}"
                 raise UfomError(f"sample_tasks(n, generator) failed for n = {n}: {said}") from error
-            if (drawn := count(tasks)) != n:
+            if (drawn := len(Tasks.of(tasks))) != n:
                 raise UfomError(f"sample_tasks returned {drawn} task(s) where n = {n} were asked for: stack n of them")
             return tasks
         assert self.tasks is not None
-        return take(self.tasks, torch.randint(count(self.tasks), (n,), generator=generator, device="cpu"))
-
-
-def parts(tasks: Task) -> tuple[Tensor, ...]:
-    """The tensors of a task."""
-    tensors = tasks if isinstance(tasks, tuple) else (tasks,)
-    if not tensors or not all(isinstance(t, Tensor) for t in tensors):
-        raise UfomError(
-            f"tasks must be a tensor or a tuple of tensors, not a {type(tasks).__name__}: "
-            "torch.stack the tasks' inputs, their targets and so on, each in the leading dimension"
-        )
-    return tensors
-
-
-def count(tasks: Task) -> int:
-    """Number of stacked tasks, at least one."""
-    lengths = {len(t) if t.ndim else 0 for t in parts(tasks)}
-    if len(lengths) > 1:
-        raise UfomError(f"the tensors of the tasks have leading dimensions {sorted(lengths)}: stack the same number")
-    (n,) = lengths
-    if n == 0:
-        raise UfomError("there are no tasks: the leading dimension of every tensor is the number of tasks, at least 1")
-    return n
-
-
-def take(tasks: Task, index: Tensor | slice) -> Task:
-    """The tasks at `index` (on the CPU), as a stack."""
-    if isinstance(tasks, Tensor):
-        return tasks[index if isinstance(index, slice) else index.to(tasks.device)]
-    return tuple(t[index if isinstance(index, slice) else index.to(t.device)] for t in tasks)
-
-
-def repeat(tasks: Task, n: int) -> Task:
-    """A stack of one task as a stack of n, without copies."""
-    expanded = tuple(t.expand(n, *t.shape[1:]) for t in parts(tasks))
-    return expanded[0] if isinstance(tasks, Tensor) else expanded
-
-
-def single(tasks: Task) -> Task:
-    """The only task of a stack of one, without its leading dimension."""
-    # squeezed, not indexed: the derivative of an index fills and copies a tensor, that of a view costs nothing
-    return tasks.squeeze(0) if isinstance(tasks, Tensor) else tuple(t.squeeze(0) for t in tasks)
+        known = Tasks.of(self.tasks)
+        return known.take(torch.randint(len(known), (n,), generator=generator, device="cpu")).stack
 
 
 def all_finite(tensor: Tensor) -> bool:
@@ -159,17 +196,18 @@ def finite_theta(name: str, theta: Tensor, dimensions: tuple[int, ...]) -> None:
         raise UfomError(f"{name} holds NaN or ±inf: give finite outer parameters")
 
 
-def check(problem: BilevelProblem, theta: Tensor, tasks: Task, dimensions: tuple[int, ...] = (1,)) -> None:
-    """Refuse a bad θ (of another length than `problem.initial`, too), no tasks, and tasks on another device."""
+def check(problem: BilevelProblem, theta: Tensor, tasks: Task | Tasks, dimensions: tuple[int, ...] = (1,)) -> Tasks:
+    """The tasks as a stack; refused are a bad θ (of another length than `problem.initial`, too) and bad tasks."""
     finite_theta("theta", theta, dimensions)
     if problem.initial is not None and theta.shape[-1] != problem.initial.shape[-1]:
         raise UfomError(f"theta has {theta.shape[-1]} parameters, but problem.initial {problem.initial.shape[-1]}")
     if torch.is_inference_mode_enabled():
         raise UfomError("torch.inference_mode() forbids derivatives: leave it, or use torch.no_grad()")
-    count(tasks)
-    for tensor in parts(tasks):
+    tasks = Tasks.of(tasks)
+    for tensor in tasks.parts:
         if tensor.device != theta.device:
             raise UfomError(f"theta is on {theta.device} but a task on {tensor.device}: move both to one device")
+    return tasks
 
 
 def cpu_generator(generator: Generator | None) -> None:

@@ -27,7 +27,7 @@ from ufom_runtime.derivatives import (
     outer_gradients,
 )
 from ufom_runtime.kept import kept
-from ufom_runtime.problem import BilevelProblem, Task, parts
+from ufom_runtime.problem import BilevelProblem, Form, Tasks
 from ufom_theory import UfomError
 
 T = TypeVar("T")
@@ -37,23 +37,25 @@ Record = Tensor | list[Tensor]
 """What is kept of an inner step for its backward step: its state, or a compiled step's residuals."""
 
 
-def inner_step(problem: BilevelProblem, theta: Tensor, tasks: Task, phi: Tensor, alpha: Tensor) -> Found:
+def inner_step(problem: BilevelProblem, theta: Tensor, tasks: Tasks, phi: Tensor, alpha: Tensor) -> Found:
     """φ − α·∂L_in/∂φ."""
     return (phi - alpha * inner_gradient(problem, theta, phi, tasks),)
 
 
-def outer_step(problem: BilevelProblem, theta: Tensor, tasks: Task, phi: Tensor) -> Found:
+def outer_step(problem: BilevelProblem, theta: Tensor, tasks: Tasks, phi: Tensor) -> Found:
     """∂L_out/∂θ and ∂L_out/∂φ."""
     return outer_gradients(problem, theta, phi, tasks)
 
 
-def backward_step(problem: BilevelProblem, theta: Tensor, tasks: Task, phi: Tensor, alpha: Tensor, b2: Tensor) -> Found:
+def backward_step(
+    problem: BilevelProblem, theta: Tensor, tasks: Tasks, phi: Tensor, alpha: Tensor, b2: Tensor
+) -> Found:
     """(∂²L_in/∂θ∂φ)ᵀb2 and b2 − α·(∂²L_in/∂φ²)ᵀb2."""
     h1, h2 = hessian_vector_products(problem, theta, phi, tasks, b2)
     return h1, None if h2 is None else b2 - alpha * h2
 
 
-def joint_step(problem: BilevelProblem, theta: Tensor, tasks: Task, phi: Tensor, alpha: Tensor, b2: Tensor) -> Found:
+def joint_step(problem: BilevelProblem, theta: Tensor, tasks: Tasks, phi: Tensor, alpha: Tensor, b2: Tensor) -> Found:
     """An inner step and its backward step from one gradient: φ − α·∂L_in/∂φ, and what `backward_step` gives."""
     g, h1, h2 = gradient_and_products(problem, theta, phi, tasks, b2)
     return phi - alpha * g, h1, None if h2 is None else b2 - alpha * h2
@@ -67,12 +69,12 @@ class Steps:
     """
 
     def __init__(
-        self, problem: BilevelProblem, theta: Tensor, tasks: Task, unrolled: bool = False, compile: bool = False
+        self, problem: BilevelProblem, theta: Tensor, tasks: Tasks, unrolled: bool = False, compile: bool = False
     ) -> None:
         self.problem, self._theta, self._tasks, self._unrolled = problem, theta.detach(), tasks, unrolled
         self._compile = compile
         if compile:
-            self._inputs = tuple(t.contiguous() for t in (self._theta, *parts(tasks)))
+            self._inputs = tuple(t.contiguous() for t in (self._theta, *tasks.parts))
             self._alphas = torch.tensor(problem.alphas, dtype=theta.dtype, device=theta.device).unbind()
             self._baked = list(_reached((problem.inner_loss, problem.outer_loss), set()))
             self._made: dict[object, Any] = {}
@@ -129,23 +131,23 @@ class Steps:
     def _once(self, step: Callable[..., Found], arguments: tuple[Tensor, ...]) -> Any:
         """The compiled step, or the joint step's halves; kept with the problem while a trace would be the same."""
         if step not in self._made:
-            joint, tupled = step is joint_step, isinstance(self._tasks, tuple)
-            key = (step, joint and self._unrolled, tupled, *((t.shape, t.dtype, t.device) for t in arguments))
+            joint, form = step is joint_step, self._tasks.form
+            key = (step, joint and self._unrolled, form, *((t.shape, t.dtype, t.device) for t in arguments))
             graphs = kept(self.problem, "graphs")
             baked, made = graphs.get(key, (None, None))
             if baked is None or not _same(baked, self._baked):
                 if joint:
-                    made = _compile_halves(self.problem, tupled, arguments, self._unrolled)
+                    made = _compile_halves(self.problem, form, arguments, self._unrolled)
                 else:
-                    made = _compile(self.problem, step, tupled, arguments)
+                    made = _compile(self.problem, step, form, arguments)
                 graphs[key] = self._baked, made
             self._made[step] = made
         return self._made[step]
 
 
-def _compile(problem: BilevelProblem, step: Callable[..., Found], tupled: bool, arguments: tuple[Tensor, ...]) -> Graph:
+def _compile(problem: BilevelProblem, step: Callable[..., Found], form: Form, arguments: tuple[Tensor, ...]) -> Graph:
     """The step as a compiled graph, held to the plain one; or the plain one, with a warning, where none can be made."""
-    plain = _plain(problem, step, tupled, arguments)
+    plain = _plain(problem, step, form, arguments)
     expected = plain(*arguments)  # first, so that an error of the user's own comes out as it is
     if not any(tensor is not None for tensor in expected):
         return plain
@@ -162,7 +164,7 @@ def _compile(problem: BilevelProblem, step: Callable[..., Found], tupled: bool, 
 
 
 def _compile_halves(
-    problem: BilevelProblem, tupled: bool, arguments: tuple[Tensor, ...], unrolled: bool
+    problem: BilevelProblem, form: Form, arguments: tuple[Tensor, ...], unrolled: bool
 ) -> tuple[Graph, Graph] | None:
     """The joint step's two halves as compiled graphs, held to the plain ones; None where the state is to be kept.
 
@@ -175,7 +177,7 @@ def _compile_halves(
     # any φ and b2 will do; but since the halves are held to the plain step there, let them be no special ones
     phi = phi + 0.01 * (1 + phi.abs()) * noise
     given = (*inputs, phi, alpha, b2)
-    plain = _plain(problem, joint_step, tupled, given)
+    plain = _plain(problem, joint_step, form, given)
     expected = plain(*given)
     if not any(tensor is not None for tensor in expected[1:]):
         return None
@@ -198,15 +200,14 @@ def _compile_halves(
 
 
 def _plain(
-    problem: BilevelProblem, step: Callable[..., Found], tupled: bool, arguments: tuple[Tensor, ...]
+    problem: BilevelProblem, step: Callable[..., Found], form: Form, arguments: tuple[Tensor, ...]
 ) -> Callable[..., Found]:
     """The step as a function of tensors alone."""
     n_tasks = len(arguments) - 1 - (step.__code__.co_argcount - 3)
 
     @torch.enable_grad()
     def plain(theta: Tensor, *rest: Tensor) -> Found:
-        tasks = rest[:n_tasks]
-        return step(problem, theta, tasks if tupled else tasks[0], *rest[n_tasks:])
+        return step(problem, theta, Tasks(rest[:n_tasks], form), *rest[n_tasks:])
 
     return cast(Callable[..., Found], plain)
 

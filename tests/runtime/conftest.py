@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ufom_runtime import BilevelProblem
-from ufom_runtime.problem import take
+from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.few_shot import digits_few_shot, omniglot_few_shot
 from ufom_runtime.problems.hypercleaning import digits_hypercleaning, mnist_hypercleaning
 from ufom_runtime.problems.quadratic import quadratic
@@ -63,7 +63,7 @@ def case(request):
     problem = MAKERS[request.param]()
     theta = problem.initial
     if request.param == "synthetic":
-        return problem, torch.tensor([4.5], dtype=F64), take(problem.tasks, torch.tensor([0, 1, 1, 0]))
+        return problem, torch.tensor([4.5], dtype=F64), Tasks.of(problem.tasks).take(torch.tensor([0, 1, 1, 0])).stack
     if request.param.endswith("hypercleaning"):
         return problem, torch.linspace(-1, 1, len(theta), dtype=F64), problem.tasks
     return problem, theta, problem.sample(4, torch.Generator().manual_seed(1))

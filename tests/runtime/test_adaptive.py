@@ -11,7 +11,7 @@ from tests.runtime.conftest import F64, coupled
 from ufom_runtime import UFOM, AdaptiveUFOM, hypergradient, outer_sgd
 from ufom_runtime.estimators import draw_coins
 from ufom_runtime.methods.adaptive import AdaptiveState
-from ufom_runtime.problem import take
+from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.synthetic import synthetic
 from ufom_runtime.training.seeds import generator
 from ufom_theory import Sweep, Truncated, UfomError
@@ -117,7 +117,7 @@ def test_one_task_makes_one_update_with_the_mean_of_those_corrected():
     tasks, rule = problem.sample(5, torch.Generator().manual_seed(2)), AdaptiveUFOM(q_min=0.5)
     coins = draw_coins(5, 0.5, torch.Generator().manual_seed(8))
     assert 1 < int(coins.sum()) < 5
-    seen = take(tasks, torch.nonzero(coins)[:, 0])
+    seen = Tasks.of(tasks).take(torch.nonzero(coins)[:, 0])
     exact = unrolled_gradient(problem, problem.initial, seen)
     bias = exact - unrolled_gradient(problem, problem.initial, seen, kept=0)
     state = rule.direction(problem, problem.initial, tasks, rule.begin(), torch.Generator().manual_seed(8)).state

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from tests.runtime.conftest import F64, coupled
 from ufom_runtime import EXACT, FOM, RECOMPUTED, UFOM, BilevelProblem, FlatModule, audit_gradient, hypergradient
-from ufom_runtime.problem import count
+from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.few_shot import digits_few_shot
 from ufom_runtime.problems.hypercleaning import digits_hypercleaning
 from ufom_runtime.problems.quadratic import quadratic
@@ -34,7 +34,7 @@ def maml(problem, kept=None, *, alphas=None, total=False, per_task=False, **chan
         return p.outer_loss(theta, phi, task)
 
     def gradient(theta, tasks):
-        n = count(tasks)
+        n = len(Tasks.of(tasks))
         each = []
         for i in range(n):
             task = tuple(t[i] for t in tasks) if isinstance(tasks, tuple) else tasks[i]

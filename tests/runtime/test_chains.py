@@ -13,7 +13,7 @@ import torch
 from tests.runtime.conftest import F64
 from ufom_runtime import FOM, UFOM, chains, hypergradient
 from ufom_runtime.chains import BLOCK, simulate
-from ufom_runtime.problem import take
+from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.synthetic import synthetic
 from ufom_theory import UfomError
 from ufom_theory.two_tasks import TwoTaskProblem, squared_gradient_norms
@@ -39,7 +39,7 @@ def test_an_outer_step_is_the_runtimes_on_every_piece():
             found = theta.clone()
             draw = torch.full_like(theta, (task + coin) / 2)
             chains._advance(found[None], draw[None], torch.tensor([0.7], dtype=F64), cells, r)
-            one, coins = take(problem.tasks, torch.tensor([task])), torch.tensor([coin < q])
+            one, coins = Tasks.of(problem.tasks).take(torch.tensor([task])), torch.tensor([coin < q])
             estimator = UFOM(q) if q else FOM
             for x, y in zip(theta, found, strict=True):
                 g = hypergradient(problem, x[None], one, estimator, coins=coins if q else None)

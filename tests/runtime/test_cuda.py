@@ -18,7 +18,7 @@ from ufom_runtime import (
     outer_sgd,
 )
 from ufom_runtime.command.report import measure
-from ufom_runtime.problem import parts
+from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.few_shot import digits_few_shot
 from ufom_runtime.problems.hypercleaning import digits_hypercleaning
 from ufom_runtime.problems.quadratic import quadratic
@@ -48,7 +48,7 @@ def test_real_images_agree_with_the_cpu(factory):
     found = []
     for p in (cpu, gpu):
         tasks = p.tasks if p.tasks is not None else p.sample(4, torch.Generator().manual_seed(0))
-        assert all(t.device == p.initial.device for t in parts(tasks))
+        assert all(t.device == p.initial.device for t in Tasks.of(tasks).parts)
         found.append(hypergradient(p, p.initial, tasks, EXACT).cpu())
     torch.testing.assert_close(found[1], found[0], rtol=1e-8, atol=1e-10)
 

@@ -22,7 +22,7 @@ from ufom_runtime import (
 )
 from ufom_runtime.checkpointing import backwards
 from ufom_runtime.estimators import draw_coins
-from ufom_runtime.problem import count
+from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_runtime.problems.synthetic import synthetic
 from ufom_theory import CostModel, Sweep, Truncated, UfomError
@@ -58,7 +58,7 @@ def test_proxies_agree_with_the_truncated_loop(case, sweep):
 @pytest.mark.parametrize("k", [0, 2])
 def test_unbiased_with_the_second_moment_of_lemma_1(case, sweep, k):
     problem, theta, tasks = case
-    n, q = count(tasks), 0.3
+    n, q = len(Tasks.of(tasks)), 0.3
     exact = unrolled_gradient(problem, theta, tasks)
     proxy = unrolled_gradient(problem, theta, tasks, k)
     estimates = [

@@ -18,7 +18,7 @@ from ufom_runtime import (
 )
 from ufom_runtime.measure import clock
 from ufom_runtime.measure import forecast as forecasting
-from ufom_runtime.problem import count, parts
+from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.few_shot import digits_few_shot
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_theory import CostModel, Sweep, Truncated
@@ -39,9 +39,8 @@ def test_bytes_are_foreseen_within_a_fifth(make, chunk, estimator):
     problem = make()
     theta, tasks = problem.initial, problem.sample(2, torch.Generator().manual_seed(0))
     coins = torch.full((2,), estimator.q > 0)
-    peak = peak_bytes(
-        lambda: hypergradient(problem, theta, tasks, estimator, coins=coins, chunk=chunk), (theta, *parts(tasks))
-    )
+    known = (theta, *Tasks.of(tasks).parts)
+    peak = peak_bytes(lambda: hypergradient(problem, theta, tasks, estimator, coins=coins, chunk=chunk), known)
     assert forecast(problem, theta, tasks, estimator, chunk=chunk).bytes == pytest.approx(peak, rel=0.2)
 
 
@@ -65,7 +64,7 @@ def test_loop_or_vmap_by_the_clock(monkeypatch, together, chunk):
     monkeypatch.setattr(
         clock,
         "measure_cost",
-        lambda p, t, tasks, sweep, **_: CostModel(r=10, sweep=sweep, c1=1.0, c2=together if count(tasks) == 3 else 1.0),
+        lambda p, t, tasks, sweep, **_: CostModel(r=10, sweep=sweep, c1=1.0, c2=together if len(tasks) == 3 else 1.0),
     )
     assert choose_chunk(problem, problem.initial, tasks, EXACT) == chunk
     assert choose_chunk(problem, problem.initial, tasks, EXACT, compile=True) == (chunk or 3)

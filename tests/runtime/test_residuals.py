@@ -11,7 +11,7 @@ from ufom_runtime import EXACT, UFOM, BilevelProblem, Estimator, count_calls, hy
 from ufom_runtime.algorithms import first_state
 from ufom_runtime.compiled.residuals import split
 from ufom_runtime.kept import kept
-from ufom_runtime.problem import count
+from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.hypercleaning import digits_hypercleaning
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_runtime.steps import Steps
@@ -100,7 +100,8 @@ def closed_over():
 
 
 def records(problem, theta, tasks, unrolled=False):
-    rows = theta.expand(count(tasks), -1)
+    tasks = Tasks.of(tasks)
+    rows = theta.expand(len(tasks), -1)
     steps, phi = Steps(problem, rows, tasks, unrolled, compile=True), first_state(problem, rows, tasks)
     return phi, steps.record(phi, 0)[1]
 
@@ -129,7 +130,7 @@ def test_a_stored_sweep_keeps_what_is_smaller_and_an_unrolled_one_the_residuals(
 @pytest.mark.parametrize("sweep", [Sweep.stored(), Sweep.unrolled()])
 def test_gradients_from_residuals_are_those_of_the_unrolled_loop_and_counted_alike(make, sweep):
     problem, theta, tasks = make()
-    n, r = count(tasks), problem.r
+    n, r = len(Tasks.of(tasks)), problem.r
     exact, last = (unrolled_gradient(problem, theta, tasks, k) for k in (r, 1))
     with count_calls() as calls:
         found = hypergradient(problem, theta, tasks, Estimator(1.0, sweep), per_task=True, compile=True)

@@ -10,6 +10,7 @@ from tests.runtime.conftest import coupled
 from ufom_runtime import METHODS, BilevelProblem, Estimator, count_calls, hypergradient, outer_sgd
 from ufom_runtime.memory import peak_bytes
 from ufom_runtime.methods import ES, Entry, Forward, Implicit, Reversible, Telescoping
+from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_theory import Sweep, UfomError
 
@@ -33,7 +34,7 @@ THETA = torch.tensor([0.3, -0.2, 0.5], dtype=F64)
 
 def outcomes(method, problem, theta=THETA):
     """(probability, call) of everything that a method may draw; the last one holds the most."""
-    tasks = problem.tasks
+    tasks = Tasks.of(problem.tasks)
 
     def with_coin(coin):
         coins = torch.tensor([coin])

@@ -10,7 +10,7 @@ from tests.runtime.conftest import MAKERS, coupled
 from ufom_runtime import EXACT, METHODS, BilevelProblem, Estimator, hypergradient
 from ufom_runtime.methods import Checkpointing, Forward, Reversible, RootCheckpointing, TruncatedBackprop
 from ufom_runtime.methods.reversible import Loop
-from ufom_runtime.problem import count
+from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_theory import Sweep, UfomError
 
@@ -95,7 +95,7 @@ def test_root_checkpoints():
 def momentum_gradient(problem, theta, tasks, gamma):
     """d/dθ of the outer loss after the momentum loop, by one backward pass through its graph."""
     found = []
-    for i in range(count(tasks)):
+    for i in range(len(Tasks.of(tasks))):
         task = tuple(t[i] for t in tasks) if isinstance(tasks, tuple) else tasks[i]
         leaf = theta.clone().requires_grad_()
         phi = problem.start(leaf, task)
@@ -130,7 +130,7 @@ def test_the_loop_runs_back_to_the_same_bits(momentum):
     method = Reversible(momentum)
     problem = coupled(r=70)
     tasks = problem.sample(3, torch.Generator().manual_seed(0))
-    loop = Loop(method, problem, problem.initial.expand(3, -1), tasks)
+    loop = Loop(method, problem, problem.initial.expand(3, -1), Tasks.of(tasks))
     visited = []
     for j in range(70):
         visited.append((loop.phi, loop.v))

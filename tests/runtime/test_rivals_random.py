@@ -14,7 +14,7 @@ from tests.runtime.conftest import MAKERS, coupled
 from ufom_runtime import UFOM, hypergradient
 from ufom_runtime.methods import ES, METHODS, GuidedES, Telescoping, TruncatedBackprop, powers_of_two
 from ufom_runtime.methods.evolution import antithetic
-from ufom_runtime.problem import repeat
+from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.hypercleaning import digits_hypercleaning
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_runtime.problems.synthetic import synthetic
@@ -41,10 +41,9 @@ def test_telescopes_are_unbiased_by_enumeration(name, kind):
     theta = torch.tensor([4.5], dtype=F64) if name == "synthetic" else problem.initial
     tasks = problem.tasks if problem.tasks is not None else problem.sample(3, torch.Generator().manual_seed(1))
     exact = unrolled_gradient(problem, theta, tasks)
+    rows, stack = theta.expand(len(exact), -1), Tasks.of(tasks)
     for method in horizons_of(problem.r, kind):
-        found = [
-            method.at(problem, theta.expand(len(exact), -1), tasks, i).detach() for i in range(len(method.horizons))
-        ]
+        found = [method.at(problem, rows, stack, i).detach() for i in range(len(method.horizons))]
         mean = sum(p * g for p, g in zip(method.probabilities, found, strict=True))
         assert (mean - exact).norm() <= 1e-12 * exact.norm()
         if len(found) > 1:
@@ -62,7 +61,7 @@ def test_a_telescope_is_the_sum_of_weighted_differences(kind):
         unrolled_gradient(replace(problem, step_sizes=problem.alphas[:h]), problem.initial, tasks) for h in (1, 2, 4, 6)
     ]
     for drawn in range(4):
-        found = method.at(problem, problem.initial.expand(2, -1), tasks, drawn)
+        found = method.at(problem, problem.initial.expand(2, -1), Tasks.of(tasks), drawn)
         if kind == "single":
             expected = (g[drawn + 1] - g[drawn]) / method.probabilities[drawn]
         else:
@@ -74,7 +73,7 @@ def test_a_telescope_is_the_sum_of_weighted_differences(kind):
 def product(method, problem, theta, tasks):
     """E‖G‖²·E[h_N], by enumeration."""
     squares = [
-        float(method.at(problem, theta.expand(len(tasks), -1), tasks, i).detach().square().sum(1).mean())
+        float(method.at(problem, theta.expand(len(tasks), -1), Tasks.of(tasks), i).detach().square().sum(1).mean())
         for i in range(len(method.horizons))
     ]
     return np.dot(method.probabilities, squares) * np.dot(method.probabilities, method.horizons)
@@ -136,9 +135,8 @@ LIMIT = norm.isf(0.01 / (2 * COORDINATES))  # Bonferroni, over every coordinate 
 @pytest.mark.parametrize(("name", "problem", "theta", "method"), CASES, ids=[case[0] for case in CASES])
 def test_the_mean_of_draws_is_what_is_declared(name, problem, theta, method):
     one = problem.tasks[1:] if problem.tasks is not None else problem.sample(1, torch.Generator().manual_seed(1))
-    found = hypergradient(
-        problem, theta, repeat(one, DRAWS), method, generator=torch.Generator().manual_seed(5), per_task=True
-    )
+    many, generator = Tasks.of(one).repeat(DRAWS), torch.Generator().manual_seed(5)
+    found = hypergradient(problem, theta, many, method, generator=generator, per_task=True)
     (expected,) = unrolled_gradient(problem, theta, one)
     if isinstance(method, GuidedES):  # β·Σ·∇M, and so biased
         (u,) = unrolled_gradient(problem, theta, one, 0)
@@ -154,9 +152,8 @@ def test_the_z_test_finds_a_biased_method():
     problem = quadratic(dim=4, r=5, alpha=0.2)
     one = problem.sample(1, torch.Generator().manual_seed(1))
     biased = replace(problem, step_sizes=[0.2] * 4)  # one step too few
-    found = hypergradient(
-        biased, problem.initial, repeat(one, DRAWS), ES(0.5), generator=torch.Generator().manual_seed(5), per_task=True
-    )
+    many, generator = Tasks.of(one).repeat(DRAWS), torch.Generator().manual_seed(5)
+    found = hypergradient(biased, problem.initial, many, ES(0.5), generator=generator, per_task=True)
     assert z_scores(found, unrolled_gradient(problem, problem.initial, one)[0]).abs().max() > 2 * LIMIT
 
 
@@ -179,7 +176,7 @@ def expected_es(sigma, factor=None):
     if factor is not None:
         moves = moves @ factor.T
     rows = theta.expand(len(moves), -1)
-    return weights @ antithetic(problem, rows, repeat(task, len(moves)), moves) / sigma**2
+    return weights @ antithetic(problem, rows, Tasks.of(task).repeat(len(moves)), moves) / sigma**2
 
 
 def test_es_has_a_bias_of_second_order_by_quadrature():

@@ -9,6 +9,7 @@ from tests.oracles import unrolled_gradient
 from tests.runtime.conftest import F64, coupled
 from ufom_runtime import EXACT, UFOM, BilevelProblem, Estimator, count_calls, hypergradient
 from ufom_runtime.kept import kept
+from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.few_shot import digits_few_shot
 from ufom_runtime.problems.hypercleaning import digits_hypercleaning
 from ufom_runtime.steps import Steps
@@ -65,7 +66,7 @@ def test_one_tensor_in_two_places_stays_two_arguments():
     problem, theta, tasks = sines()
     phi = torch.linspace(0.1, 1, 9, dtype=F64).view(3, 3)
     rows = theta.expand(3, -1)
-    compiled, plain = (Steps(problem, rows, tasks, compile=c) for c in (True, False))
+    compiled, plain = (Steps(problem, rows, Tasks.of(tasks), compile=c) for c in (True, False))
     for other in (phi, 2 * phi):
         for a, b in zip(compiled.back(phi, 1, other), plain.back(phi, 1, other), strict=True):
             assert (a - b).norm() <= 1e-12 * b.norm()

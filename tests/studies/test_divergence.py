@@ -10,7 +10,7 @@ from studies.engine.sweep import Store
 from studies.optimal_q import outer_step_size
 from tests.oracles import unrolled_gradient
 from ufom_runtime import FOM, UFOM, hypergradient
-from ufom_runtime.problem import take
+from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.synthetic import synthetic
 from ufom_theory import diverging_problem
 
@@ -34,7 +34,7 @@ def test_runs_are_outer_sgd_with_the_runtimes_hypergradients():
     for k in range(1, 7):
         task, coin = rng.integers(0, 2, 3), rng.random(3) < 0.4
         for i in range(3):
-            one = take(problem.tasks, torch.tensor([task[i]]))
+            one = Tasks.of(problem.tasks).take(torch.tensor([task[i]]))
             theta[0, i] -= outer_step_size(k) * hypergradient(problem, theta[0, i][None], one, FOM)[0]
             coins = torch.tensor([coin[i]])
             theta[1, i] -= (

@@ -17,7 +17,7 @@ from tests.runtime.conftest import needs_data
 from ufom_runtime import EXACT, FOM, UFOM, hypergradient
 from ufom_runtime.measure.moments import moments_by_proxy
 from ufom_runtime.methods import METHODS, Telescoping
-from ufom_runtime.problem import take
+from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.data import data_folder
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_theory import UfomError
@@ -85,7 +85,7 @@ def test_statistics_of_a_coin_are_those_of_many_tosses():
     tossed = hypergradient(
         problem,
         theta,
-        take(problem.tasks, chosen),
+        Tasks.of(problem.tasks).take(chosen),
         UFOM(0.3),
         generator=torch.Generator().manual_seed(5),
         per_task=True,

@@ -15,7 +15,7 @@ import torch
 from studies import optimal_q as study
 from studies.engine.sweep import Store
 from ufom_runtime import FOM, UFOM, hypergradient
-from ufom_runtime.problem import take
+from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.synthetic import synthetic
 from ufom_theory import UfomError
 
@@ -38,7 +38,7 @@ def test_simulation_is_outer_sgd_with_the_runtimes_hypergradients():
         task, coin = rng.integers(0, 2, (2, 3)), rng.random((2, 3))
         for q in grid:
             for i in np.ndindex(2, 3):
-                one = take(problem.tasks, torch.tensor([task[i]]))
+                one = Tasks.of(problem.tasks).take(torch.tensor([task[i]]))
                 estimator, coins = (UFOM(q), torch.tensor([coin[i] < q])) if q else (FOM, None)
                 g = hypergradient(problem, theta[q][i][None], one, estimator, coins=coins)
                 theta[q][i] -= study.outer_step_size(k) * g[0]

@@ -11,7 +11,7 @@ import torch
 from studies import peers, performance
 from studies.methods import METHODS, Method
 from tests.oracles import unrolled_gradient
-from ufom_runtime.problem import single, take
+from ufom_runtime.problem import Tasks
 
 TINY = replace(performance.SIZES["quick"], filters=2, images=8, hidden=3, steps=2, rounds=2, outer_steps=10)
 
@@ -57,10 +57,10 @@ def test_our_methods_compute_what_they_are_compared_to_and_are_measured(table):
 @pytest.mark.parametrize("workload", ["few-shot", "hypercleaning"])
 def test_the_gradient_to_compare_with_is_the_oracles(workload, random_images):
     problem, theta, tasks = performance.build(TINY, workload, 3, double=True)
-    one = take(tasks, slice(1))
+    one = Tasks.of(tasks).take(slice(1))
     for kept, second_order in ((None, True), (0, False)):
         wanted = unrolled_gradient(problem, theta, one, kept)[0]
-        torch.testing.assert_close(peers.by_hand(problem, theta, single(one), second_order), wanted)
+        torch.testing.assert_close(peers.by_hand(problem, theta, one.one(), second_order), wanted)
 
 
 def test_what_computes_another_gradient_is_not_timed(monkeypatch, random_images):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ufom_runtime.audit.oracle import Oracle
-from ufom_runtime.problem import BilevelProblem, Task, all_finite, check, count
+from ufom_runtime.problem import BilevelProblem, Task, all_finite, check
 from ufom_theory import UfomError
 from ufom_theory.checks import integer
 
@@ -94,12 +94,12 @@ def audit_gradient(
         UfomError: wrong shapes, an output of `fn` that is no finite real tensor (s,), the mean over the tasks, or
             (n, s), a task each; or an exact gradient that is lost in the rounding noise.
     """
-    check(problem, theta, tasks)
+    stack = check(problem, theta, tasks)
     integer("repeats", repeats, _LEAST)
-    shapes: tuple[tuple[int, ...], ...] = ((len(theta),), (count(tasks), len(theta)))
+    shapes: tuple[tuple[int, ...], ...] = ((len(theta),), (len(stack), len(theta)))
     calls = [_call(fn, theta, tasks, shapes)]
     shape = tuple(calls[0].shape)
-    oracle = Oracle.of(problem, theta, tasks, len(shape) == 2, chunk, compile)
+    oracle = Oracle.of(problem, theta, stack, len(shape) == 2, chunk, compile)
     exact, size = oracle.table[-1], float(oracle.table[-1].norm())
     limit, noise = float(oracle.limits[-1]), float(oracle.noise[-1])
     if size <= limit:
@@ -172,7 +172,7 @@ def _name_fault(g: Tensor, oracle: Oracle) -> str:
     """What a deterministic gradient that is no G_K is instead, if it is a factor or a usual slip."""
     if not g.any():
         return "it is zero: is the graph cut between θ and the outer loss?"
-    n, r = count(oracle.tasks), oracle.problem.r
+    n, r = len(oracle.tasks), oracle.problem.r
     names = {0: "the first-order gradient", r: "the exact gradient"}
     truncated = [
         (names.get(k, f"the gradient truncated at K = {k}"), oracle.table[k], float(oracle.limits[k]))

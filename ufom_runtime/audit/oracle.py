@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ufom_runtime.estimators import EXACT, in_chunks, refuse_divergence
-from ufom_runtime.problem import BilevelProblem, Task, all_finite, count, parts
+from ufom_runtime.problem import BilevelProblem, Tasks, all_finite
 from ufom_theory import UfomError
 
 _MARGIN = 5  # tolerance over the measured rounding error, of which the user's code has a draw of its own
@@ -22,7 +22,7 @@ class Oracle:
 
     problem: BilevelProblem
     theta: Tensor
-    tasks: Task
+    tasks: Tasks
     per_task: bool
     table: Tensor
     noise: Tensor
@@ -31,13 +31,13 @@ class Oracle:
 
     @classmethod
     def of(
-        cls, problem: BilevelProblem, theta: Tensor, tasks: Task, per_task: bool, chunk: int | None, compile: bool
+        cls, problem: BilevelProblem, theta: Tensor, tasks: Tasks, per_task: bool, chunk: int | None, compile: bool
     ) -> Oracle:
         lengths = tuple(range(problem.r + 1))
         own = theta.dtype
         for dtype in (torch.float64, own):
             fine = _starting(problem, partial(Tensor.to, dtype=dtype))
-            fine_theta, fine_tasks = theta.detach().to(dtype), _cast(tasks, dtype)
+            fine_theta, fine_tasks = theta.detach().to(dtype), tasks.to(dtype)
             try:
                 table = refuse_divergence(_gradients(fine, fine_theta, fine_tasks, lengths, per_task, chunk, compile))
                 break
@@ -82,22 +82,17 @@ def _starting(problem: BilevelProblem, change: Callable[[Tensor], Tensor]) -> Bi
     )
 
 
-def _cast(tasks: Task, dtype: torch.dtype) -> Task:
-    cast = tuple(t.to(dtype) if t.is_floating_point() else t for t in parts(tasks))
-    return cast[0] if isinstance(tasks, Tensor) else cast
-
-
 def _gradients(
     problem: BilevelProblem,
     theta: Tensor,
-    tasks: Task,
+    tasks: Tasks,
     lengths: tuple[int, ...],
     per_task: bool,
     chunk: int | None,
     compile: bool = False,
 ) -> Tensor:
     """G_K for each length, the mean over the tasks or all of them: (lengths, s) or (lengths, n·s), in float64."""
-    n = count(tasks)
+    n = len(tasks)
     found = torch.zeros(len(lengths), n if per_task else 1, len(theta), dtype=torch.float64, device=theta.device)
     pairs = torch.stack([torch.zeros(n, dtype=torch.int64), torch.arange(n)])
     pieces = in_chunks(problem, theta.detach()[None], tasks, pairs, lengths, EXACT.sweep, chunk, compile=compile)
@@ -110,7 +105,7 @@ def _gradients(
     return found.flatten(1)
 
 
-def _slips(problem: BilevelProblem, tasks: Task) -> Iterator[tuple[str, BilevelProblem]]:
+def _slips(problem: BilevelProblem, tasks: Tasks) -> Iterator[tuple[str, BilevelProblem]]:
     """Usual slips, as the problems that would be differentiated correctly: (in words, problem)."""
     alphas = problem.alphas
 
@@ -125,7 +120,7 @@ def _slips(problem: BilevelProblem, tasks: Task) -> Iterator[tuple[str, BilevelP
     yield "after one inner step too many", replace(problem, step_sizes=[*alphas, alphas[-1]])
     if len(alphas) > 1:
         yield "after one inner step too few", replace(problem, step_sizes=alphas[:-1])
-    examples = {t.shape[1] for t in parts(tasks) if t.ndim > 1}
+    examples = {t.shape[1] for t in tasks.parts if t.ndim > 1}
     for m in sorted({2, 10} | examples - {1}):
         why = " (a sum over the examples for a mean?)" * (m in examples), " (a mean for a sum?)" * (m in examples)
         yield f"with inner steps {m} × as long{why[0]}", replace(problem, step_sizes=[m * a for a in alphas])

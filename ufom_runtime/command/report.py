@@ -15,7 +15,7 @@ from ufom_runtime.estimators import Each
 from ufom_runtime.measure.clock import measure_cost
 from ufom_runtime.measure.constants import compare_bounds
 from ufom_runtime.measure.moments import MeasuredMoments, moments_by_proxy
-from ufom_runtime.problem import BilevelProblem, Task, count, take
+from ufom_runtime.problem import BilevelProblem, Tasks
 from ufom_runtime.training.processes import Processes
 from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, optimal_q, plan
 from ufom_theory.checks import integer, scalar
@@ -81,17 +81,18 @@ def measure(
     chosen, law = exponent_of(m, outer)
     m = float(scalar("m", chosen))
     thetas = problem.initial if problem.initial.ndim == 2 else problem.initial[None]
-    tasks = problem.tasks if problem.tasks is not None else problem.sample(n_tasks, torch.Generator().manual_seed(seed))
+    given = problem.tasks if problem.tasks is not None else problem.sample(n_tasks, torch.Generator().manual_seed(seed))
+    tasks = Tasks.of(given)
     proxies = [Truncated(k) for k in _LENGTHS if k < problem.r]
     each: Each = map
     if processes is not None:
-        chunk, each = _shared(len(thetas) * count(tasks), chunk, processes), partial(processes.map, thetas)
+        chunk, each = _shared(len(thetas) * len(tasks), chunk, processes), partial(processes.map, thetas)
     moments = moments_by_proxy(
-        problem, thetas, tasks, proxies, chunk=chunk, compile=compile, progress=progress, each=each
+        problem, thetas, given, proxies, chunk=chunk, compile=compile, progress=progress, each=each
     )
     if processes is not None and processes.rank > 0:
         return {}
-    one = take(tasks, slice(0, 1))
+    one = tasks.take(slice(1))
     cost = measure_cost(problem, thetas[0], one, compile=compile)
     first_order = moments[proxies[0]]
     exact = float(cost.time(1.0, first_order, m))
@@ -141,12 +142,12 @@ def _shared(pairs: int, chunk: int | None, processes: Processes) -> int:
 
 
 def _bounds(
-    problem: BilevelProblem, thetas: Tensor, tasks: Task, chunk: int | None, compile: bool
+    problem: BilevelProblem, thetas: Tensor, tasks: Tasks, chunk: int | None, compile: bool
 ) -> list[dict[str, Any]]:
     """`compare_bounds` at no more than 4 θ, evenly spaced among those given, and the first 4 tasks."""
     chosen = thetas[torch.linspace(0, len(thetas) - 1, min(4, len(thetas))).long()]
     known = getattr(problem, "constants", None)
-    return compare_bounds(problem, chosen, take(tasks, slice(0, 4)), known, chunk=chunk, compile=compile)
+    return compare_bounds(problem, chosen, tasks.take(slice(4)), known, chunk=chunk, compile=compile)
 
 
 def _row(moments: Moments, cost: CostModel, m: float, exact: Any) -> dict[str, Any]:

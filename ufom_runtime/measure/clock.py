@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ufom_runtime.algorithms import first_state
 from ufom_runtime.estimators import Estimator, refuse_divergence
-from ufom_runtime.problem import BilevelProblem, Task, check, count, take
+from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_runtime.steps import Steps
 from ufom_theory import CostModel, Sweep, UfomError
 from ufom_theory.checks import integer, scalar
@@ -24,7 +24,7 @@ from ufom_theory.checks import integer, scalar
 def measure_cost(
     problem: BilevelProblem,
     theta: Tensor,
-    tasks: Task,
+    tasks: Task | Tasks,
     *,
     sweep: Sweep | None = None,
     seconds: float = 1.0,
@@ -54,9 +54,9 @@ def measure_cost(
     """
     if repeats < 5:
         raise UfomError(f"repeats = {repeats}: a median with an error needs at least 5")
-    check(problem, theta, tasks)
+    tasks = check(problem, theta, tasks)
     n = _together(tasks, chunk)
-    tasks = take(tasks, slice(n))
+    tasks = tasks.take(slice(n))
     rows, sweep = theta.expand(n, -1), sweep or Sweep.recomputed()
     phi, steps = first_state(problem, rows, tasks), Steps(problem, rows, tasks, sweep.kind == "unrolled", compile)
     b2 = refuse_divergence(steps.outer(phi)[1])
@@ -77,7 +77,7 @@ def measure_cost(
 def choose_chunk(
     problem: BilevelProblem,
     theta: Tensor,
-    tasks: Task,
+    tasks: Task | Tasks,
     estimator: Estimator,
     *,
     chunk: int | None = None,
@@ -101,12 +101,13 @@ def choose_chunk(
     Raises:
         UfomError: as `hypergradient`.
     """
+    tasks = check(problem, theta, tasks)
     most = _together(tasks, chunk)
     if most == 1:
         return 1
 
     def seconds(together: int) -> float:
-        some, sweep = take(tasks, slice(together)), estimator.sweep
+        some, sweep = tasks.take(slice(together)), estimator.sweep
         cost = measure_cost(problem, theta, some, sweep=sweep, seconds=0.1, repeats=5, compile=compile)
         cost = replace(cost, proxy=estimator.proxy)
         return float(cost.c_det + estimator.q * cost.c_rnd)
@@ -116,8 +117,8 @@ def choose_chunk(
     return most if compile else chunk
 
 
-def _together(tasks: Task, chunk: int | None) -> int:
-    n = count(tasks)
+def _together(tasks: Tasks, chunk: int | None) -> int:
+    n = len(tasks)
     return n if chunk is None else min(n, int(scalar("chunk, the tasks run together,", chunk, integer, 1)))
 
 

@@ -17,7 +17,7 @@ from torch.autograd import grad
 from ufom_runtime.algorithms import first_state
 from ufom_runtime.derivatives import leaf, start, total_loss
 from ufom_runtime.estimators import EXACT, in_chunks, refuse_divergence
-from ufom_runtime.problem import BilevelProblem, Loss, Task, check, count, take
+from ufom_runtime.problem import BilevelProblem, Loss, Task, Tasks, check
 from ufom_runtime.steps import Steps
 from ufom_theory import AssumptionConstants, bias_bound, gradient_bound, smoothness_bound
 from ufom_theory.checks import integer
@@ -42,7 +42,7 @@ class EstimatedConstants(AssumptionConstants):
 def estimate_constants(
     problem: BilevelProblem,
     thetas: Tensor,
-    tasks: Task,
+    tasks: Task | Tasks,
     *,
     seed: int = 0,
     chunk: int | None = None,
@@ -68,7 +68,7 @@ def estimate_constants(
     theta, rows, index = _pairs(problem, thetas, tasks)
     generator, size = torch.Generator().manual_seed(seed), len(theta) if chunk is None else chunk
     found = [
-        _visit(problem, theta[piece.to(theta.device)], take(rows, piece), generator, compile)
+        _visit(problem, theta[piece.to(theta.device)], rows.take(piece), generator, compile)
         for piece in torch.split(index[0], integer("chunk, the pairs run together,", size, 1))
     ]
     largest = {name: max(values[name] for values, _ in found) for name in found[0][0]}
@@ -76,7 +76,7 @@ def estimate_constants(
 
 
 def _visit(
-    problem: BilevelProblem, theta: Tensor, rows: Task, generator: torch.Generator, compile: bool
+    problem: BilevelProblem, theta: Tensor, rows: Tasks, generator: torch.Generator, compile: bool
 ) -> tuple[dict[str, float], bool]:
     """The largest of each constant over these rows, and whether a loss contains θ."""
 
@@ -110,7 +110,7 @@ def _visit(
     return {name: max(float(x.max()) for x in values) for name, values in found.items()}, theta_in_losses
 
 
-def _states(problem: BilevelProblem, theta: Tensor, rows: Task, compile: bool) -> tuple[Tensor, list[Tensor]]:
+def _states(problem: BilevelProblem, theta: Tensor, rows: Tasks, compile: bool) -> tuple[Tensor, list[Tensor]]:
     """φ_r, and up to ten of the states before it."""
     steps, states = Steps(problem, theta, rows, compile=compile), [first_state(problem, theta, rows)]
     for j in range(problem.r):
@@ -123,7 +123,7 @@ def _states(problem: BilevelProblem, theta: Tensor, rows: Task, compile: bool) -
 def compare_bounds(
     problem: BilevelProblem,
     thetas: Tensor,
-    tasks: Task,
+    tasks: Task | Tasks,
     known: AssumptionConstants | None = None,
     *,
     chunk: int | None = None,
@@ -143,13 +143,14 @@ def compare_bounds(
         `estimate_constants`; "observed", the largest ‖G_FO − G‖, ‖G‖ and ‖∇M(θ') − ∇M(θ'')‖/‖θ' − θ''‖ over the
         given θ and tasks. None where there is nothing to fill in: no known constants, or a single θ.
     """
+    tasks = check(problem, thetas, tasks, dimensions=(1, 2))
     estimated = estimate_constants(problem, thetas, tasks, chunk=chunk, compile=compile)
     theta, rows, pairs = _pairs(problem, thetas, tasks)
     lengths = (0, problem.r)
     chunks = in_chunks(problem, theta, rows, pairs, lengths, EXACT.sweep, chunk, compile=compile)
     pieces = [found for _, found in chunks]
     proxy, exact = (refuse_divergence(torch.cat(x)) for x in zip(*pieces, strict=True))
-    k = len(theta) // count(tasks)
+    k = len(theta) // len(tasks)
     means, points = (x.view(k, -1, x.shape[1]).mean(1) for x in (exact, theta))
     apart = torch.nn.functional.pdist(points)
     steepest = torch.nn.functional.pdist(means)[apart > 0] / apart[apart > 0]
@@ -168,19 +169,19 @@ def compare_bounds(
     return [dict(zip(("quantity", "bound", "estimate", "observed"), row, strict=True)) for row in columns]
 
 
-def _pairs(problem: BilevelProblem, thetas: Tensor, tasks: Task) -> tuple[Tensor, Task, Tensor]:
+def _pairs(problem: BilevelProblem, thetas: Tensor, tasks: Task | Tasks) -> tuple[Tensor, Tasks, Tensor]:
     """Every θ with every task: θ of shape (k·n, s), the tasks stacked alike, and the indices that pair the two."""
-    check(problem, thetas, tasks, dimensions=(1, 2))
+    tasks = check(problem, thetas, tasks, dimensions=(1, 2))
     thetas = thetas[None] if thetas.ndim == 1 else thetas
-    n, k = count(tasks), len(thetas)
+    n, k = len(tasks), len(thetas)
     index = torch.arange(k * n)
-    return thetas.repeat_interleave(n, 0), take(tasks, index % n), torch.stack([index, index])
+    return thetas.repeat_interleave(n, 0), tasks.take(index % n), torch.stack([index, index])
 
 
 class _Hessian:
     """Gradients of a loss in (θ, φ) at given points, and products with the blocks of its Hessian."""
 
-    def __init__(self, name: str, loss: Loss, theta: Tensor, phi: Tensor, tasks: Task) -> None:
+    def __init__(self, name: str, loss: Loss, theta: Tensor, phi: Tensor, tasks: Tasks) -> None:
         self._leaves = leaf(theta), leaf(phi)
         total = total_loss(name, loss, *self._leaves, tasks)
         found = grad(total, self._leaves, create_graph=True, allow_unused=True)
@@ -198,7 +199,7 @@ class _Hessian:
         return torch.zeros_like(x) if h is None else h
 
 
-def _jacobian(problem: BilevelProblem, theta: Tensor, tasks: Task) -> Operator:
+def _jacobian(problem: BilevelProblem, theta: Tensor, tasks: Tasks) -> Operator:
     """∂V/∂θ of each row."""
     theta = leaf(theta)
     phi = start(problem, theta, tasks)

@@ -12,7 +12,7 @@ from ufom_runtime.derivatives import pull_back
 from ufom_runtime.estimators import Estimator, hypergradient, rows_together
 from ufom_runtime.measure.clock import measure_cost, median_seconds
 from ufom_runtime.memory import peak_bytes
-from ufom_runtime.problem import BilevelProblem, Task, check, count, parts, take
+from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_runtime.steps import Steps
 from ufom_theory import CostModel, Truncated
 from ufom_theory.planner import states_held
@@ -34,7 +34,7 @@ class Forecast:
 def forecast(
     problem: BilevelProblem,
     theta: Tensor,
-    tasks: Task,
+    tasks: Task | Tasks,
     estimator: Estimator,
     *,
     chunk: int | None = None,
@@ -56,20 +56,20 @@ def forecast(
     Raises:
         UfomError: as `hypergradient`, or chunk < 1.
     """
-    check(problem, theta, tasks)
+    tasks = check(problem, theta, tasks)
     estimator.proxy.refuse_beyond(problem.r)
-    n = count(tasks)
+    n = len(tasks)
     lengths = (problem.r if estimator.q else estimator.proxy.steps,)
     pairs = torch.stack([torch.zeros(n, dtype=torch.int64), torch.arange(n)])
     chunk = min(n, rows_together(problem, theta[None], tasks, pairs, lengths, estimator.sweep, chunk, compile=compile))
-    seconds = n * _seconds(problem, theta, take(tasks, slice(chunk)), estimator, compile)
+    seconds = n * _seconds(problem, theta, tasks.take(slice(chunk)), estimator, compile)
     # with one task more than a chunk, so that the copies that a chunk takes of its tasks are seen
-    return Forecast(seconds, _bytes(problem, theta, take(tasks, slice(chunk + 1)), estimator, chunk))
+    return Forecast(seconds, _bytes(problem, theta, tasks.take(slice(chunk + 1)), estimator, chunk))
 
 
-def _seconds(problem: BilevelProblem, theta: Tensor, tasks: Task, estimator: Estimator, compile: bool) -> float:
+def _seconds(problem: BilevelProblem, theta: Tensor, tasks: Tasks, estimator: Estimator, compile: bool) -> float:
     """Seconds a task."""
-    n = count(tasks)
+    n = len(tasks)
     # one of the gradients it counts is the outer loss's, which is timed by itself
     timed = measure_cost(problem, theta, tasks, sweep=estimator.sweep, compile=compile)
     cost: CostModel = replace(timed, proxy=estimator.proxy)
@@ -84,18 +84,18 @@ def _seconds(problem: BilevelProblem, theta: Tensor, tasks: Task, estimator: Est
     return float(cost.c_det + estimator.q * cost.c_rnd - cost.c1 + rest)
 
 
-def _bytes(problem: BilevelProblem, theta: Tensor, tasks: Task, estimator: Estimator, chunk: int) -> int:
+def _bytes(problem: BilevelProblem, theta: Tensor, tasks: Tasks, estimator: Estimator, chunk: int) -> int:
     r, sweep = problem.r, estimator.sweep
     exact, k = estimator.q > 0, estimator.proxy.steps
 
     def peak(steps: int) -> int:
         short = replace(problem, step_sizes=problem.alphas[:steps])
         probe = Estimator(float(exact), sweep, Truncated(0 if exact else min(k, steps)))
-        return peak_bytes(lambda: hypergradient(short, theta, tasks, probe, chunk=chunk), (theta, *parts(tasks)))
+        return peak_bytes(lambda: hypergradient(short, theta, tasks, probe, chunk=chunk), (theta, *tasks.parts))
 
     few = min(r, 4)
     kept = r if exact else k  # backward steps
     if sweep.kind == "unrolled":
         return peak(few) + max(0, kept - few) * (peak(few) - peak(few - 1)) if kept and few > 1 else peak(few)
     held, held_of_few = (states_held(r, estimator.proxy, sweep), sweep.states_held(few)) if exact else (k, min(k, few))
-    return peak(few) + (held - held_of_few) * first_state(problem, theta[None], take(tasks, slice(1))).nbytes * chunk
+    return peak(few) + (held - held_of_few) * first_state(problem, theta[None], tasks.take(slice(1))).nbytes * chunk

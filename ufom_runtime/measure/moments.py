@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ufom_runtime.algorithms import first_order_vanishes
 from ufom_runtime.estimators import EXACT, Each, in_chunks, refuse_divergence
-from ufom_runtime.problem import BilevelProblem, Task, check, count, take
+from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_theory import Moments, Truncated, UfomError
 from ufom_theory.quantities import ENTRIES
 
@@ -47,7 +47,7 @@ class MeasuredMoments(Moments):
 def measure_moments(
     problem: BilevelProblem,
     thetas: Tensor,
-    tasks: Task | None = None,
+    tasks: Task | Tasks | None = None,
     proxy: Truncated | None = None,
     *,
     chunk: int | None = None,
@@ -84,7 +84,7 @@ def measure_moments(
 def moments_by_proxy(
     problem: BilevelProblem,
     thetas: Tensor,
-    tasks: Task | None = None,
+    tasks: Task | Tasks | None = None,
     proxies: Iterable[Truncated] = (Truncated(),),
     *,
     chunk: int | None = None,
@@ -119,10 +119,10 @@ def moments_by_proxy(
     if not proxies or not all(isinstance(p, Truncated) for p in proxies):
         raise UfomError(f"proxies = {proxies!r}: give at least one Truncated(K); K = 0 is FOM")
     proxies = sorted(set(proxies), key=lambda p: p.steps)
-    check(problem, thetas, tasks, dimensions=(1, 2))
+    tasks = check(problem, thetas, tasks, dimensions=(1, 2))
     thetas = thetas[None] if thetas.ndim == 1 else thetas
     proxies[-1].refuse_beyond(problem.r)
-    n, split = count(tasks), len(thetas) > 1 and not exact_sums
+    n, split = len(tasks), len(thetas) > 1 and not exact_sums
     if not exact_sums and n < (4 if split else 2):
         raise UfomError(f"{n} task(s) give no standard error: draw at least {4 if split else 2}")
     judged = slice(n // 2 if split else 0, n)
@@ -132,7 +132,7 @@ def moments_by_proxy(
         exact = refuse_divergence(found[-1])
         for p in proxies:
             rows[p].append(_AtTheta.of(found[lengths.index(p.steps)], exact, judged, exact_sums))
-    choosing, one = slice(0, judged.start or n), take(tasks, slice(0, 1))
+    choosing, one = slice(0, judged.start or n), tasks.take(slice(1))
     vanishes = first_order_vanishes(problem, thetas[:1], one)
     return {
         p: replace(_supremum(p, rows[p], choosing, judged, exact_sums), vanishes=vanishes and p.steps == 0)
@@ -143,7 +143,7 @@ def moments_by_proxy(
 def _by_theta(
     problem: BilevelProblem,
     thetas: Tensor,
-    tasks: Task,
+    tasks: Tasks,
     lengths: tuple[int, ...],
     chunk: int | None,
     compile: bool,
@@ -151,7 +151,7 @@ def _by_theta(
     each: Each,
 ) -> Iterator[list[Tensor]]:
     """For each θ the gradients of all tasks, one tensor (n, s) a length; many θ run together where they are small."""
-    n, (k, s) = count(tasks), thetas.shape
+    n, (k, s) = len(tasks), thetas.shape
     together = max(1, _HELD // (n * s * thetas.element_size() * len(lengths)))
     for group in torch.split(torch.arange(k), together):
         pairs = torch.stack([group.repeat_interleave(n), torch.arange(n).repeat(len(group))])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ufom_runtime.estimators import Direction, Draws, Estimator, State, debias, gradients, toss
-from ufom_runtime.problem import BilevelProblem, Task, check, count
+from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, optimal_q
 from ufom_theory.checks import instance, positive, scalar
 
@@ -112,7 +112,7 @@ class AdaptiveUFOM:
         self,
         problem: BilevelProblem,
         theta: Tensor,
-        tasks: Task,
+        tasks: Task | Tasks,
         state: State = (),
         draws: Draws = None,
         *,
@@ -127,11 +127,11 @@ class AdaptiveUFOM:
         Raises:
             UfomError: as `hypergradient`, and a state that this rule never has.
         """
-        check(problem, theta, tasks)
+        tasks = check(problem, theta, tasks)
         now = AdaptiveState(*(state or self.begin()))  # a checkpoint gives a plain tuple
         if not self.q_min <= now.q <= 1 or not all(0 <= x < math.inf for x in now):
             raise UfomError(f"{now} is not a state of this rule: {self.q_min} ≤ q ≤ 1, and the others finite and ≥ 0")
-        n = count(tasks)
+        n = len(tasks)
         coins = toss(n, now.q, draws)
         total, squares = torch.zeros_like(theta), torch.zeros(2, dtype=torch.float64, device=theta.device)
         each = theta.new_zeros(n, len(theta)) if per_task else None

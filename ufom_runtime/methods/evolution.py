@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from ufom_runtime.algorithms import first_state, inner_gd, sweep_gradients
 from ufom_runtime.derivatives import Calls, count_rows, row_losses
 from ufom_runtime.methods.method import RowMethod, Rows
-from ufom_runtime.problem import BilevelProblem, Task, cpu_generator
+from ufom_runtime.problem import BilevelProblem, Tasks, cpu_generator
 from ufom_runtime.steps import Steps
 from ufom_theory import Sweep, UfomError
 from ufom_theory.checks import integer, positive, scalar
@@ -47,7 +47,7 @@ class ES(RowMethod):
         return 0
 
     def rows(
-        self, problem: BilevelProblem, theta: Tensor, tasks: Task, generator: Generator | None, compile: bool
+        self, problem: BilevelProblem, theta: Tensor, tasks: Tasks, generator: Generator | None, compile: bool
     ) -> Rows:
         """As `RowMethod.rows`."""
         total = torch.zeros_like(theta)
@@ -94,7 +94,7 @@ class GuidedES(RowMethod):
         return 0
 
     def rows(
-        self, problem: BilevelProblem, theta: Tensor, tasks: Task, generator: Generator | None, compile: bool
+        self, problem: BilevelProblem, theta: Tensor, tasks: Tasks, generator: Generator | None, compile: bool
     ) -> Rows:
         """As `RowMethod.rows`."""
         (fom,) = sweep_gradients(problem, theta, tasks, (0,), Sweep.recomputed(), compile=compile)
@@ -113,7 +113,7 @@ class GuidedES(RowMethod):
         return self.scale * total / (self.sigma**2 * self.pairs), {}
 
 
-def antithetic(problem: BilevelProblem, theta: Tensor, tasks: Task, moves: Tensor, compile: bool = False) -> Tensor:
+def antithetic(problem: BilevelProblem, theta: Tensor, tasks: Tasks, moves: Tensor, compile: bool = False) -> Tensor:
     """d·(M(θ + d) − M(θ − d))/2 of each row's task, for d = `moves`; all of shape (n, s)."""
     ends = []
     for sign in (1, -1):

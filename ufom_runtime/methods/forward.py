@@ -14,7 +14,7 @@ from torch.nn.functional import one_hot
 
 from ufom_runtime.derivatives import Calls, by_row, count_rows
 from ufom_runtime.methods.method import RowMethod, Rows
-from ufom_runtime.problem import BilevelProblem, Task
+from ufom_runtime.problem import BilevelProblem, Tasks
 from ufom_runtime.steps import Steps
 from ufom_theory.checks import integer, scalar
 
@@ -49,7 +49,7 @@ class Forward(RowMethod):
         return min(self.chunk or s, s)
 
     def rows(
-        self, problem: BilevelProblem, theta: Tensor, tasks: Task, generator: Generator | None, compile: bool
+        self, problem: BilevelProblem, theta: Tensor, tasks: Tasks, generator: Generator | None, compile: bool
     ) -> Rows:
         """As `RowMethod.rows`."""
         n, s = theta.shape
@@ -61,11 +61,11 @@ class Forward(RowMethod):
             warnings.filterwarnings("ignore", "`torch.jit.script", DeprecationWarning)
             for part in torch.split(torch.arange(s, device=theta.device), self.chunk or s):
                 basis = one_hot(part, s).to(theta.dtype)
-                phi, tangents = _push("start", problem.start, basis, theta, tasks)
+                phi, tangents = _push("start", problem.start, basis, theta, tasks=tasks)
                 for alpha in problem.alphas:
                     count_rows("gradients", n)
                     count_rows("hessian_vector_products", n * len(part))
-                    slope, turned = _push("inner_loss", inner_gradient, basis, theta, phi, tangents, tasks)
+                    slope, turned = _push("inner_loss", inner_gradient, basis, theta, phi, tangents, tasks=tasks)
                     phi, tangents = phi.sub(slope, alpha=alpha), tangents.sub(turned, alpha=alpha)
                 if not pieces:
                     with torch.enable_grad():
@@ -76,9 +76,9 @@ class Forward(RowMethod):
 
 
 def _push(
-    name: str, function: Callable[..., Tensor], basis: Tensor, theta: Tensor, *rest: Task
+    name: str, function: Callable[..., Tensor], basis: Tensor, theta: Tensor, *state: Tensor, tasks: Tasks
 ) -> tuple[Tensor, Tensor]:
-    """`function`(θ, [φ,] task), shape (n, p), and its derivatives along the basis, (n, c, p); rest: [φ, dφ,] tasks."""
+    """`function`(θ, [φ,] task), shape (n, p), and its derivatives along the basis, (n, c, p); state: [φ, dφ]."""
 
     def one(theta: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         *state, task = rest
@@ -91,5 +91,5 @@ def _push(
         values, derivatives = vmap(push)(basis, *along)
         return values[0], derivatives
 
-    value, derivatives = by_row(name, one, theta, *rest)
+    value, derivatives = by_row(name, one, theta, *state, tasks=tasks)
     return (value[None], derivatives[None]) if len(theta) == 1 else (value, derivatives)

@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from ufom_runtime.algorithms import first_state, inner_gd
 from ufom_runtime.derivatives import Calls, count_rows, derivative, graph_of_inner_gradient, leaf
 from ufom_runtime.methods.method import RowMethod, Rows
-from ufom_runtime.problem import BilevelProblem, Task
+from ufom_runtime.problem import BilevelProblem, Task, Tasks
 from ufom_runtime.steps import Steps
 from ufom_theory import UfomError
 from ufom_theory.checks import finite, integer, positive, scalar
@@ -72,7 +72,7 @@ class Implicit(RowMethod):
         return 0
 
     def rows(
-        self, problem: BilevelProblem, theta: Tensor, tasks: Task, generator: Generator | None, compile: bool
+        self, problem: BilevelProblem, theta: Tensor, tasks: Tasks, generator: Generator | None, compile: bool
     ) -> Rows:
         """As `RowMethod.rows`."""
         steps, n = Steps(problem, theta, tasks, compile=compile), len(theta)

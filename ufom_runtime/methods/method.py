@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from ufom_runtime.derivatives import Calls
 from ufom_runtime.estimators import Direction, Draws, State
-from ufom_runtime.problem import BilevelProblem, Task, check, count, take
+from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_theory import UfomError
 from ufom_theory.checks import integer
 
@@ -24,7 +24,7 @@ class RowMethod(ABC):
 
     @abstractmethod
     def rows(
-        self, problem: BilevelProblem, theta: Tensor, tasks: Task, generator: Generator | None, compile: bool
+        self, problem: BilevelProblem, theta: Tensor, tasks: Tasks, generator: Generator | None, compile: bool
     ) -> Rows:
         """One estimate a row.
 
@@ -62,7 +62,7 @@ class RowMethod(ABC):
         self,
         problem: BilevelProblem,
         theta: Tensor,
-        tasks: Task,
+        tasks: Task | Tasks,
         state: State = (),
         draws: Draws = None,
         *,
@@ -74,14 +74,14 @@ class RowMethod(ABC):
 
         Methods that draw do so chunk by chunk; None runs all tasks together.
         """
-        check(problem, theta, tasks)
+        tasks = check(problem, theta, tasks)
         if isinstance(draws, Tensor):
             raise UfomError(f"{self!r} tosses no coins: give a generator, if it draws at all")
-        n = count(tasks)
+        n = len(tasks)
         found = []
         with torch.enable_grad():
             for piece in torch.split(torch.arange(n), n if chunk is None else integer("chunk", chunk, 1)):
-                chosen = tasks if len(piece) == n else take(tasks, piece)
+                chosen = tasks if len(piece) == n else tasks.take(piece)
                 rows = theta.detach().expand(len(piece), -1)
                 found.append(self.rows(problem, rows, chosen, draws, compile))
         gradients = torch.cat([g for g, _ in found])

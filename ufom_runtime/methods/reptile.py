@@ -11,7 +11,7 @@ from torch import Tensor
 from ufom_runtime.algorithms import first_state, inner_gd
 from ufom_runtime.derivatives import Calls
 from ufom_runtime.estimators import Direction, Draws, State
-from ufom_runtime.problem import BilevelProblem, Task, check, count, take
+from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_runtime.steps import Steps
 from ufom_theory import UfomError
 from ufom_theory.checks import integer
@@ -44,7 +44,7 @@ class Reptile:
         self,
         problem: BilevelProblem,
         theta: Tensor,
-        tasks: Task,
+        tasks: Task | Tasks,
         state: State = (),
         draws: Draws = None,
         *,
@@ -57,12 +57,12 @@ class Reptile:
         Raises:
             UfomError: as `hypergradient`, or a start V(θ, T) that is not θ.
         """
-        check(problem, theta, tasks)
-        n = count(tasks)
+        tasks = check(problem, theta, tasks)
+        n = len(tasks)
         total = torch.zeros_like(theta)
         each = []
         for index in torch.split(torch.arange(n), n if chunk is None else integer("chunk", chunk, 1)):
-            rows, piece = theta.detach().expand(len(index), -1), take(tasks, index)
+            rows, piece = theta.detach().expand(len(index), -1), tasks.take(index)
             phi = first_state(problem, rows, piece)
             if not torch.equal(phi, rows):
                 raise UfomError("Reptile moves θ towards φ_r, so the inner loop must start at θ: use a V(θ, T) = θ")

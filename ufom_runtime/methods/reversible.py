@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from ufom_runtime.algorithms import first_state
 from ufom_runtime.derivatives import Calls, count_rows, hessian_vector_products, inner_gradient, pull_back
 from ufom_runtime.methods.method import RowMethod, Rows
-from ufom_runtime.problem import BilevelProblem, Task
+from ufom_runtime.problem import BilevelProblem, Tasks
 from ufom_runtime.steps import Steps
 from ufom_theory import UfomError
 from ufom_theory.checks import integer, scalar
@@ -82,7 +82,7 @@ class Reversible(RowMethod):
         return self.words(r)
 
     def rows(
-        self, problem: BilevelProblem, theta: Tensor, tasks: Task, generator: Generator | None, compile: bool
+        self, problem: BilevelProblem, theta: Tensor, tasks: Tasks, generator: Generator | None, compile: bool
     ) -> Rows:
         """As `RowMethod.rows`."""
         loop = Loop(self, problem, theta, tasks)
@@ -114,7 +114,7 @@ class Reversible(RowMethod):
 class Loop:
     """φ and v as integers, and the words of lost bits: a step forwards, and the same step undone."""
 
-    def __init__(self, method: Reversible, problem: BilevelProblem, theta: Tensor, tasks: Task) -> None:
+    def __init__(self, method: Reversible, problem: BilevelProblem, theta: Tensor, tasks: Tasks) -> None:
         self.method, self.problem, self._theta, self._tasks = method, problem, theta, tasks
         start = first_state(problem, theta, tasks)
         self._dtype = start.dtype

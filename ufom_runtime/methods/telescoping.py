@@ -18,7 +18,7 @@ from ufom_runtime.algorithms import first_state, minus
 from ufom_runtime.derivatives import Calls, pull_back
 from ufom_runtime.estimators import EXACT, hypergradient
 from ufom_runtime.methods.method import RowMethod, Rows
-from ufom_runtime.problem import BilevelProblem, Task, cpu_generator, take
+from ufom_runtime.problem import BilevelProblem, Task, Tasks, check, cpu_generator
 from ufom_runtime.steps import Steps
 from ufom_theory import UfomError
 from ufom_theory.checks import finite, integer
@@ -74,7 +74,7 @@ class Telescoping(RowMethod):
         cls,
         problem: BilevelProblem,
         theta: Tensor,
-        tasks: Task,
+        tasks: Task | Tasks,
         kind: Kind = "roulette",
         horizons: tuple[int, ...] | None = None,
         chunk: int | None = None,
@@ -99,6 +99,7 @@ class Telescoping(RowMethod):
         h = horizons or powers_of_two(problem.r)
         equal = cls(h, kind=kind)
         equal._refuse(problem.r)
+        tasks = check(problem, theta, tasks)
         g = [
             hypergradient(
                 replace(problem, step_sizes=problem.alphas[:steps]),
@@ -142,7 +143,7 @@ class Telescoping(RowMethod):
         inverse = [1 / sum(self.probabilities[i:]) for i in range(drawn + 1)]
         return [x - y for x, y in zip(inverse, [*inverse[1:], 0.0], strict=True)]
 
-    def at(self, problem: BilevelProblem, theta: Tensor, tasks: Task, drawn: int, compile: bool = False) -> Tensor:
+    def at(self, problem: BilevelProblem, theta: Tensor, tasks: Tasks, drawn: int, compile: bool = False) -> Tensor:
         """The estimates of a problem where N = `drawn`, counted from 0: rows of theta, (n, s), and n tasks → (n, s)."""
         enters = {h: c for h, c in zip(self.horizons, self.coefficients(drawn), strict=False) if c}
         steps, states = Steps(problem, theta, tasks, compile=compile), []
@@ -162,7 +163,7 @@ class Telescoping(RowMethod):
         return pull_back(problem, theta, tasks, b1, b2)
 
     def rows(
-        self, problem: BilevelProblem, theta: Tensor, tasks: Task, generator: Generator | None, compile: bool
+        self, problem: BilevelProblem, theta: Tensor, tasks: Tasks, generator: Generator | None, compile: bool
     ) -> Rows:
         """As `RowMethod.rows`."""
         self._refuse(problem.r)
@@ -175,7 +176,7 @@ class Telescoping(RowMethod):
         found = torch.zeros_like(theta)
         for i in sorted(set(drawn.tolist())):
             index = torch.nonzero(drawn == i)[:, 0]
-            found[index.to(theta.device)] = self.at(problem, theta[: len(index)], take(tasks, index), i, compile)
+            found[index.to(theta.device)] = self.at(problem, theta[: len(index)], tasks.take(index), i, compile)
         return found, {"horizon": torch.tensor(self.horizons, device=theta.device)[drawn.to(theta.device)]}
 
     def _refuse(self, r: int) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ufom_runtime.files import MissingFile, digest, make_folder, read_sealed, read_whole, write_sealed, write_whole
-from ufom_runtime.problem import BilevelProblem, Task, parts
+from ufom_runtime.problem import BilevelProblem, Task, Tasks
 from ufom_theory import UfomError
 from ufom_theory.checks import positive
 
@@ -126,7 +126,7 @@ def describe(
         "r": problem.r,
         "inner step sizes": _fingerprint(torch.as_tensor(problem.step_sizes)),
         "θ_0": _fingerprint(theta),
-        "first tasks": _fingerprint(*parts(tasks)),
+        "first tasks": _fingerprint(*Tasks.of(tasks).parts),
         "outer steps": f"{steps}, {taken}",
     }
 
