@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ufom_runtime.estimators import EXACT, in_chunks, refuse_divergence
 from ufom_runtime.measure.moments import Estimate
-from ufom_runtime.problem import BilevelProblem, Task, check, count
+from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_theory import Truncated, UfomError
 
 Array = NDArray[np.float64]
@@ -53,7 +53,7 @@ class MeasuredCurvature:
 def measure_curvature(
     problem: BilevelProblem,
     theta: Tensor,
-    tasks: Task | None = None,
+    tasks: Task | Tasks | None = None,
     proxy: Truncated | None = None,
     *,
     chunk: int | None = None,
@@ -82,9 +82,9 @@ def measure_curvature(
     tasks, proxy = problem.tasks if tasks is None else tasks, proxy or Truncated()
     if tasks is None:
         raise UfomError("the problem has no finite set of tasks: draw some, tasks = problem.sample(n, generator)")
-    check(problem, theta, tasks)
+    tasks = check(problem, theta, tasks)
     proxy.refuse_beyond(problem.r)
-    n = count(tasks)
+    n = len(tasks)
     if n < 2 and not exact_sums:
         raise UfomError("one task gives no covariance: draw at least 2")
 
