@@ -276,3 +276,17 @@ def test_theory_imports_numpy_alone():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not {"torch", "sympy", "scipy", "pandas", "typer", "rich"} & set(json.loads(out))
+
+
+def test_costs_given_directly():
+    given, model = CostModel.of(c_det=11.0, c_rnd=55.0), CostModel(r=10)
+    assert (given.c_det, given.c_rnd) == (model.c_det, model.c_rnd) == (11.0, 55.0)
+    moments = Moments(0.02, 0.9)
+    ours, theirs = optimal_q(moments, given, m=2), optimal_q(moments, model, m=2)
+    assert (ours.q, ours.speedup_over_exact, ours.cost_over_fom) == (
+        theirs.q, theirs.speedup_over_exact, theirs.cost_over_fom
+    )  # fmt: skip
+    uncertain = CostModel.of(np.array([11.0, 22.0]), 55.0, c_det_sem=1.1, c_rnd_sem=11.0)
+    assert uncertain.log_kappa_sem == pytest.approx([np.hypot(0.1, 0.2), np.hypot(0.05, 0.2)], rel=1e-12)
+    with pytest.raises(UfomError, match="c_rnd = 0 must be a finite number > 0"):
+        CostModel.of(1.0, 0.0)

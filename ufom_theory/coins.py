@@ -1,0 +1,167 @@
+"""Other coins for a batch: stratified ones, a correction of less than full weight, and how large the batch should be.
+
+All take `laws.Progress`, of which the curvatures are not used. Derived in `derivations/stratified.py` and
+`derivations/scaled_proxy.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+
+from ufom_theory.checks import UfomError, finite, integer, positive, scalar
+from ufom_theory.cost import CostModel
+from ufom_theory.laws import Progress, noise_q
+
+Weight = Literal["1/q", "B/k"]
+
+
+def _single(progress: Progress) -> Progress:
+    if any(np.ndim(value) for value in vars(progress).values() if value is not None):
+        raise UfomError("the progress holds arrays: choose coins for one θ at a time")
+    return progress
+
+
+def _covariance(p: Progress) -> float:
+    """E⟨G, F⟩ − ⟨g, f⟩, from D² = V² − 2·E⟨G, F⟩ + E‖F‖²."""
+    squares = p.variance + p.gradient_sq + p.proxy_variance + p.proxy_mean_sq
+    return float((squares - p.d2) / 2 - p.cross)
+
+
+def _bias_and_spread(p: Progress) -> tuple[float, float]:
+    """‖E d‖² and D² − ‖E d‖², neither below 0: an unbiased estimate of ‖E d‖² may lie outside [0, D²]."""
+    bias = min(max(float(p.bias_sq), 0.0), float(p.d2))
+    return bias, float(p.d2) - bias
+
+
+def stratified_second_moment(progress: Progress, q: float, batch: int, weight: Weight = "1/q") -> float:
+    """Second moment of the mean over B tasks of which exactly k are corrected, drawn without replacement.
+
+    k = ⌊qB⌋ + Bernoulli(f), f = frac(qB). The coins add (1/B)(1/q − 1)(D² − ‖E d‖²) + f(1 − f)·‖E d‖²/(qB)² where a
+    correction has the weight 1/q, and (1/B)(E[B/k] − 1)(D² − ‖E d‖²) where it has B/k. Where qB is an integer both are
+    UFOM's with D² − ‖E d‖² in the place of D².
+
+    Args:
+        progress: numbers, not arrays.
+        q: probability of a correction, in (0, 1].
+        batch: B.
+        weight: "1/q", for any q, or "B/k", for qB ≥ 1. The latter's moment is smaller where
+            k(k + 1)·‖E d‖² > qB·(D² − ‖E d‖²), k = ⌊qB⌋.
+
+    Raises:
+        UfomError: q outside (0, 1], another weight, "B/k" with qB < 1, arrays.
+    """
+    p, b, q = _single(progress), scalar("batch", batch, integer, 1), scalar("q", q, positive)
+    if q > 1:
+        raise UfomError(f"q = {q:g} must lie in (0, 1]: it is a probability")
+    bias, spread = _bias_and_spread(p)
+    k = math.floor(q * b)
+    share = q * b - k
+    if weight == "1/q":
+        coins = (1 / q - 1) * spread / b + share * (1 - share) * bias / (q * b) ** 2
+    elif weight != "B/k":
+        raise UfomError(f"weight = {weight!r} is unknown: use '1/q' or 'B/k'")
+    elif k < 1:
+        raise UfomError(f"weight = 'B/k' needs qB ≥ 1, but qB = {q * b:g}: a batch could have k = 0; use '1/q'")
+    else:
+        inverse = (1 - share) / k + share / (k + 1)
+        coins = (inverse - 1 / b) * spread
+    return float(p.gradient_sq + p.variance / b + coins)
+
+
+def stratified_q(progress: Progress, cost: CostModel, batch: int, m: float = 1.0) -> float:
+    """The q of the least A^m·C with stratified coins of either weight; weight 1/q attains it. 0.0 where D² = 0.
+
+    Between two integers qB the moment with weight B/k is linear in q, so log A^m·C is concave and best at an end, where
+    both weights agree. With weight 1/q it is a quadratic in u = 1/(qB), and A^m·C is stationary at roots of a cubic.
+
+    Raises:
+        UfomError: m ≤ 0, arrays.
+    """
+    p, b, m = _single(progress), scalar("batch", batch, integer, 1), scalar("m", m, positive)
+    if p.d2 == 0:
+        return 0.0
+    det, rnd = (float(scalar(name, x, positive)) for name, x in (("C_det", cost.c_det), ("C_rnd", cost.c_rnd)))
+    (bias, spread), each = _bias_and_spread(p), rnd / b
+    constant = (
+        p.gradient_sq + (p.variance - spread) / b - bias
+    )  # A = constant + linear·u + square·u² for k ≤ qB ≤ k + 1
+    found: list[float] = [k / b for k in range(1, b + 1)]
+    for k in range(b):
+        linear, square = spread + (2 * k + 1) * bias, -k * (k + 1) * bias
+        cubic = [2 * m * square * det, m * linear * det + (2 * m - 1) * square * each, (m - 1) * linear * each]
+        roots = np.roots([*cubic, -each * constant])
+        real = [float(1 / u.real) for u in roots if abs(u.imag) < 1e-9 * u.real]
+        found += [x / b for x in real if k < x < k + 1]
+    return min(found, key=lambda q: m * math.log(stratified_second_moment(p, q, b)) + math.log(det + rnd * q))
+
+
+def stratified_scale(progress: Progress) -> float:
+    """c* = (E⟨G, F⟩ − ⟨g, f⟩)/Var_F, which minimises D_c² − ‖E d_c‖², all that stratified coins see of c·F.
+
+    Raises:
+        UfomError: Var_F ≤ 0, arrays.
+    """
+    p = _single(progress)
+    if not p.proxy_variance > 0:
+        raise UfomError(f"Var_F = {p.proxy_variance:g} is not above 0: no scale of the proxy changes the spread of d")
+    return _covariance(p) / float(p.proxy_variance)
+
+
+def partial_error(progress: Progress, share: float, q: float, batch: int = 1) -> float:
+    """Mean squared error of F + λ·(ξ/q)·d, the correction taken with a share λ of its weight; biased for λ < 1.
+
+    (1 − λ)²‖E d‖² + [(1 − λ)²Var_F + λ²Var + 2λ(1 − λ)·Cov(G, F) + λ²(1/q − 1)D²]/B; λ = 1 is UFOM, λ = 0 FOM.
+
+    Raises:
+        UfomError: q outside (0, 1], λ not finite, arrays.
+    """
+    p, x, b = _single(progress), scalar("share", share, finite), scalar("batch", batch, integer, 1)
+    coins = p.second_moment(q, 1) - p.gradient_sq - p.variance
+    noise = (1 - x) ** 2 * p.proxy_variance + x * x * (p.variance + coins) + 2 * x * (1 - x) * _covariance(p)
+    return float((1 - x) ** 2 * p.bias_sq + noise / b)
+
+
+def partial_share(progress: Progress, q: float, batch: int = 1) -> float:
+    """λ* = (B‖E d‖² + Var_F − Cov(G, F))/((B − 1)‖E d‖² + D²/q), which minimises `partial_error`.
+
+    It tends to 1 as the batch grows: only a small batch gains from a bias.
+
+    Raises:
+        UfomError: q outside (0, 1], D² = 0, arrays.
+    """
+    p, b = _single(progress), scalar("batch", batch, integer, 1)
+    under = (b - 1) * p.bias_sq + p.d2 / scalar("q", q, positive)
+    if not under > 0:
+        raise UfomError("D² = 0: the proxy is exact, and every share λ gives the same estimate")
+    return float((b * p.bias_sq + p.proxy_variance - _covariance(p)) / under)
+
+
+def best_batch(progress: Progress, cost: CostModel, budget: float) -> tuple[int, float]:
+    """(B, q) with B·C(q) ≤ budget and the least noise (Var + (1/q − 1)·D²)/B of the outer gradient.
+
+    Were B continuous, q would not depend on the budget: it is `noise_q`, and B = budget/C(q). So B is that number
+    rounded down or up, and q spends the rest of the budget.
+
+    Args:
+        progress: numbers, not arrays.
+        cost: of one task.
+        budget: cost of one outer step, in the unit of `cost`.
+
+    Raises:
+        UfomError: a budget that does not pay for one proxy, arrays.
+    """
+    p, most = _single(progress), scalar("budget", budget, positive)
+    det, rnd = (float(scalar(name, x, positive)) for name, x in (("C_det", cost.c_det), ("C_rnd", cost.c_rnd)))
+    if most <= det:
+        raise UfomError(f"budget = {most:g} leaves nothing for a correction: one proxy alone costs C_det = {det:g}")
+    ideal = most / (det + rnd * float(noise_q(p, cost)))
+
+    def spent(b: int) -> float:
+        return float(min(1.0, (most / b - det) / rnd))
+
+    found = [b for b in {max(1, math.floor(ideal)), math.floor(ideal) + 1} if spent(b) > 0]
+    best = min(found, key=lambda b: (p.variance + (1 / spent(b) - 1) * p.d2) / b)
+    return best, spent(best)
