@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from math import prod
+from collections.abc import Iterable
+from threading import RLock
 from typing import Any
 
 import torch
@@ -10,72 +11,148 @@ from torch import Tensor, nn
 
 from ufom_theory import UfomError
 
+_SWAPPED = RLock()  # held while a module has other parameters than its own; one for all, since modules share submodules
+
 
 class FlatModule:
     """A module as a function of a flat parameter vector; usable under vmap and any number of derivatives.
 
-    Batch-norm layers must use batch statistics: tracked running statistics would make the loss depend on its own
-    history, so that it had no gradient in the sense of (3). Active dropout is refused for the same reason.
+    The vector holds the parameters that are adapted: those that require a gradient, or those named in `adapt`. All
+    others keep the values that they have in the module, and no gradient is taken with respect to them. A parameter
+    with several names (tied weights, a submodule under two names) is in the vector once, and is replaced everywhere.
+
+    Batch-norm layers must be in eval mode or use batch statistics: in training mode their running statistics would make
+    the loss depend on its own history, so that it had no gradient in the sense of (3). Active dropout is refused for
+    the same reason. Several threads may call one FlatModule, or several of the same module: their calls take turns.
+    Meanwhile no thread may call the module itself.
 
     Attributes:
-        module: the module; its own parameters are never changed by calls.
-        names: parameter names, in the order of the vector.
+        module: the module; calls leave it as it was.
+        names: names of the adapted parameters, in the order of the vector, which is the module's.
 
     Raises:
-        UfomError: no parameters, parameters of several devices or dtypes, tracked running statistics, active dropout.
+        UfomError: no adapted parameters, several devices or dtypes among them, parameters that have no shape yet (lazy
+            layers), a frozen or unknown name in `adapt`, running statistics in training mode, active dropout.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, adapt: Iterable[str] | None = None) -> None:
         if not isinstance(module, nn.Module):
             raise UfomError(f"FlatModule takes an nn.Module, not a {type(module).__name__}")
         _refuse_hidden_state(module)
-        parameters = dict(module.named_parameters())
-        if not parameters:
-            raise UfomError(f"{type(module).__name__} has no parameters: there is nothing to differentiate")
-        kinds = {(p.device, p.dtype) for p in parameters.values()}
+        adapted = _adapted(module, adapt)
+        kinds = {(p.device, p.dtype) for p in adapted.values()}
         if len(kinds) > 1:
             raise UfomError(
                 f"the module's parameters are of {sorted(map(str, kinds))}: move them to one device and dtype"
             )
         self.module = module
-        self.names = list(parameters)
-        self._shapes = [p.shape for p in parameters.values()]
-        self._sizes = [prod(shape) for shape in self._shapes]
+        self.names = list(adapted)
+        self._parameters = list(adapted.values())
+        self._sizes = [p.numel() for p in self._parameters]
 
     def vector(self) -> Tensor:
-        """A copy of the module's parameters as one vector, shape (p,)."""
-        return torch.cat([p.detach().reshape(-1) for p in self.module.parameters()])
+        """A copy of the adapted parameters as one vector, shape (p,)."""
+        return torch.cat([p.detach().reshape(-1) for p in self._parameters])
 
-    def __call__(self, vector: Tensor, *inputs: Tensor) -> Any:
-        """The module's output on `inputs` with its parameters taken from `vector`, shape (p,), else `UfomError`."""
-        return torch.func.functional_call(self.module, self._split(vector), inputs)
+    def index(self, names: Iterable[str]) -> Tensor:
+        """Where the named parameters are in the vector; `UfomError` for a name that is not adapted.
+
+        For methods that adapt a part of θ (ANIL): φ_0 is `theta[index]`, and `theta.scatter(0, index, phi)` is the
+        whole vector with φ in its place.
+        """
+        wanted = _chosen(names, self.names)
+        places = torch.split(torch.arange(sum(self._sizes), device="cpu"), self._sizes)
+        found = [place for name, place in zip(self.names, places, strict=True) if name in wanted]
+        return torch.cat(found).to(self._parameters[0].device)
+
+    def __call__(self, vector: Tensor, /, *inputs: Any, **keywords: Any) -> Any:
+        """The module's output on these inputs with its adapted parameters taken from `vector`, shape (p,).
+
+        Raises:
+            UfomError: a vector of another shape, or a module that has been changed so that it is no longer a function.
+        """
+        pieces = {id(p): piece for p, piece in zip(self._parameters, self._split(vector), strict=True)}
+        with _SWAPPED:
+            _refuse_hidden_state(self.module)
+            layers = list(self.module.modules())
+            places = [(x, name, p) for x in layers for name, p in x._parameters.items() if p is not None]
+            if not pieces.keys() <= {id(p) for _, _, p in places}:
+                raise UfomError("parameters of the module have been replaced since FlatModule(module): make it anew")
+            try:
+                for layer, name, p in places:
+                    layer._parameters[name] = pieces.get(id(p), p.detach())  # type: ignore[assignment]
+                return self.module(*inputs, **keywords)
+            finally:
+                for layer, name, p in places:
+                    layer._parameters[name] = p
+                    if isinstance(layer, nn.RNNBase):  # which keeps a second list of them
+                        setattr(layer, name, p)
 
     def write_grad(self, gradient: Tensor) -> None:
-        """Set `.grad` of the parameters to `gradient`, shape (p,), for your own optimiser; else `UfomError`."""
-        for parameter, piece in zip(self.module.parameters(), self._split(gradient).values(), strict=True):
+        """Set `.grad` of the adapted parameters to `gradient`, shape (p,), for your own optimizer; else `UfomError`."""
+        for parameter, piece in zip(self._parameters, self._split(gradient), strict=True):
             parameter.grad = piece.detach().clone()
 
     def load(self, vector: Tensor) -> None:
-        """Set the module's parameters to `vector`, shape (p,); errors as a call's."""
+        """Set the adapted parameters to `vector`, shape (p,); errors as a call's."""
         with torch.no_grad():
-            for parameter, piece in zip(self.module.parameters(), self._split(vector).values(), strict=True):
+            for parameter, piece in zip(self._parameters, self._split(vector), strict=True):
                 parameter.copy_(piece)
 
-    def _split(self, vector: Tensor) -> dict[str, Tensor]:
+    def _split(self, vector: Tensor) -> list[Tensor]:
+        p = sum(self._sizes)
         if not isinstance(vector, Tensor):
-            raise UfomError(f"the vector is a {type(vector).__name__}: give a tensor, shape ({sum(self._sizes)},)")
-        if vector.shape != (sum(self._sizes),):
-            raise UfomError(f"the vector has shape {tuple(vector.shape)}: the module has {sum(self._sizes)} parameters")
+            raise UfomError(f"the vector is a {type(vector).__name__}: give a tensor, shape ({p},)")
+        if vector.shape != (p,):
+            raise UfomError(f"the vector has shape {tuple(vector.shape)}: the module has {p} parameters to adapt")
         pieces = torch.split(vector, self._sizes)
-        return {n: x.view(shape) for n, x, shape in zip(self.names, pieces, self._shapes, strict=True)}
+        return [piece.view(own.shape) for piece, own in zip(pieces, self._parameters, strict=True)]
+
+
+def _adapted(module: nn.Module, adapt: Iterable[str] | None) -> dict[str, nn.Parameter]:
+    """The parameters of the vector, by their first names."""
+    own = dict(module.named_parameters())
+    lazy = [name for name, p in own.items() if nn.parameter.is_lazy(p)]
+    if lazy:
+        raise UfomError(f"parameter {lazy[0]!r} has no shape yet: call the module once on an example first")
+    if adapt is None:
+        found = {name: p for name, p in own.items() if p.requires_grad}
+        if not found:
+            why = "all are frozen (requires_grad=False)" if own else "it has none"
+            raise UfomError(f"{type(module).__name__} has no parameters to adapt, {why}: nothing can be differentiated")
+        return found
+    every = dict(module.named_parameters(remove_duplicate=False))
+    wanted = {id(every[name]): name for name in _chosen(adapt, list(every))}
+    found = {name: p for name, p in own.items() if id(p) in wanted}
+    frozen = [wanted[id(p)] for p in found.values() if not p.requires_grad]
+    if frozen:
+        raise UfomError(f"adapt names {frozen[0]!r}, which is frozen: call requires_grad_(True) on it, or leave it out")
+    return found
+
+
+def _chosen(names: Iterable[str], known: list[str]) -> set[str]:
+    chosen = {names} if isinstance(names, str) else set(names)
+    if not chosen:
+        raise UfomError("no parameter is named: give at least one name, as named_parameters() has them")
+    if chosen - set(known):
+        raise UfomError(f"{sorted(chosen - set(known))} are not among the parameters {known}")
+    return chosen
 
 
 def _refuse_hidden_state(module: nn.Module) -> None:
-    for name, layer in module.named_modules():
+    for layer in module.modules():
+        if not layer.training:
+            continue
         if isinstance(layer, nn.modules.batchnorm._NormBase) and layer.track_running_stats:
             raise UfomError(
-                f"layer {name!r} ({type(layer).__name__}) tracks running statistics: use batch statistics, either by "
-                "track_running_stats=False or by torch.func.replace_all_batch_norm_modules_(module)"
+                f"layer {_name(module, layer)} updates running statistics in training mode: call .eval() on it, which "
+                "keeps them fixed, or use batch statistics (which compute another function than eval mode): "
+                "track_running_stats=False, or torch.func.replace_all_batch_norm_modules_(module) for a whole net"
             )
-        if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.training and layer.p > 0:
-            raise UfomError(f"layer {name!r} drops units at random: call .eval() on it, or set p=0")
+        if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
+            raise UfomError(f"layer {_name(module, layer)} drops units at random: call .eval() on it, or set p=0")
+
+
+def _name(module: nn.Module, layer: nn.Module) -> str:
+    name = next(name for name, other in module.named_modules() if other is layer)
+    return f"{name!r} ({type(layer).__name__})"
