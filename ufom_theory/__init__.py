@@ -1,5 +1,7 @@
 """The theory of UFOM (Likhosherstov et al., ICML 2021): costs, bounds and the optimal q, derived in `derivations`."""
 
+from typing import Any
+
 from ufom_theory.bootstrap import bootstrap_interval
 from ufom_theory.bounds import (
     bias_bound,
@@ -42,3 +44,11 @@ __all__ = [
     "squared_gradient_norms",
     "time_bound",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "derive":  # the one name that needs sympy; not in __all__, so that a star import does not load it
+        from ufom_theory.derivations.derive import derive
+
+        return derive
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -50,6 +50,13 @@ def test_q_of_a_batch(capsys, monkeypatch):
     assert json.loads(run(capsys, monkeypatch, "q", *options)[1])["q"] == pytest.approx(0.0525292762)
 
 
+def test_derive(capsys, monkeypatch):
+    _, out, _ = run(capsys, monkeypatch, "derive", "20", "--m", "1", "--latex")
+    assert out == "\\mathbb{D}^2 < \\frac{C_{rnd}}{C_{det} + C_{rnd}} \\mathbb{V}^2\n"
+    _, out, _ = run(capsys, monkeypatch, "derive", "20", "--m", "2", "--c-det", "11", "--c-rnd", "55")
+    assert out == "D2 < 5*V2/12\n"
+
+
 def test_q_from_constants(capsys, monkeypatch):
     options = ["--constants", "1,0,2,0.7,1", "--alpha", "0.1", "-r", "10", "--json", "--m", "2"]
     found = json.loads(run(capsys, monkeypatch, "q", *options)[1])
@@ -77,6 +84,9 @@ def test_q_from_constants(capsys, monkeypatch):
         ("q --d2 0.1 --v2 1 --d2-sem -1", "standard error"),
         ("q --d2 0.1 --v2 1 --m 2 --plot /proc/nothing.png", "cannot be written"),
         ("plan", "moments"),
+        ("derive 17", "there are 15, 18, 20, 21, local"),
+        ("derive 15 --m 1", "does not depend on m"),
+        ("derive 20 --m -1", "finite and > 0"),
         ("plan --moments 0:0.1:1 --moments 0:0.2:1", "twice"),
         ("q --d2 0.1 --v2 1 -r 0", "at least 1"),
         ("q --d2 0.1 --v2 1 --sweep some", "is unknown"),

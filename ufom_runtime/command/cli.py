@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
+from ufom_runtime.command.derive import derive_command
 from ufom_theory import (
     AssumptionConstants,
     CostModel,
@@ -49,6 +50,9 @@ ExponentOption = Annotated[float | None, typer.Option(help="Exponent m of the ti
 OuterOption = Annotated[
     str | None, typer.Option(help="How the outer steps are taken: tuned, decay:S, adam:RATE or paper (m = 2); or --m.")
 ]
+
+
+app.command("derive")(derive_command)
 
 
 @app.callback()
