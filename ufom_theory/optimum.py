@@ -19,6 +19,7 @@ from ufom_theory.power_law import discriminant_root, minimiser
 from ufom_theory.quantities import Z95, Moments
 
 Array = NDArray[np.float64]
+_NOISY_CLOCK = 0.25  # relative error of a cost that is said
 
 
 def exponent(epsilon: float) -> float:
@@ -54,7 +55,8 @@ def batch_moments(moments: Moments, batch: int) -> Moments:
     jacobian = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, b - 1.0], [0.0, 0.0, 1.0]])
     cov = jacobian @ moments.covariance(*entries) @ jacobian.T
     square = np.maximum(moments.mean_gradient_sq, 0.0)  # an unbiased estimate may be negative, ‖∇M‖² is not
-    return Moments(moments.d2, moments.v2 + (b - 1) * square, cov, moments.n, square)
+    v2 = moments.v2 + (b - 1) * square
+    return Moments(moments.d2, v2, cov, moments.n, square, samples=moments.samples)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,14 +111,15 @@ class Prediction:
         return (self.cost.c_det + self.cost.c_rnd * self.q) / (self.cost.c1 * (self.cost.r + 1))  # type: ignore[no-any-return]
 
     def _sensitivity(self) -> tuple[Array, Array]:
-        """∂q/∂ρ = (q² + (m − 1)q + mκ)/S and ∂q/∂κ = mρ/S; 0 where q* = 1 is the end of the range."""
+        """∂q/∂ρ = q²/(ρS), which is (q² + (m − 1)q + mκ)/S by (21), and ∂q/∂κ = mρ/S; 0 where q* = 1 is the end."""
         rho, gap = _ratios(self.moments)
         kappa, q, m = _kappa(self.cost), np.asarray(self.q), np.asarray(self.m)
         inside = (q < 1) & np.isfinite(kappa) & np.isfinite(rho)
         with np.errstate(all="ignore"):
             root_s = discriminant_root(rho, gap, kappa, m)
-            by_rho, by_kappa = (q * q + (m - 1) * q + m * kappa) / root_s, m * rho / root_s
-        return np.where(inside, by_rho, 0.0), np.where(inside, np.where(rho == 0, np.inf, by_kappa), 0.0)
+            by_rho, by_kappa = (q / rho) * (q / root_s), m * rho / root_s
+        slopes = (np.where(inside, np.where(rho == 0, np.inf, slope), 0.0) for slope in (by_rho, by_kappa))
+        return next(slopes), next(slopes)
 
     @cached_property
     def dq_dd2(self) -> Number:
@@ -133,32 +136,53 @@ class Prediction:
         return plain(np.where(inside, value, 0.0))  # type: ignore[no-any-return]
 
     @cached_property
+    def _half_widths(self) -> tuple[Array, Array]:
+        """Half the 95 % intervals of log ρ (of ρ where D² = 0) and of log κ."""
+        joint, d2, v2 = self.moments.covariance("d2", "v2"), np.asarray(self.moments.d2), np.asarray(self.moments.v2)
+        sem_d, sem_v = np.sqrt(joint[..., 0, 0]), np.sqrt(joint[..., 1, 1])
+        with np.errstate(all="ignore"):
+            # Var log ρ from relative errors and their correlation: squares of D² and V² could underflow
+            r_d, r_v = np.where(d2 > 0, sem_d / d2, sem_d / v2), sem_v / v2
+            correlation = np.where((sem_d > 0) & (sem_v > 0), np.clip(joint[..., 0, 1] / sem_d / sem_v, -1, 1), 0.0)
+            by_rho = np.hypot(r_d - correlation * r_v, np.sqrt(1 - correlation**2) * r_v)
+            by_rho = np.where((v2 > 0) & (by_rho > 0), self._quantile() * by_rho, 0.0)
+        return by_rho, np.asarray(Z95 * self.cost.log_kappa_sem)
+
+    def _quantile(self) -> float:
+        """Student's t for n tasks, widened where their tail is longer than their own errors say."""
+        tail, n = self.moments.tail, self.moments.n
+        if n is None:
+            return Z95
+        from scipy.special import stdtrit  # not where nothing was sampled: importing it takes longer than all else
+
+        return float(stdtrit(max(n - 1, 1), 0.975)) * (tail.widening if tail else 1.0)
+
+    @cached_property
     def interval(self) -> tuple[Number, Number]:
         """95 % interval of q* by the delta method, from the joint covariance of D², V² and the errors of C1, C2.
 
-        The error is carried on log ρ, where the estimates are nearest to normal and q* is monotone; the error of
-        log κ is added at the rate at which κ moves q* against ρ, ∂log q/∂log κ : ∂log q/∂log ρ = mκ : q² + (m−1)q + mκ.
-        The ends are q* at the ends of that range, so they stay in [0, 1] also where (20) fails.
+        The errors are carried on log ρ and log κ, where the estimates are nearest to normal and q* is monotone: that of
+        ρ with Student's t for n − 1 degrees of freedom where `moments.n` is given, and widened for the tail of
+        `moments.samples`. The ends are q* at the point of the error ellipse where it is largest to first order, and at
+        the opposite one, so they stay in [0, 1] also where (20) fails.
         """
         rho, gap = _ratios(self.moments)
         kappa, q, m = _kappa(self.cost), np.asarray(self.q), np.asarray(self.m)
-        cov, d2, v2 = self.moments.cov, np.asarray(self.moments.d2), np.asarray(self.moments.v2)
-        assert cov is not None
-        sem_d, sem_v = np.sqrt(cov[..., 0, 0]), np.sqrt(cov[..., 1, 1])
+        by_rho, by_kappa = self._half_widths
+        exact = np.asarray(self.moments.d2) == 0
         with np.errstate(all="ignore"):
-            # Var log ρ from relative errors and their correlation: squares of D² and V² could underflow
-            r_d, r_v = sem_d / d2, sem_v / v2
-            correlation = np.where((sem_d > 0) & (sem_v > 0), np.clip(cov[..., 0, 1] / sem_d / sem_v, -1, 1), 0.0)
-            by_rho = np.hypot(r_d - correlation * r_v, np.sqrt(1 - correlation**2) * r_v)
-            exchange = np.where(np.isfinite(kappa), m * kappa / (q * q + (m - 1) * q + m * kappa), 0.0)
-            half = Z95 * np.hypot(by_rho, exchange * self.cost.log_kappa_sem)
-            half = np.where((d2 > 0) & (v2 > 0), half, 0.0)
-            low, high = rho * np.exp(-half), rho * np.exp(half)
-            high = np.where(d2 > 0, high, Z95 * sem_d / v2)  # D² = 0: no logarithm
-        # where nothing is uncertain the ends are q* itself, to the last bit
-        ends = [
-            np.where(end == rho, q, minimiser(end, np.where(end == rho, gap, 1 - end), kappa, m)) for end in (low, high)
-        ]
+            # ∂log q/∂log κ : ∂log q/∂log ρ is mκ : q² + (m − 1)q + mκ, and the latter is q²/ρ at the root of (21)
+            rate = np.where(q < 1, (m * kappa / q) * (rho / q), kappa / (1 + kappa))
+            rate = np.where(exact | ~np.isfinite(rate), 0.0, rate)
+            half = np.hypot(by_rho, rate * by_kappa)
+            shifts = [np.where(half > 0, x / half * x, 0.0) for x in (by_rho, by_kappa)]
+            ends = []
+            for sign in (-1, 1):
+                near = rho * np.exp(sign * shifts[0])
+                near = np.where(exact, max(sign, 0) * by_rho, near)  # D² = 0: no logarithm
+                # where nothing is uncertain the ends are q* itself, to the last bit
+                at = minimiser(near, np.where(near == rho, gap, 1 - near), kappa * np.exp(sign * rate * shifts[1]), m)
+                ends.append(np.where((near == rho) & (rate * shifts[1] == 0), q, at))
         return plain(ends[0]), plain(ends[1])
 
     @cached_property
@@ -167,34 +191,51 @@ class Prediction:
         low, high = (np.asarray(end) for end in self.interval)
         return plain(np.where(high < 1, "yes", np.where(low >= 1, "no", "cannot tell")))
 
+    @property
+    def doubts(self) -> str:
+        """What weakens the interval, and what to do about it; "" where nothing does."""
+        tail, cost = self.moments.tail, self.cost
+        said = [tail.warning] if tail and tail.warning else []
+        for name, value, sem in (("C1", cost.c1, cost.c1_sem), ("C2", cost.c2, cost.c2_sem)):
+            if (error := float(np.max(np.asarray(sem) / np.asarray(value)))) > _NOISY_CLOCK:
+                said.append(f"{name} is known to ± {error:.0%} only: time it again, on a quiet machine")
+        return "; ".join(said)
+
     @cached_property
     def why(self) -> Any:
-        """The reason for `pays` in a sentence; an array of sentences where the inputs were arrays."""
-        assert self.moments.cov is not None
-        sampled = self.moments.cov.any(axis=(-2, -1))
-        fields = (self.pays, self.q, self.rho, self.condition_margin, self.speedup_over_exact, *self.interval, self.m)
+        """The reason for `pays` in a sentence, with the `doubts`; an array of them where the inputs were arrays."""
+        by_rho, by_kappa = self._half_widths
+        remedies = np.where(by_rho >= by_kappa, "D² and V² on more tasks", "C1 and C2 again, on a quiet machine")
+        if self.moments.tail and self.moments.tail.warning:
+            remedies = np.asarray("")
+        fields = (self.pays, self.q, self.rho, self.kappa, self.condition_margin, self.speedup_over_exact)
         with np.errstate(all="ignore"):
-            return plain(np.vectorize(_reason, otypes=[object])(*fields, sampled, self.law))
+            reasons = np.vectorize(_reason, otypes=[object])(*fields, *self.interval, self.m, remedies, self.law)
+            return plain(reasons + f"; {self.doubts}" if self.doubts else reasons)
 
 
 def _reason(
     pays: str,
     q: float,
     rho: float,
+    kappa: float,
     margin: float,
     speedup: float,
     low: float,
     high: float,
     m: float,
-    sampled: bool,
+    remedy: str,
     law: str,
 ) -> str:
     at = f"m = {m:.3g}" + (f" ({law})" if law else "")
+    if not np.isfinite(kappa):
+        return "the proxy keeps every backward step: it is the exact gradient, and nothing is left to correct"
     if rho == 0:
         return "D² = 0: the proxy is exact here, so the best q tends to 0: run the proxy alone, or any small q"
     if pays == "cannot tell":
-        remedy = "D² and V² on more tasks" if sampled else "C1 and C2 again, on a quiet machine"
-        return f"the 95 % interval of q*, [{low:.3g}, {high:.3g}], reaches 1; measure {remedy}"
+        return f"the 95 % interval of q*, [{low:.3g}, {high:.3g}], reaches 1" + (
+            f"; measure {remedy}" if remedy else ""
+        )
     if pays == "no":
         return f"condition (20) fails at {at}: D²/V² = {rho:.3g} is too large for the exact correction to be rare"
     held = "condition (20) holds" if margin > 0 else "condition (20) fails, though below m = 1 it is only sufficient,"
@@ -242,4 +283,9 @@ def optimal_q(
     moments = batch_moments(moments, batch)
     broadcast(moments=moments.shape, cost=cost.shape, m=np.shape(m))
     rho, gap = _ratios(moments)
+    if np.any((np.asarray(moments.d2) > 0) & (rho == 0)):
+        raise UfomError(
+            f"D²/V² = {np.min(moments.d2):g}/{np.max(moments.v2):g} is below floating point, and q* nearly 0: run the "
+            "proxy alone, or any small q"
+        )
     return Prediction(moments, cost, m, plain(minimiser(rho, gap, _kappa(cost), m)), law)

@@ -27,7 +27,7 @@ def _log_time(q: Array, rho: Array, kappa: Array, m: Array) -> Array:
 
 
 def minimiser(rho: Any, gap: Any, kappa: Any, m: Any) -> Array:
-    """argmin over q ∈ (0, 1] of (1 + (1/q − 1)ρ)^m·(κ + q); 0 where ρ = 0 (the infimum is q → 0).
+    """argmin over q ∈ (0, 1] of (1 + (1/q − 1)ρ)^m·(κ + q); 0 where ρ = 0 < C_rnd (the infimum is q → 0).
 
     Args:
         rho: D²/V² ≥ 0 (inf where V² = 0).
@@ -48,4 +48,4 @@ def minimiser(rho: Any, gap: Any, kappa: Any, m: Any) -> Array:
             real = (linear**2 + 4 * m * kappa * rho * gap >= 0) & (inner < 1)
             sooner = _log_time(inner, rho, kappa, m) < np.log1p(kappa)
             q = np.where(concave & real & sooner, inner, q)
-    return np.where(rho == 0, 0.0, q)
+    return np.where((rho == 0) & np.isfinite(kappa), 0.0, q)

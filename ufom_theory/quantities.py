@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ufom_theory.checks import Number, UfomError, broadcast, finite, integer, plain, scalar
+from ufom_theory.tails import Tail
 
 Z95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
 ENTRIES = ("d2", "v2", "mean_gradient_sq", "cross", "proxy_sq", "mean_cross", "mean_proxy_sq")
@@ -69,6 +71,8 @@ class Moments:
         set_(self, "cov", _covariance(self.cov))
         if self.n is not None:
             set_(self, "n", scalar("n, the number of tasks,", self.n, integer, 1))
+            if self.n == 1 and self._variance("d2").any() | self._variance("v2").any():
+                raise UfomError("n = 1 task shows no errors, but cov holds some: give n = None, or no cov")
         if self.samples is not None:
             set_(self, "samples", _samples(self.samples))
         shapes = {name: np.shape(getattr(self, name)) for name in ENTRIES if getattr(self, name) is not None}
@@ -142,6 +146,11 @@ class Moments:
     def v2_sem(self) -> Number:
         """Standard error of V²."""
         return self.sem("v2")
+
+    @cached_property
+    def tail(self) -> Tail | None:
+        """The upper tails of the tasks, where `samples` are given."""
+        return None if self.samples is None else Tail.of(self.samples)
 
     @property
     def rho(self) -> Number:

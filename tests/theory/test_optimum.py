@@ -290,3 +290,38 @@ def test_costs_given_directly():
     assert uncertain.log_kappa_sem == pytest.approx([np.hypot(0.1, 0.2), np.hypot(0.05, 0.2)], rel=1e-12)
     with pytest.raises(UfomError, match="c_rnd = 0 must be a finite number > 0"):
         CostModel.of(1.0, 0.0)
+
+
+@pytest.mark.parametrize("c1", [1e-18, 1e-300])
+def test_a_nearly_free_proxy_keeps_its_interval_below_m_1(c1):
+    """There q* hardly depends on ρ, and q² + (m − 1)q + mκ cancels: q² of (21) over ρ does not."""
+    cost = CostModel(r=10, c1=c1, c1_sem=c1 / 10)
+    moments = Moments(1e-3, 1.0, np.diag([1e-8, 1e-4]))
+    p = optimal_q(moments, cost, m=0.5)
+    kappa_error = 1.959963984540054 * cost.log_kappa_sem
+    assert np.log(p.interval) - np.log(p.q) == pytest.approx([-kappa_error, kappa_error], rel=1e-6)
+    assert p.dq_dd2 == pytest.approx(float(reference_slope(p)), rel=1e-9)
+
+
+def reference_slope(p):
+    """∂q/∂D² of (21)'s root in 60 digits."""
+    with mpmath.workdps(700):
+        rho, kappa, m = mpmath.mpf(p.rho), mpmath.mpf(p.cost.c_det) / mpmath.mpf(p.cost.c_rnd), mpmath.mpf(p.m)
+
+        def root(rho):
+            s = mpmath.sqrt(((m - 1) * rho) ** 2 + 4 * m * kappa * rho * (1 - rho))
+            return 2 * m * kappa * rho / (s - (m - 1) * rho)
+
+        return mpmath.diff(root, rho)
+
+
+def test_a_proxy_that_keeps_every_step_is_exact():
+    p = optimal_q(Moments(0.0, 1.0), CostModel(r=10, proxy=Truncated(10)), m=2.0)
+    assert (p.q, p.pays) == (1.0, "no")
+    assert "it is the exact gradient" in p.why
+
+
+def test_a_ratio_below_floating_point_is_refused():
+    with pytest.raises(UfomError, match="below floating point"):
+        optimal_q(Moments(1e-300, 1e30), CostModel(r=10), m=2.0)
+    assert optimal_q(Moments(1e-300, 1.0), CostModel(r=10), m=1.0).q == pytest.approx(20**0.5 * 1e-151)
