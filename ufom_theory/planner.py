@@ -17,8 +17,8 @@ class Candidate:
     """One way to run UFOM that fits the budget, at its own best q.
 
     Attributes:
-        proxy: what is debiased; K = 0 is FOM.
-        sweep: how the exact gradient comes by its states.
+        proxy: what is debiased; K = 0 is FOM. At q = 1 it is not used, and K = 0.
+        sweep: how the exact gradient recovers its states.
         q: q* for this cost; 0.0 where the proxy is exact (D² = 0).
         states: inner states held at most: the proxy's ring of K, and the sweep's (φ_0's own copy counts as one).
         time: (19) with D² and V² in units of the largest V²: proportional to the time to a given precision.
@@ -49,13 +49,24 @@ def states_held(r: int, proxy: Truncated, sweep: Sweep) -> int:
 def _sweeps(r: int, proxy: Truncated, budget: int) -> list[Sweep]:
     """The sweeps that fit beside the proxy's ring. More slots are never slower: a few counts and the most suffice."""
     most = min(budget, r) - proxy.steps - 1
-    slots = {s for s in (1, 2, 4, 8, 16, 32, most) if 0 < s <= most}
+    # with φ_0 and r − K − 1 slots every state is held, which the stored sweep does without repeating a step
+    slots = {s for s in (1, 2, 4, 8, 16, 32, most) if 0 < s <= most and s < r - proxy.steps - 1}
     every = [Sweep.recomputed(), *map(Sweep.checkpointed, sorted(slots)), Sweep.stored()]
     return [sweep for sweep in every if states_held(r, proxy, sweep) <= budget]
 
 
+def _exact(r: int, states: int) -> Sweep:
+    """The quickest sweep of the exact gradient that holds so many states; its coin is known before the first step."""
+    if states >= r:
+        return Sweep.stored()
+    return Sweep.checkpointed(states - 1, one_pass=True) if states > 1 else Sweep.recomputed(one_pass=True)
+
+
 def _candidate(proxy: Truncated, sweep: Sweep, moments: Moments, cost: CostModel, m: float) -> Candidate:
     q = float(optimal_q(moments, cost, m).q)
+    if q == 1 and proxy.steps:  # the exact gradient, which has a quicker sweep in the memory of the proxy's ring
+        proxy, sweep = Truncated(0), _exact(cost.r, states_held(cost.r, proxy, sweep))
+        cost = replace(cost, sweep=sweep, proxy=proxy)
     exact = float(cost.time(1.0, moments, m))
     # D² = 0: the time falls to V²^m·C_det as q → 0
     time = float(cost.time(q, moments, m)) if q > 0 else exact * float(cost.c_det / (cost.c_det + cost.c_rnd))
@@ -115,7 +126,9 @@ def plan(
         raise UfomError(
             f"memory_slots = {budget} cannot hold K = {shortest} states and φ_0: raise it, or measure K = 0"
         )
-    found.sort(key=lambda c: (c.time, c.states))
+    found.sort(key=lambda c: (c.time, c.states), reverse=True)
+    quickest = {(c.proxy, c.sweep): c for c in found}  # the last of each is the quickest
+    found = sorted(quickest.values(), key=lambda c: (c.time, c.states))
     best = found[0]
     if not best.time > 0:
         raise UfomError(f"the winner's time is {best.time:g}, below floating point: choose another unit of cost")
@@ -127,7 +140,8 @@ def _reason(rows: list[Candidate], moments_by_proxy: Mapping[Truncated, Moments]
     best, fom = rows[0], Truncated(0)
     by_kind = {(c.proxy, str(c.sweep)): c for c in rows}
     proxy = "FOM" if best.proxy == fom else f"the last K = {best.proxy.steps} backward steps"
-    said = [f"debias {proxy} with the {best.sweep} sweep at q = {best.q:.3g}, holding {best.states} of {budget} states"]
+    what = "run the exact gradient" if best.q == 1 else f"debias {proxy} at q = {best.q:.3g}"
+    said = [f"{what} with the {best.sweep} sweep, holding {best.states} of {budget} states"]
     paper, one = by_kind.get((fom, "recomputed")), by_kind.get((fom, "checkpointed:1"))
     if paper and paper is not best:
         said.append(f"{paper.time / best.time:.3g}× sooner than the paper's UFOM (FOM, recomputed, q = {paper.q:.3g})")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ufom_runtime.command import cli
-from ufom_runtime.command.report import _row, _why
+from ufom_runtime.command.report import _advice, _row, _why
 from ufom_theory import CostModel, Moments, Sweep, Truncated, optimal_q
 
 
@@ -157,7 +157,8 @@ def test_measure_synthetic(capsys, monkeypatch):
     assert (found["r"], found["s"], found["p"], found["thetas"]) == (10, 1, 1, 1001)
     assert found["d2"] == pytest.approx(53.21197334, rel=1e-9)
     assert found["v2"] == pytest.approx(2229.315673, rel=1e-9)
-    assert found["by_sweep"][0]["sweep"] == "recomputed"
+    sweeps = [row["sweep"] for row in found["by_sweep"]]
+    assert sweeps == ["recomputed", "checkpointed:1", "checkpointed:3", "stored", "unrolled"]  # r = 10
     assert all(row["interval"][0] <= row["q"] <= row["interval"][1] for row in found["by_sweep"])
 
 
@@ -179,12 +180,20 @@ def test_where_the_data_cannot_tell_the_answer_says_what_to_run_and_what_to_do()
         )
     }
     said = _why([rows[1], rows[2]], vanishes=False)
-    assert "run UFOM(0.806) or the exact gradient, UFOM(1); both are unbiased" in said
+    assert "run UFOM(0.806) or the exact gradient, RECOMPUTED; both are unbiased" in said
     assert "the data cannot tell which is sooner: the 95 % interval of q*" in said
     assert "measure D² and V² on more tasks. Holding 2 states" in said
     assert said.endswith("sooner than that: run UFOM(0.346, Sweep.checkpointed(1)).")
     said = _why([{**rows[4], "q": 1.0}], vanishes=False)
     assert "run the exact gradient, UFOM(1, Sweep.checkpointed(3)); the data cannot tell whether" in said
+    exact = [
+        _advice({"sweep": sweep, "proxy": 0, "q": 1, "pays": "no"})
+        for sweep in ("stored", "recomputed", "recomputed:one-pass", "checkpointed:2:one-pass")
+    ]
+    assert [x.removeprefix("run the exact gradient, ") for x in exact] == [
+        "EXACT", "RECOMPUTED", "UFOM(1, Sweep.recomputed(one_pass=True))",
+        "UFOM(1, Sweep.checkpointed(2, one_pass=True))",
+    ]  # fmt: skip
 
 
 def test_measure_a_problem_of_ones_own(tmp_path):

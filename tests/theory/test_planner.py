@@ -37,9 +37,18 @@ def test_a_proxy_that_carries_nothing_is_named():
     assert "no better than a proxy of zero" in best.why
 
 
-def test_an_exact_proxy_is_run_alone():
+def test_a_proxy_of_every_step_is_the_exact_gradient():
     best = plan({Truncated(3): Moments(0.0, 1.0)}, r=3, c1=1, c2=1, memory_slots=3, m=2)[0]
-    assert (best.q, best.time) == (0.0, 7.0)
+    assert (best.q, best.time, best.proxy, best.sweep) == (1.0, 7.0, FOM, Sweep.stored())
+
+
+def test_the_exact_gradient_is_called_by_its_name():
+    """Where q* = 1 a proxy of K steps is only a way to hold K states."""
+    found = plan({FOM: Moments(1.0, 1.0), Truncated(1): Moments(0.9, 1.0)}, r=10, c1=1, c2=1, memory_slots=10, m=2)
+    assert all(c.q == 1 and c.proxy == FOM for c in found)
+    assert len({c.sweep for c in found}) == len(found)
+    assert found[0].why.startswith("run the exact gradient with the stored sweep, holding 10 of 10 states")
+    assert not {Sweep.checkpointed(9), Sweep.checkpointed(10)} & {c.sweep for c in found}
 
 
 @settings(deadline=None, max_examples=100)
@@ -58,8 +67,14 @@ def test_nothing_that_fits_is_sooner(bias, r, c2, budget, m):
             if states_held(r, proxy, sweep) <= budget:
                 cost = CostModel(r=r, c2=c2, sweep=sweep, proxy=proxy)
                 fits.append(cost.time(optimal_q(given_, cost, m).q, given_, m))
+    once = [Sweep.stored(), Sweep.recomputed(True), *(Sweep.checkpointed(s, True) for s in range(1, r))]
+    exact = [
+        CostModel(r=r, c2=c2, sweep=x).time(1.0, moments[FOM], m) for x in once if states_held(r, FOM, x) <= budget
+    ]
     found = plan(moments, r, 1.0, c2, budget, m)
-    assert found[0].time == pytest.approx(min(fits), rel=1e-12)
+    best = found[0].time
+    assert best <= min(fits) * (1 + 1e-12)
+    assert best == pytest.approx(min(fits), rel=1e-12) or (found[0].q == 1 and best >= min(exact) * (1 - 1e-12))
     assert all(c.states <= budget and states_held(r, c.proxy, c.sweep) == c.states for c in found)
     assert [c.time for c in found] == sorted(c.time for c in found)
 

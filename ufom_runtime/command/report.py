@@ -97,7 +97,9 @@ def measure(
     first_order = moments[proxies[0]]
     exact = float(cost.time(1.0, first_order, m))
     by_sweep = [
-        _row(first_order, replace(cost, sweep=sweep), m, exact) for sweep in SWEEPS if (sweep.slots or 0) <= problem.r
+        _row(first_order, replace(cost, sweep=sweep), m, exact)
+        for sweep in SWEEPS
+        if sweep.slots < max(1, problem.r - 1)
     ]
     by_proxy = [_row(moments[p], replace(cost, proxy=p), m, exact) for p in proxies]
     by_memory = _by_memory(moments, cost, m, exact)
@@ -129,7 +131,7 @@ def measure(
         "by_proxy": by_proxy,
         "by_memory": by_memory,
         "bounds": _bounds(problem, thetas, tasks, chunk, compile) if bounds else None,
-        "why": " ".join([_why(by_memory, first_order.vanishes), *_doubts(first_order)]),
+        "why": _why(by_memory, first_order.vanishes),
     }
 
 
@@ -194,24 +196,24 @@ def _why(by_memory: list[dict[str, Any]], vanishes: bool) -> str:
     return " ".join(said)
 
 
-def _doubts(moments: MeasuredMoments) -> list[str]:
-    """A warning where few heavy-tailed tasks make the delta method's interval too narrow."""
-    error = max(float(moments.d2_sem) / float(moments.d2 or 1), float(moments.v2_sem) / float(moments.v2 or 1))
-    said = (
-        f"D² and V² are known to ± {error:.0%} only, too little for these intervals: measure on more tasks (--tasks)."
-    )
-    return [said] if error > 0.2 else []
-
-
 def _advice(row: dict[str, Any]) -> str:
-    sweep = {"recomputed": "", "stored": ", Sweep.stored()"}.get(row["sweep"], f", Sweep.checkpointed({row['slots']})")
-    proxy = f", proxy=Truncated({row['proxy']})" if row["proxy"] else ""
+    sweep, proxy = _written(row["sweep"]), f"proxy=Truncated({row['proxy']})" if row["proxy"] else ""
     if row["q"] == 0:
-        return f"run Estimator(0.0{proxy}), which is exact here" if proxy else "run FOM, which is exact here"
-    exact = f"the exact gradient, UFOM(1{sweep}{proxy})"
-    ufom = f"UFOM({row['q']:.3g}{sweep}{proxy})"
+        return f"run Estimator(0.0, {proxy}), which is exact here" if proxy else "run FOM, which is exact here"
+    exact = {"": "RECOMPUTED", "Sweep.stored()": "EXACT"}.get(sweep, f"UFOM(1, {sweep})")
+    arguments = (f"{row['q']:.3g}", sweep, proxy)
+    ufom = f"UFOM({', '.join(filter(None, arguments))})"
     if row["pays"] != "cannot tell":
-        return f"run {exact if row['q'] == 1 else ufom}"
+        return f"run the exact gradient, {exact}" if row["q"] == 1 else f"run {ufom}"
     if row["q"] == 1:
-        return f"run {exact}; the data cannot tell whether a smaller q is sooner"
-    return f"run {ufom} or {exact}; both are unbiased, and the data cannot tell which is sooner"
+        return f"run the exact gradient, {exact}; the data cannot tell whether a smaller q is sooner"
+    return f"run {ufom} or the exact gradient, {exact}; both are unbiased, and the data cannot tell which is sooner"
+
+
+def _written(sweep: str) -> str:
+    """The call that makes a sweep, "" for the paper's."""
+    if sweep == "recomputed":
+        return ""
+    kind, *rest = sweep.split(":")
+    arguments = [x if x.isdigit() else "one_pass=True" for x in rest]
+    return f"Sweep.{kind}({', '.join(arguments)})"
