@@ -38,7 +38,10 @@ if TYPE_CHECKING:
     from ufom_runtime.methods.reptile import REPTILE as REPTILE
     from ufom_runtime.parameters import FlatModule as FlatModule
     from ufom_runtime.problem import BilevelProblem as BilevelProblem
+    from ufom_runtime.training.log import Run as Run
+    from ufom_runtime.training.log import Stopped as Stopped
     from ufom_runtime.training.train import outer_sgd as outer_sgd
+    from ufom_runtime.training.train import train as train
 
 _ROOMS = {
     "methods.adaptive": ["AdaptiveUFOM"],
@@ -51,7 +54,8 @@ _ROOMS = {
     "measure.forecast": ["forecast"],
     "memory": ["peak_bytes"],
     "measure.moments": ["measure_moments", "moments_by_proxy"],
-    "training.train": ["outer_sgd"],
+    "training.log": ["Run", "Stopped"],
+    "training.train": ["outer_sgd", "train"],
     "parameters": ["FlatModule"],
     "problem": ["BilevelProblem"],
     "methods.reptile": ["REPTILE"],

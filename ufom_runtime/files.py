@@ -138,8 +138,9 @@ def make_folder(folder: Path) -> None:
     """Make a folder and those above it, where they are missing; `UfomError` if that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UfomError(f"{folder} cannot be made: {error.strerror}; give a folder to write in") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        said = getattr(error, "strerror", None) or error
+        raise UfomError(f"{folder} cannot be made: {said}; give a folder to write in") from error
 
 
 def read_sealed(path: Path) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def test_goes_on_to_the_same_bits(name, tmp_path):
         assert read_sealed(tmp_path / "state.json")["step"] == step
     assert_same(run(estimator, evaluate=norm, checkpoint=tmp_path, **steps), whole)
     assert_same(run(estimator, evaluate=norm, checkpoint=tmp_path, **steps), whole)  # nothing is left to do
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def long_run(name, checkpoint=None):
@@ -103,7 +103,7 @@ def test_goes_on_to_the_same_bits_after_kill_9_at_any_moment(tmp_path):
     for name in KILLED:
         assert_same(long_run(name, tmp_path / name), long_run(name))
         assert len(set(kills[name]) - {STEPS}) == 3  # within the run, at steps that differ
-        assert len(list((tmp_path / name).iterdir())) == 2  # what the killed ones left is gone
+        assert len(list((tmp_path / name).iterdir())) == 3  # what the killed ones left is gone
 
 
 def be_killed(folder):
@@ -149,7 +149,7 @@ def test_an_error_leaves_the_last_saved_state(tmp_path):
         ({"seed": 5}, "its seed is 4, not 5"),
         ({"batch": 3}, "its batch is 2"),
         ({"log_every": 1}, "log_every is 3"),
-        ({"steps": 11}, "outer steps"),
+        ({"steps": 9}, "holds a run of 10 steps already"),
         ({"step_sizes": lambda k: 1 / (k + 21)}, "outer steps"),
         (ADAM, "outer steps"),
         ({"estimator": UFOM(0.5)}, r"estimator is Estimator\(q=0.4"),
@@ -185,7 +185,7 @@ def test_damaged_files_are_named(damage, tmp_path):
     if damage == "cut":
         state.write_bytes(state.read_bytes()[:-20])
     elif damage == "altered":
-        state.write_text(state.read_text().replace('"step": 3', '"step": 4'))
+        state.write_text(state.read_text().replace('"step": 10', '"step": 11'))
     elif damage == "no object":
         state.write_text("[1, 2]")
     elif damage == "tensors":
@@ -218,9 +218,9 @@ def test_a_state_that_names_a_file_elsewhere_is_refused(name, tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"step": "3"}, {"step": 0}, {"step": True}, {"rows": {}}, {"rows": [1]}, {"seconds": None}, {"state": ["a"]},
-        {"state": 1}, {"calls": {}}, {"calls": {"gradients": 1}}, {"optimiser": {"tensor": "no"}}, {"optimiser": 1},
-        {"optimiser": {"dict": [[[], 1]]}}, {"optimiser": {"dict": []}},
+        {"step": "3"}, {"step": 0}, {"step": True}, {"log": {}}, {"log": [1]}, {"seconds": None}, {"state": ["a"]},
+        {"state": 1}, {"calls": {}}, {"calls": {"gradients": 1}}, {"outer": {"tensor": "no"}}, {"outer": 1},
+        {"outer": {"dict": [[[], 1]]}}, {"outer": {"dict": []}},
     ],
     ids=str,
 )  # fmt: skip
@@ -235,9 +235,9 @@ def test_a_state_of_other_kinds_is_refused(change, tmp_path):
 @pytest.mark.parametrize(
     ("name", "part"),
     [
-        ("plain", "theta"), ("momentum", "theta"), ("momentum", "optimiser.state.0.momentum_buffer"),
-        ("adam", "optimiser.state.0.exp_avg"), ("adam", "optimiser.state.0.exp_avg_sq"),
-        ("adam", "optimiser.state.0.step"),
+        ("plain", "theta"), ("momentum", "theta"), ("momentum", "outer.optimizer.state.0.momentum_buffer"),
+        ("adam", "outer.optimizer.state.0.exp_avg"), ("adam", "outer.optimizer.state.0.exp_avg_sq"),
+        ("adam", "outer.optimizer.state.0.step"),
     ],
 )  # fmt: skip
 def test_a_forged_tensor_is_refused_before_any_step(name, part, forged, tmp_path):
@@ -315,7 +315,7 @@ def test_a_folder_that_cannot_be_read_is_named(call, tmp_path, monkeypatch):
 def test_old_states_that_cannot_be_removed_do_no_harm(tmp_path):
     with mock.patch.object(Path, "unlink", side_effect=OSError(errno.EIO, os.strerror(errno.EIO))):
         assert_same(run(checkpoint=tmp_path, checkpoint_every=4), run())
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list(tmp_path.iterdir())) == 5
     assert_same(run(checkpoint=tmp_path), run())
 
 
@@ -348,8 +348,8 @@ def test_an_optimiser_takes_the_steps_that_torch_takes():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"step_sizes": None}, "either step_sizes or an optimiser"),
-        ({"step_sizes": [0.1] * 20, **MOMENTUM}, "either step_sizes or an optimiser"),
+        ({"step_sizes": None}, "either step_sizes or an optimizer"),
+        ({"step_sizes": [0.1] * 20, **MOMENTUM}, "either step_sizes or an optimizer"),
         ({"step_sizes": None, "optimiser": lambda p: 3}, "returned a int"),
         ({"checkpoint_every": 0}, "at least 1"),
     ],

@@ -1,24 +1,89 @@
-"""The state of an outer run on disk: tensors as safetensors, all else as JSON. Nothing is pickled."""
+"""The state of an outer run on disk: tensors as safetensors, all else as JSON, the log in a file that grows.
+
+Nothing is pickled. Saving costs the same at the millionth step as at the tenth.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from ufom_runtime.files import MissingFile, digest, make_folder, read_sealed, read_whole, write_sealed, write_whole
 from ufom_runtime.problem import BilevelProblem, Task, Tasks
 from ufom_theory import UfomError
-from ufom_theory.checks import positive
 
 _TENSORS = re.compile(r"tensors-[0-9a-f]{16}\.safetensors")  # no path: nothing outside of the folder is read
+
+
+class Log:
+    """The rows of a run in `log.jsonl`, a line of JSON each, appended. The state beside it says where they end.
+
+    What lies beyond, such as the torn last line of a run that was killed, is cut off when rows are appended.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.rows = path, 0
+        self._bytes, self._digest = 0, hashlib.sha256()
+
+    def append(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Add rows; `UfomError` where they are not JSON, or the file cannot be written."""
+        content = b"".join(_line(row) for row in rows)
+        try:
+            if self.path.exists() and not self.path.is_file():
+                raise OSError("it is not a regular file")
+            with open(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as stream:
+                stream.truncate(self._bytes)
+                stream.seek(self._bytes)
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise UfomError(
+                f"{self.path} cannot be written: {error.strerror or error}; make room, run again"
+            ) from error
+        self._bytes, self.rows = self._bytes + len(content), self.rows + len(rows)
+        self._digest.update(content)
+
+    def seal(self) -> dict[str, Any]:
+        """What the state keeps of the log: its length, and the digest by which `read` knows it whole."""
+        return {"bytes": self._bytes, "rows": self.rows, "sha256": self._digest.hexdigest()}
+
+    def read(self, seal: dict[str, Any]) -> list[dict[str, Any]]:
+        """The rows that `seal` is of; rows are appended after them from now on.
+
+        Raises:
+            UfomError: a file that is damaged or cannot be read.
+        """
+        length = int(seal["bytes"])
+        try:
+            fits = self.path.is_file() and 0 <= length <= self.path.stat().st_size
+            with open(self.path if fits else os.devnull, "rb") as stream:
+                content = stream.read(length) if fits else b""
+        except OSError as error:
+            raise UfomError(f"{self.path} cannot be read: {error.strerror}; mend that and run again") from error
+        if not fits or digest(content) != seal["sha256"]:
+            raise UfomError(f"{self.path} is damaged: it is not what state.json says; remove {self.path.parent}")
+        rows = [json.loads(line) for line in content.splitlines()]
+        self._bytes, self.rows, self._digest = length, len(rows), hashlib.sha256(content)
+        return rows
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    """A row as a line of JSON, its columns in their order."""
+    try:
+        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    except (TypeError, ValueError) as error:
+        raise UfomError(f"{row!r:.200} cannot be stored as JSON: {error}; give plain numbers and strings") from error
 
 
 @dataclass(frozen=True)
@@ -31,6 +96,7 @@ class Checkpoint:
         folder: where the state is; made if missing.
         config: what the run was asked for, as JSON; a state of another one is refused.
         most_bytes: of the tensors; what holds more is neither written nor read.
+        log: the rows of the run.
 
     Raises:
         UfomError: a folder that cannot be made.
@@ -40,13 +106,15 @@ class Checkpoint:
     folder: Path
     config: dict[str, Any]
     most_bytes: int
+    log: Log = field(init=False)
 
     def __post_init__(self) -> None:
         _safetensors()
         make_folder(self.folder)
+        object.__setattr__(self, "log", Log(self.folder / "log.jsonl"))
 
-    def save(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Store a state; the one before it is removed once this one is whole, and what a killed run left of one.
+    def save(self, tensors: dict[str, Tensor], values: dict[str, Any], rows: Sequence[dict[str, Any]] = ()) -> None:
+        """Append `rows` to the log and store a state; the state before is removed once this one is whole.
 
         Raises:
             UfomError: more than `most_bytes` of tensors, values that are not JSON, or a file that cannot be written.
@@ -54,10 +122,11 @@ class Checkpoint:
         content: bytes = _safetensors().save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
         if len(content) > self.most_bytes:
             raise UfomError(f"a state of {len(content)} bytes, more than {self.most_bytes}: run without checkpoint=")
+        self.log.append(rows)
         name = f"tensors-{digest(content)[:16]}.safetensors"
         write_whole(self.folder / name, content)
-        record = {"config": self.config, "tensors": name, "tensors_sha256": digest(content), **values}
-        write_sealed(self.folder / "state.json", record)
+        record = {"config": self.config, "tensors": name, "tensors_sha256": digest(content), "log": self.log.seal()}
+        write_sealed(self.folder / "state.json", {**record, **values})
         with suppress(OSError):  # the next state removes what stays
             for old in (*self.folder.glob("tensors-*.safetensors"), *self.folder.glob(".*.tmp")):
                 if old.name != name:
@@ -77,7 +146,7 @@ class Checkpoint:
         stored, name = values.get("config"), str(values.get("tensors"))
         if not isinstance(stored, dict) or not _TENSORS.fullmatch(name):
             raise UfomError(
-                f"{path} is damaged: it is no state, or names {name!r} as its tensors; remove {self.folder}"
+                f"{path} is damaged: it is not a state, or names {name!r} as its tensors; remove {self.folder}"
             )
         for key in {**self.config, **stored}:
             if stored.get(key) != self.config.get(key):
@@ -108,26 +177,15 @@ def _safetensors() -> Any:
     return safetensors.torch
 
 
-def describe(
-    problem: BilevelProblem, theta: Tensor, tasks: Task, outer: Callable[[int], float] | Optimizer, steps: int
-) -> dict[str, Any]:
-    """What tells one run from another, as JSON: θ_0, the inner steps, the first tasks drawn, and the outer steps.
-
-    Outer step sizes are compared at 64 steps at most, spread over the run; an optimiser by its class and settings.
-    """
-    if isinstance(outer, Optimizer):
-        groups = [{k: v for k, v in group.items() if k != "params"} for group in outer.param_groups]
-        taken = f"{type(outer).__name__} {digest(repr(groups))[:16]}"
-    else:
-        spread = sorted({1 + i * (steps - 1) // 63 for i in range(64)})
-        taken = digest(repr([float(positive("γ_k", outer(k))) for k in spread]))[:16]
+def describe(problem: BilevelProblem, theta: Tensor, tasks: Task) -> dict[str, Any]:
+    """What tells one run from another to the bit, as JSON: θ_0, the inner steps, and the first tasks drawn."""
     return {
+        "form": 2,
         "problem": type(problem).__name__,
         "r": problem.r,
         "inner step sizes": _fingerprint(torch.as_tensor(problem.step_sizes)),
         "θ_0": _fingerprint(theta),
         "first tasks": _fingerprint(*Tasks.of(tasks).parts),
-        "outer steps": f"{steps}, {taken}",
     }
 
 

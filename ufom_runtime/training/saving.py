@@ -1,0 +1,108 @@
+"""An outer run and its checkpoint: what is stored after a step, and how a run goes on from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ufom_runtime.problem import finite_theta
+from ufom_runtime.training.identity import Identity
+from ufom_runtime.training.log import Now, Row
+from ufom_runtime.training.optimizers import gamma_at
+from ufom_runtime.training.resume import Checkpoint, describe, pack, same_form, unpack
+from ufom_runtime.training.seeds import generator
+from ufom_theory import UfomError
+
+if TYPE_CHECKING:
+    from ufom_runtime.training.train import Loop
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """The checkpoint of a run, and what it takes to store a `Now` and to find it again."""
+
+    store: Checkpoint
+    identity: Identity
+    rates: list[list[float]]  # k and γ_k at 64 steps at most, where γ_k is a function of k
+
+    @classmethod
+    def of(cls, folder: Any, loop: Loop, theta: Tensor, first: Any) -> Kept:
+        try:
+            path = Path(folder)
+        except TypeError as error:
+            raise UfomError(f"checkpoint = {folder!r} must be the path of a folder") from error
+        loop.keeps = True
+        steps, best, rate = loop.rows.steps, loop.rows.best, loop.outer.rate
+        drawn = loop.problem.sample(loop.batch, generator(loop.seed, 1, "tasks"))
+        config = {
+            "seed": loop.seed, "batch": loop.batch, "log_every": loop.rows.every, "estimator": repr(loop.estimator),
+            "column": None if best is None else str(best.column), "outer steps": loop.outer.describe(),
+            **describe(loop.problem, theta, drawn),
+        }  # fmt: skip
+        identity = Identity.of(loop.problem, theta, first)
+        held = sum(t.nbytes for t in identity.tensors().values())
+        spread = sorted({1 + i * (steps - 1) // 63 for i in range(64)}) if rate else []
+        rates = [[k, gamma_at(rate, k)] for k in spread] if rate else []
+        return cls(Checkpoint(path, config, most_bytes=2**20 + 64 * theta.nbytes + held), identity, rates)
+
+    def save(self, now: Now, rows: list[Row]) -> None:
+        """Store the run after a whole step, and append its new rows to the log."""
+        tensors = {"theta": now.theta, **self.identity.tensors()}
+        best = None
+        if now.best:
+            tensors["best"], best = now.best[2], list(now.best[:2])
+        values = {
+            "step": now.step, "state": list(now.state), "calls": dict(now.calls), "seconds": now.seconds,
+            "last": now.last, "best": best, "γ": self.rates, "outer": pack(now.outer, tensors, "outer"),
+        }  # fmt: skip
+        self.store.save(tensors, values, rows[self.store.log.rows : now.logged])
+
+    def load(self, new: Now, loop: Loop) -> Now:
+        """The stored run, of which `loop` is brought up to date; `new` where nothing is stored."""
+        found = self.store.load()
+        if not found:
+            return new
+        tensors, values = found
+        folder, steps = self.store.folder, loop.rows.steps
+        try:
+            now = self._restore(tensors, values, new, loop)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if isinstance(error, UfomError):
+                raise
+            said = f"{type(error).__name__}: {error}"
+            raise UfomError(f"{folder} is damaged: it holds no such state ({said}); remove it") from error
+        if now.step > steps:
+            raise UfomError(f"{folder} holds a run of {now.step} steps already: ask for as many, or for more")
+        return now if now.step == steps else replace(now, last=None)
+
+    def _restore(self, tensors: dict[str, Tensor], values: dict[str, Any], new: Now, loop: Loop) -> Now:
+        outer, calls = unpack(values["outer"], tensors), values["calls"]
+        expected = {"theta": new.theta, "step": 1, "state": list(new.state), "calls": vars(loop.calls), "seconds": 0.0}
+        for name, value in expected.items():
+            same_form(name, tensors["theta"] if name == "theta" else values[name], value)
+        finite_theta("θ", tensors["theta"], (1,))
+        self.identity.refuse_other(tensors, str(self.store.folder))
+        step = values["step"]
+        for k, gamma in values["γ"]:
+            if loop.outer.rate and k <= step and gamma_at(loop.outer.rate, k) != gamma:
+                raise UfomError(
+                    f"{self.store.folder} is of another run: its outer steps have γ_{k} = {gamma:g}, not "
+                    f"{gamma_at(loop.outer.rate, k):g}; give checkpoint= a folder of its own, or remove this one"
+                )
+        rows, last = self.store.log.read(values["log"]), values["last"]
+        if step < 1 or not all(isinstance(row, dict) for row in [*rows, last or {}]):
+            raise ValueError("a step < 1, or rows of another kind")
+        theta = tensors["theta"].to(new.theta.device)
+        loop.outer.load(theta, outer)
+        vars(loop.calls).update(calls)
+        loop.rows.regular = rows
+        best = None
+        if values["best"]:
+            best = (int(values["best"][0]), float(values["best"][1]), tensors["best"].to(new.theta.device))
+        return Now(
+            theta, step, tuple(values["state"]), values["seconds"], tuple(calls.items()), loop.outer.state(),
+            len(rows), last, best,
+        )  # fmt: skip
