@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from functools import cache
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -51,7 +52,6 @@ class Direction:
         refuse_divergence(self.value if self.per_task is None else self.per_task)
 
 
-@runtime_checkable
 class Method(Protocol):
     """Whatever gives an outer direction; `train` runs any of them.
 
@@ -279,11 +279,17 @@ def refuse_other(method: object) -> None:
     """`UfomError` for what is not a `Method`."""
     if isinstance(method, type):
         raise UfomError(f"{method.__name__} is a class: make a method of it, {method.__name__}(...)")
-    if not isinstance(method, Method):
+    if not _is_method(type(method)):  # type: ignore[arg-type]
         raise UfomError(
             f"{method!r} is not a method: give FOM, EXACT, UFOM(q), AdaptiveUFOM() or METHODS[name].make(r); a sweep "
             "goes into one, UFOM(q, sweep)"
         )
+
+
+@cache
+def _is_method(kind: type) -> bool:
+    """Whether objects of this type follow `Method`; `isinstance` with a protocol takes longer than a small gradient."""
+    return hasattr(kind, "gradient") and all(callable(getattr(kind, name, None)) for name in ("begin", "direction"))
 
 
 def refuse_divergence(gradient: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from ufom_runtime import FOM, RECOMPUTED, UFOM, BilevelProblem, FlatModule, measure_moments, outer_sgd
+from ufom_runtime import FOM, RECOMPUTED, UFOM, BilevelProblem, FlatModule, measure_moments, train
 from ufom_runtime.command.style import LOOKS, SHEET
 from ufom_runtime.problems.few_shot import digits_few_shot
 from ufom_theory import CostModel, optimal_q
@@ -52,7 +52,7 @@ def loss(theta):
 
 logs = {}
 for name, estimator in (("FOM", FOM), ("UFOM", UFOM(p.q)), ("exact", RECOMPUTED)):
-    run = outer_sgd(problem, theta, estimator, lambda k: 0.5, steps=60, batch=4, log_every=5, evaluate=loss)
+    run = train(problem, theta, estimator, lambda k: 0.5, steps=60, batch=4, log_every=5, evaluate=loss)
     logs[name] = run.log.assign(cost=run.log.gradients + 2 * run.log.hessian_vector_products)
     print(f"{name}: loss {run.log.loss.iloc[-1]:.3f} at a cost of {logs[name].cost.iloc[-1]} gradients")
 

@@ -322,7 +322,8 @@ def state_files(folder):
 
 def restore_files(folder, state, tensors, seal=True):
     for old in (folder / "run").iterdir():
-        old.unlink()
+        if old.name != "log.jsonl":
+            old.unlink()
     if seal:
         state = {**state, "tensors": f"tensors-{digest(tensors)[:16]}.safetensors", "tensors_sha256": digest(tensors)}
     (folder / f"run/tensors-{digest(tensors)[:16]}.safetensors").write_bytes(tensors)
