@@ -6,26 +6,15 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import platform
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import asdict
 from importlib import import_module
-from importlib.metadata import version
-from inspect import signature
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any
 
-import pandas as pd
 import typer
-from matplotlib import rc_context
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -33,10 +22,13 @@ from rich.table import Table
 from studies.engine import commands
 from studies.engine.commands import CellMinutes, Gpus, Jobs, Kind, Minutes, Partition, Size
 from studies.engine.configuration import read_config
-from studies.engine.executors import Executor, executor
+from studies.engine.executors import DAY, Executor, Local, executor
+from studies.engine.results import Results
+from studies.engine.study import Study
 from studies.engine.sweep import Store
-from ufom_runtime.command.style import SHEET
-from ufom_theory import UfomError, Verdict
+from studies.shared.verdicts import Verdict
+from ufom_runtime.files import write_whole
+from ufom_theory import UfomError
 
 HERE = Path(__file__).parent
 STUDIES = {  # a line for --help, which spares importing them all
@@ -48,6 +40,7 @@ STUDIES = {  # a line for --help, which spares importing them all
     "few_shot": "Few-shot classification (Table 2, Fig. 2).",
     "landscape": "Bias, variance, time and memory of every method; which one for which problem?",
     "performance": "Time and memory of a hypergradient, ours and other libraries'; standard wants a quiet machine.",
+    "template": "A study to copy: does averaging divide the variance?",
 }
 app = typer.Typer(help="Compare what was predicted with what is measured.", no_args_is_help=True, add_completion=False)
 
@@ -64,21 +57,21 @@ def _command(name: str) -> Callable[..., None]:
         cell_minutes: CellMinutes = None,
         config: Annotated[Path | None, typer.Option(help="TOML with other values; kept under the file's name.")] = None,
     ) -> None:
-        study, results = _study(name, size)
-        values = study.SIZES[size]
+        study = load(name)
+        values, results = _sized(study, name, size)
         if config:
-            if config.stem.lower() in study.SIZES:  # a disk may not tell them apart
+            if config.stem.lower() in study.sizes:  # a disk may not tell them apart
                 raise UfomError(f"{config} is called as the size {config.stem!r} is: give the file another name")
-            values, results = read_config(config, values), _folder("results", "quick") / f"{name}-{config.stem}.csv"
-        if redraw and not results.is_file():
-            raise UfomError(f"{results} is missing: run the study without --redraw first")
+            values, results = read_config(config, values), _results(name, config.stem, "quick")
+            results.refuse_another(values)
         if not redraw:
-            _measure(study, values, results, executor(kind, jobs, partition, minutes, gpus, cell_minutes))
-        verdicts = study.judge(_table(results))
-        _write_verdicts(results, verdicts)
-        figure = _draw(study, results)
+            _measure(name, values, results, executor(kind, jobs, partition, minutes, gpus, cell_minutes))
+        table, values = results.read(study)
+        verdicts = study.judge(table, values)
+        results.write_verdicts(verdicts)
+        figure = results.draw(study, table, values)
         _show(verdicts)
-        print(f"figure: {figure}   table: {results}")
+        print(f"figure: {figure}   table: {results.path}")
 
     return command
 
@@ -98,9 +91,9 @@ def _filler(retry: bool) -> Callable[..., None]:
         gpus: Gpus = None,
         cell_minutes: CellMinutes = None,
     ) -> None:
-        study, results = _study(name, size)
-        _measure(study, study.SIZES[size], results, executor(kind, jobs, partition, minutes, gpus, cell_minutes), retry)
-        print(f"table: {results}")
+        config, results = _sized(load(name), name, size)
+        _measure(name, config, results, executor(kind, jobs, partition, minutes, gpus, cell_minutes), retry)
+        print(f"table: {results.path}")
 
     return command
 
@@ -113,30 +106,41 @@ app.command("status")(commands.status)
 app.command("export")(commands.export)
 
 
-def _study(name: str, size: str) -> tuple[ModuleType, Path]:
-    """A study, and where its table of this size is."""
+def load(name: str) -> Study[Any]:
+    """A study by its name."""
     if name not in STUDIES:
         raise UfomError(f"study {name!r} is unknown: use {', '.join(STUDIES)}")
-    study = import_module(f"studies.{name}")
-    if size not in study.SIZES:
-        raise UfomError(f"size {size!r} is unknown: use {' or '.join(study.SIZES)}")
-    return study, _folder("results", size) / f"{name}-{size}.csv"
+    study: Study[Any] = import_module(f"studies.{name}").study
+    return study
+
+
+def _sized(study: Study[Any], name: str, size: str) -> tuple[Any, Results]:
+    """A size's configuration, and where its results are."""
+    if size not in study.sizes:
+        raise UfomError(f"size {size!r} is unknown: use {' or '.join(study.sizes)}")
+    return study.sizes[size], _results(name, size, size)
+
+
+def _results(name: str, called: str, size: str) -> Results:
+    return Results(HERE / "results" / ("quick" if size == "quick" else "") / f"{name}-{called}.csv")
 
 
 @app.command("judge")
 def judge() -> None:
     """Judge every stored table again; exit status 1 if a verdict comes out other than recorded."""
     changed = False
-    for name, path in _stored():
-        verdicts = import_module(f"studies.{name}").judge(_table(path))
-        recorded = json.loads(path.with_suffix(".verdicts.json").read_text())
-        counts = {kind: sum(v.agrees == kind for v in verdicts) for kind in ("yes", "no", "inconclusive")}
-        print(f"{path.stem}: " + ", ".join(f"{n} {kind}" for kind, n in counts.items()))
+    for study, results in _stored():
+        verdicts = study.judge(*results.read(study))
+        recorded = {v["subject"]: v["agrees"] for v in results.verdicts()}
+        print(f"{results.path.stem}: {_counts(verdicts)}")
         for verdict in verdicts:
-            was = next((v for v in recorded if v["subject"] == verdict.subject), {"agrees": "not recorded"})
-            if was["agrees"] != verdict.agrees:
+            was = recorded.pop(verdict.subject, "not recorded")
+            if was != verdict.agrees:
                 changed = True
-                print(f"  {verdict.subject}: {verdict.agrees}, recorded: {was['agrees']}")
+                print(f"  {verdict.subject}: {verdict.agrees}, recorded: {was}")
+        for subject, was in recorded.items():
+            changed = True
+            print(f"  {subject}: judged no more, recorded: {was}")
     if changed:
         raise typer.Exit(1)
 
@@ -144,8 +148,8 @@ def judge() -> None:
 @app.command("draw")
 def draw() -> None:
     """Draw every stored table again."""
-    for name, path in _stored():
-        print(_draw(import_module(f"studies.{name}"), path))
+    for study, results in _stored():
+        print(results.draw(study, *results.read(study)))
 
 
 @app.command("index")
@@ -154,117 +158,57 @@ def index() -> None:
 
     And docs/which-method.md, the landscape's guide.
     """
-    (HERE / "README.md").write_text(_index())
-    for name, path in _stored():
-        if name == "landscape":
-            page = import_module(f"studies.{name}").page(_table(path))
-            (HERE.parent / "docs" / "which-method.md").write_text(page)
+    from studies import landscape
 
-
-_STREAMS = (
-    "Where the `.json` beside a table has no `streams`, the outer runs of hypercleaning, few_shot and regret drew "
-    "tasks and coins from streams with seeds of 32 bits; a new run with the same seeds draws others."
-)
+    write_whole(HERE / "README.md", _index().encode())
+    for study, results in _stored():
+        if study is landscape.study:
+            page = landscape.page(results.read(study)[0])
+            write_whole(HERE.parent / "docs" / "which-method.md", page.encode())
 
 
 def _index() -> str:
-    parts = [f"# Studies\n\nWritten by `python -m studies index` from the stored tables. {_STREAMS}\n"]
-    for name, path in _stored():
-        study, table = import_module(f"studies.{name}"), _table(path)
-        run = json.loads(path.with_suffix(".json").read_text())
-        verdicts = study.judge(table)
-        counts = [f"{sum(v.agrees == kind for v in verdicts)} {kind}" for kind in ("yes", "no", "inconclusive")]
-        size = path.stem.removeprefix(f"{name}-")
+    parts = ["# Studies\n\nWritten by `python -m studies index` from the stored tables.\n"]
+    for study, results in _stored():
+        (table, config), run, stem = results.read(study), results.run(), results.path.stem
+        name, _, size = stem.rpartition("-")
         made = ", ".join(str(run[key]) for key in ("device", "date") if key in run)
+        caption = (results.figures / f"{stem}.txt").read_text().strip()
         parts.append(
-            f"## {name}\n\n**{study.question}** {study.answer(table)}\n\n![{name}](figures/{path.stem}.png)\n\n"
-            f"{(HERE / 'figures' / f'{path.stem}.txt').read_text().strip()}\n\n"
-            f"Verdicts: {', '.join(counts)} ([all](results/{path.stem}.verdicts.json)). {size}, {made}, "
-            f"{run['seconds'] / 60:.0f} min: `python -m studies {name} --size {size}`\n"
+            f"## {name}\n\n**{study.question}** {study.answer(table, config)}\n\n![{name}](figures/{stem}.png)\n\n"
+            f"{caption}\n\nVerdicts: {_counts(study.judge(table, config))} ([all](results/{stem}.verdicts.json)). "
+            f"{size}, {made}, {run['seconds'] / 60:.0f} min: `python -m studies {name} --size {size}`\n"
         )
     return "\n".join(parts)
 
 
-def _stored() -> Iterator[tuple[str, Path]]:
+def _counts(verdicts: list[Verdict]) -> str:
+    return ", ".join(f"{sum(v.agrees == kind for v in verdicts)} {kind}" for kind in ("yes", "no", "inconclusive"))
+
+
+def _stored() -> Iterator[tuple[Study[Any], Results]]:
     """The studies that have a committed table, and the largest of each."""
     for name in STUDIES:
         for size in ("paper", "standard"):
-            path = HERE / "results" / f"{name}-{size}.csv"
-            if path.is_file():
-                yield name, path
+            results = _results(name, size, size)
+            if results.path.is_file():
+                yield load(name), results
                 break
 
 
-def _folder(kind: str, size: str) -> Path:
-    folder = HERE / kind / ("quick" if size == "quick" else "")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _table(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path)
-
-
-def _measure(study: ModuleType, config: Any, path: Path, runner: Executor | None = None, retry: bool = False) -> None:
-    """The table and what is to be known of the run, into `path` and beside it; its stem names the store."""
-    keeps = "store" in signature(study.measure).parameters
-    if not keeps and (runner or retry):
-        name = study.__name__.removeprefix("studies.")
+def _measure(name: str, config: Any, results: Results, runner: Executor | None, retry: bool = False) -> None:
+    """The table and what is to be known of the run; the stem of the results names the store of the cells."""
+    study = load(name)
+    if not study.jobs and (runner or retry):
         raise UfomError(f"{name} keeps no cells: run it without --executor, as python -m studies {name}")
     console = Console(stderr=True)
     columns = (TextColumn("measuring"), BarColumn(), TimeRemainingColumn())
     begin = time.perf_counter()
-    store = (Store(commands.CELLS / path.stem, runner, retry),) if keeps else ()
+    store = Store(commands.CELLS / results.path.stem, runner or Local(study.jobs or 1, seconds=DAY), retry)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=1.0)
-        table = study.measure(config, *store, progress=lambda share: bar.update(task, completed=share))
-    table.to_csv(path, index=False)
-    run = {"streams": "Philox", "seconds": round(time.perf_counter() - begin, 1),
-           "date": time.strftime("%Y-%m-%d"), "device": "cpu",
-           "machine": platform.machine(), "processor": _processor(), "cores": os.cpu_count()}  # fmt: skip
-    versions = {"python": platform.python_version()} | {name: version(name) for name in ("numpy", "pandas", "torch")}
-    path.with_suffix(".json").write_text(_json({"config": asdict(config), **run, "versions": versions}))
-
-
-def _write_verdicts(path: Path, verdicts: list[Verdict]) -> None:
-    path.with_suffix(".verdicts.json").write_text(_json([asdict(v) for v in verdicts]))
-
-
-def _draw(study: ModuleType, path: Path) -> Path:
-    """The figure in all formats and its caption, under figures/ as the table is under results/; the PNG's path."""
-    table, figures = _table(path), _folder("figures", path.parent.name)
-    undated: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
-    with rc_context(SHEET):  # with its hash salt the same table draws the same bytes
-        figure = study.draw(table)
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # its solver's last digits differ from run to run
-        for axes in figure.axes:
-            axes.set_position([round(x, 6) for x in axes.get_position().bounds])
-        for kind, metadata in undated.items():
-            figure.savefig(figures / f"{path.stem}.{kind}", metadata=metadata)
-    (figures / f"{path.stem}.txt").write_text(study.caption(table) + "\n")
-    return figures / f"{path.stem}.png"
-
-
-def _processor() -> str:
-    """Its name; platform.processor() is empty on Linux."""
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return platform.processor()
-
-
-def _json(value: Any) -> str:
-    """JSON, null for nan and ±inf, which it does not know."""
-
-    def known(x: Any) -> Any:
-        if isinstance(x, dict):
-            return {k: known(v) for k, v in x.items()}
-        if isinstance(x, list | tuple):
-            return [known(v) for v in x]
-        return None if isinstance(x, float) and not math.isfinite(x) else x
-
-    return json.dumps(known(value), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+        table = study.measure(config, store, lambda share: bar.update(task, completed=share))
+    results.write(table, config, time.perf_counter() - begin)
 
 
 def _show(verdicts: list[Verdict]) -> None:

@@ -9,7 +9,7 @@ pieces, and the gradients are those of the whole piecewise polynomial.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from studies.engine.study import Progress, Study, silent
 from studies.engine.sweep import Store
 from studies.optimal_q import outer_step_size
 from studies.shared.drawing import legend_below, shades
+from studies.shared.verdicts import Verdict
 from ufom_runtime.command.style import GREY, LOOKS, WIDTH
-from ufom_theory import TwoTaskProblem, Verdict, diverging_problem
+from ufom_theory import TwoTaskProblem, diverging_problem
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 ESTIMATORS = ("FOM", "UFOM")
+COLUMNS = ["step", "estimator", "start", "theta", "gradient_norm"]
 DRAWN = 6  # runs of each estimator whose lines are drawn; the mean is over all
 
 question = "Does first-order meta-learning stall where Theorem 2 says, and does UFOM get through?"
@@ -68,18 +71,14 @@ SIZES = {
 }
 
 
-def measure(
-    config: Config, store: Store, progress: Callable[[float], object] = lambda share: None, jobs: int = 2
-) -> pd.DataFrame:
+def measure(config: Config, store: Store, progress: Progress = silent) -> pd.DataFrame:
     """One row for each estimator, start and logged step (about 25 a decade).
 
-    Columns: estimator, start (its number), step, theta, gradient_norm (|∇M(θ_k)|, exact); the sizes; theta_fo and
-    theta_star, where FOM and UFOM should end.
+    Columns: estimator, start (its number), step, theta, gradient_norm (|∇M(θ_k)|, exact).
     """
     cells = [{"study": "divergence", "version": 1, **asdict(config), "seed": i} for i in range(config.cells)]
-    store.run(cells, run_cell, jobs=jobs, progress=progress)
-    table = store.table(cells).drop(columns=["study", "version", "seed", "cells"])
-    return table.sort_values(["estimator", "start", "step"], ignore_index=True)
+    store.run(cells, run_cell, progress=progress)
+    return store.table(cells)[COLUMNS].sort_values(["estimator", "start", "step"], ignore_index=True)
 
 
 def run_cell(cell: Mapping[str, Any]) -> pd.DataFrame:
@@ -93,8 +92,7 @@ def run_cell(cell: Mapping[str, Any]) -> pd.DataFrame:
     thetas = simulate(pair, theta, cell["q"], logged, np.random.default_rng([20260102, cell["seed"]]))
     norms = np.abs(pair.gradients(thetas)[1].mean(axis=0))
     index = pd.MultiIndex.from_product([logged, ESTIMATORS, numbers.tolist()], names=["step", "estimator", "start"])
-    table = pd.DataFrame({"theta": thetas.ravel(), "gradient_norm": norms.ravel()}, index).reset_index()
-    return table.assign(theta_fo=pair.theta_fo, theta_star=pair.theta_star)
+    return pd.DataFrame({"theta": thetas.ravel(), "gradient_norm": norms.ravel()}, index).reset_index()
 
 
 def simulate(pair: TwoTaskProblem, start: Array, q: float, logged: Array, rng: np.random.Generator) -> Array:
@@ -111,46 +109,47 @@ def simulate(pair: TwoTaskProblem, start: Array, q: float, logged: Array, rng: n
     return np.array(found)
 
 
-def judge(table: pd.DataFrame) -> list[Verdict]:
+def judge(table: pd.DataFrame, config: Config) -> list[Verdict]:
     """Does FOM end above the floor, at 2D and at θ_FO; does UFOM end below the floor and at θ_*?"""
-    D, q = table.D.iloc[0], table.q.iloc[0]
+    D, pair = config.D, diverging_problem(config.D, config.r, config.alpha)
     ends = {name: runs[runs.step == runs.step.max()] for name, runs in table.groupby("estimator")}
     fom, ufom = ends["FOM"], ends["UFOM"]
-    bias = abs(table.theta_fo.iloc[0] - table.theta_star.iloc[0])
-    name = f"UFOM (q = {q:g})"
+    bias = abs(pair.theta_fo - pair.theta_star)
+    name = f"UFOM (q = {config.q:g})"
+    fom_sq, ufom_sq = fom.gradient_norm**2 / D, ufom.gradient_norm**2 / D
+    off = {"widest": 0.02, "margin": 0.02}
     return [
-        Verdict.from_paired("E‖∇M‖² over D at FOM's end: Theorem 2's floor", ">=", 1.0, fom.gradient_norm**2 / D),
-        Verdict.from_paired("E‖∇M‖² over D at FOM's end: its limit", "=", 2.0, fom.gradient_norm**2 / D, margin=0.05),
-        Verdict.from_paired(f"E‖∇M‖² over D at the end of {name}", "<=", 1.0, ufom.gradient_norm**2 / D),
+        Verdict.from_paired("E‖∇M‖² over D at FOM's end: Theorem 2's floor", ">=", 1.0, fom_sq, widest=0.1),
+        Verdict.from_paired("E‖∇M‖² over D at FOM's end: its limit", "=", 2.0, fom_sq, widest=0.05, margin=0.05),
+        Verdict.from_paired(f"E‖∇M‖² over D at the end of {name}", "<=", 1.0, ufom_sq, widest=0.1),
         Verdict.from_paired(
-            "FOM's end from θ_FO, over |θ_FO − θ_*|", "=", 0.0, (fom.theta - fom.theta_fo) / bias, margin=0.02
+            "FOM's end from θ_FO, over |θ_FO − θ_*|", "=", 0.0, (fom.theta - pair.theta_fo) / bias, **off
         ),
         Verdict.from_paired(
-            f"end of {name} from θ_*, over |θ_FO − θ_*|", "=", 0.0, (ufom.theta - ufom.theta_star) / bias, margin=0.02
+            f"end of {name} from θ_*, over |θ_FO − θ_*|", "=", 0.0, (ufom.theta - pair.theta_star) / bias, **off
         ),
     ]
 
 
-def answer(table: pd.DataFrame) -> str:
+def answer(table: pd.DataFrame, config: Config) -> str:
     """The answer in a sentence."""
     final = table[table.step == table.step.max()]
-    mean_sq = (final.gradient_norm**2).groupby(final.estimator).mean() / table.D.iloc[0]
+    mean_sq = (final.gradient_norm**2).groupby(final.estimator).mean() / config.D
     yes = "Yes" if mean_sq["FOM"] >= 1 > mean_sq["UFOM"] else "No"
     return (
         f"{yes}: from {final.start.nunique()} starts FOM ends with E‖∇M‖² = {mean_sq['FOM']:.3g}·D (predicted: 2·D), "
-        f"UFOM (q = {table.q.iloc[0]:g}) with {mean_sq['UFOM']:.2g}·D, after {final.step.iloc[0]} steps."
+        f"UFOM (q = {config.q:g}) with {mean_sq['UFOM']:.2g}·D, after {final.step.iloc[0]} steps."
     )
 
 
-def draw(table: pd.DataFrame) -> Figure:
+def draw(table: pd.DataFrame, config: Config) -> Figure:
     """The two tasks (Fig. 1a), M with the ends of the runs (1b), gradient norms over steps with the floor (1c)."""
     from matplotlib.figure import Figure as NewFigure
 
     figure = NewFigure(figsize=(WIDTH, 7.2))
     panels = figure.subplot_mosaic([["tasks", "objective"], ["norms", "norms"]])
     tasks, objective, norms = panels.values()
-    row = table.iloc[0]
-    pair = diverging_problem(row.D, int(row.r), row.alpha)
+    pair = diverging_problem(config.D, config.r, config.alpha)
     phi, theta = np.linspace(-12, 24, 401), np.linspace(pair.theta_star - 3, pair.theta_fo + 3, 401)
     for loss, colour, style, number in zip(losses(pair, phi)[1], shades(2), ("-", "--"), (1, 2), strict=True):
         tasks.plot(phi, loss, style, color=colour, label=f"$f_{number}$")
@@ -166,21 +165,21 @@ def draw(table: pd.DataFrame) -> Figure:
         colour = LOOKS["FOM" if x == pair.theta_fo else "UFOM"]["color"]
         objective.axvline(x, color=colour, lw=0.9, ls="--", label=label)
     objective.set(xlabel="outer parameter $\\theta$", ylabel="$M(\\theta)$, mean loss", title="Where outer SGD ends")
-    _draw_norms(norms, table)
+    _draw_norms(norms, table, config)
     for axes in (tasks, objective, norms):
         legend_below(axes, 2)
     return figure
 
 
-def _draw_norms(axes: Axes, table: pd.DataFrame) -> None:
-    D = table.D.iloc[0]
+def _draw_norms(axes: Axes, table: pd.DataFrame, config: Config) -> None:
+    D = config.D
     shown = np.unique(np.linspace(0, table.start.max(), DRAWN).astype(int))
     for name in ESTIMATORS:
         runs, colour = table[table.estimator == name], LOOKS[name]["color"]
         for _, run in runs[runs.start.isin(shown)].groupby("start"):
             axes.loglog(run.step, run.gradient_norm, color=colour, lw=0.5, alpha=0.35)
         rms = (runs.gradient_norm**2).groupby(runs.step).mean() ** 0.5
-        label = name if name == "FOM" else f"{name}, $q={table.q.iloc[0]:g}$"
+        label = name if name == "FOM" else f"{name}, $q={config.q:g}$"
         axes.loglog(rms.index, rms, **LOOKS[name], lw=2, markevery=(0.05, 0.1), label=f"{label}, root mean square")
     axes.axhline(math.sqrt(2 * D), color=GREY, lw=1, ls=":", label="$\\sqrt{2D}$, FOM's limit")
     axes.axhline(math.sqrt(D), color=GREY, lw=1, ls="--", label="$\\sqrt{D}$, the floor")
@@ -208,12 +207,22 @@ def losses(pair: TwoTaskProblem, theta: Array) -> tuple[Array, Array]:
     return end.numpy(), begin.numpy()
 
 
-def caption(table: pd.DataFrame) -> str:
+def caption(table: pd.DataFrame, config: Config) -> str:
     """What the figure shows, with its sizes."""
-    row = table.iloc[0]
     return (
-        f"Theorem 2's counterexample for D = {row.D:g} (r = {row.r}, α = {row.alpha:g}, a = (0.5, 1.5)). Above: the "
-        "two tasks; M, the ends of FOM and UFOM and where theory puts them. Below: |∇M(θ_k)|, exact at each θ_k; "
-        f"thin lines: {DRAWN} single runs. n = {table.start.nunique()} starts evenly over [{row.low:g}, "
-        f"{row.high:g}], one run each, {table.step.max()} outer steps of 10/(k + 100), one task a step. CPU."
+        f"Theorem 2's counterexample for D = {config.D:g} (r = {config.r}, α = {config.alpha:g}, a = (0.5, 1.5)). "
+        "Above: the two tasks; M, the ends of FOM and UFOM and where theory puts them. Below: |∇M(θ_k)|, exact at each "
+        f"θ_k; thin lines: {DRAWN} single runs. n = {table.start.nunique()} starts evenly over [{config.low:g}, "
+        f"{config.high:g}], one run each, {table.step.max()} outer steps of 10/(k + 100), one task a step. CPU."
     )
+
+
+study = Study(
+    question=question,
+    sizes=SIZES,
+    measure=measure,
+    judge=judge,
+    draw=draw,
+    caption=caption,
+    answer=answer,
+)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from studies.engine.study import Progress, Study, silent
 from studies.engine.sweep import Store
 from studies.shared.training import (
     ADAPTIVE,
@@ -32,6 +33,7 @@ from studies.shared.training import (
     missing,
     rounded,
 )
+from studies.shared.verdicts import Verdict
 from ufom_runtime import EXACT, FOM, REPTILE, UFOM, hypergradient, measure_moments, outer_sgd
 from ufom_runtime.algorithms import inner_gd
 from ufom_runtime.command.style import WIDTH
@@ -39,7 +41,7 @@ from ufom_runtime.problem import Task, Tasks
 from ufom_runtime.problems.data import cifar100, omniglot
 from ufom_runtime.problems.few_shot import FewShotProblem, cifar100_few_shot, digits_few_shot, omniglot_few_shot
 from ufom_runtime.steps import Steps
-from ufom_theory import CostModel, Moments, Sweep, UfomError, Verdict, optimal_q
+from ufom_theory import CostModel, Moments, Sweep, UfomError, optimal_q
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,7 +75,6 @@ class Config:
         points: logged rows of a run, about.
         r: inner steps.
         device: where to compute.
-        jobs: processes.
     """
 
     settings: tuple[tuple[str, int], ...]
@@ -88,7 +89,6 @@ class Config:
     points: int
     r: int = 10
     device: str = "cpu"
-    jobs: int = 1
 
 
 SIZES = {
@@ -98,7 +98,7 @@ SIZES = {
     ),
     "standard": Config(
         settings=(("omniglot", 5),), filters=16, alpha=0.03, rate=3e-3, batch=4, exact_steps=30, test_tasks=60,
-        fixed_tasks=32, seeds=3, points=6, jobs=2,
+        fixed_tasks=32, seeds=3, points=6,
     ),
     "paper": Config(
         settings=(("omniglot", 30), ("omniglot", 40), ("cifar100", 20), ("cifar100", 30)), filters=64, alpha=0.005,
@@ -107,10 +107,10 @@ SIZES = {
 }  # fmt: skip
 
 
-def measure(config: Config, store: Store, progress: Callable[[float], object] = lambda share: None) -> pd.DataFrame:
+def measure(config: Config, store: Store, progress: Progress = silent) -> pd.DataFrame:
     """The logs of all runs, one row a logged step.
 
-    Columns: the configuration, data, ways, method, seed; step, calls (charged, recomputed), exact_tasks (their
+    Columns: data, ways, method, seed; step, calls (charged, recomputed), exact_tasks (their
     number so far); q, d2, v2 (of θ_0 for UFOM, the rule's estimates for the adaptive ones); accuracy
     (in %, on the test tasks) and accuracy_sem (over them). And of the end point, in every row of a run: cosine and
     error of the mean estimate to the mean exact gradient on the fixed tasks (error relative), expected_error (its
@@ -122,11 +122,11 @@ def measure(config: Config, store: Store, progress: Callable[[float], object] = 
     cells = list(_cells(config, [setting for setting in config.settings if _is_there(setting[0])]))
     if not cells:
         raise UfomError(f"none of the data of {config.settings} is there: call ufom_runtime.problems.downloads.fetch")
-    outcome = store.run(cells, run_cell, jobs=config.jobs, progress=progress)
+    outcome = store.run(cells, run_cell, progress=progress)
     if outcome.failed:
         cell, error = outcome.failed[0]
         raise UfomError(f"{len(outcome.failed)} cells failed; {cell['data']}, {cell['method']}: {error}")
-    return store.table(cells)
+    return store.table(cells).drop(columns=["study", *(asdict(config).keys() - {"settings", "seeds"})])
 
 
 def _is_there(data: str) -> bool:
@@ -137,7 +137,7 @@ def _is_there(data: str) -> bool:
 
 
 def _cells(config: Config, settings: list[tuple[str, int]]) -> Iterator[dict[str, Any]]:
-    shared = {k: v for k, v in asdict(config).items() if k not in ("settings", "seeds", "jobs")}
+    shared = {k: v for k, v in asdict(config).items() if k not in ("settings", "seeds")}
     for data, ways in settings:
         for seed in range(config.seeds):
             for method in METHODS:
@@ -177,7 +177,7 @@ def agreement(
     d2, v2 = (float(x.square().sum(1).mean()) for x in (difference, exact))
     expected = 0.0
     if method == "Reptile":
-        means = REPTILE.direction(problem, theta, tasks)[0][None]
+        means = REPTILE.direction(problem, theta, tasks).value[None]
     else:
         weights = torch.tensor([[q]])
         if 0 < q < 1:
@@ -239,17 +239,17 @@ def run_cell(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rounded(log.drop(columns=["gamma", "exact", "gradients", "hessian_vector_products", "seconds"]))
 
 
-def _limit(table: pd.DataFrame) -> float:
-    cost = CostModel(r=int(table.r.iloc[0]))
-    return float(table.exact_steps.iloc[0] * table.batch.iloc[0] * (cost.c_det + cost.c_rnd))
+def _limit(config: Config) -> float:
+    cost = CostModel(r=config.r)
+    return float(config.exact_steps * config.batch * (cost.c_det + cost.c_rnd))
 
 
-def judge(table: pd.DataFrame) -> list[Verdict]:
+def judge(table: pd.DataFrame, config: Config) -> list[Verdict]:
     """Does Table 2's order hold at equal calls; are UFOM's means the gradient and FOM's not; is q near the local q*?"""
     verdicts = []
     for (data, ways), runs in table.groupby(["data", "ways"], sort=False):
         paper = PAPER_TABLE.get((data, ways), {})
-        values = at(runs, ("method", "seed"), "calls", _limit(table)).accuracy
+        values = at(runs, ("method", "seed"), "calls", _limit(config)).accuracy
         for other in ("exact", "FOM", "Reptile"):
             subject = f"test accuracy (points), adaptive ×0.1 − {other}, {data}, {ways} ways"
             if paper:
@@ -263,19 +263,19 @@ def judge(table: pd.DataFrame) -> list[Verdict]:
         subject = f"squared error of UFOM's mean gradient over its variance, {data}, {ways} ways"
         verdicts.append(Verdict.from_paired(subject, "=", 1.0, ratios, widest=0.5, margin=0.5))
         subject = f"relative error of FOM's mean gradient, {data}, {ways} ways"
-        verdicts.append(Verdict.from_paired(subject, ">=", 0.1, end.loc["FOM"].error))
+        verdicts.append(Verdict.from_paired(subject, ">=", 0.1, end.loc["FOM"].error, widest=0.02))
         for method in ("adaptive", "released"):
             ratio = np.log(end.loc[method].q / end.loc[method].end_q)
             subject = f"log of q at the end over the local q*, {method}, {data}, {ways} ways"
-            verdicts.append(Verdict.from_paired(subject, "=", 0.0, ratio, margin=0.1))
+            verdicts.append(Verdict.from_paired(subject, "=", 0.0, ratio, widest=0.1, margin=0.1))
     return verdicts
 
 
-def summary(table: pd.DataFrame) -> pd.DataFrame:
+def summary(table: pd.DataFrame, config: Config) -> pd.DataFrame:
     """Table 2's accuracy and the agreement of the gradients, mean ± standard error over the seeds; strings."""
     rows = {}
     for (data, ways), runs in table.groupby(["data", "ways"], sort=False):
-        values = at(runs, ("method", "seed"), "calls", _limit(table))
+        values = at(runs, ("method", "seed"), "calls", _limit(config))
         for method in METHODS:
             of = values.loc[method]
             paper = PAPER_TABLE.get((data, ways), {}).get(method)
@@ -287,12 +287,12 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
                 "relative error": mean_sem(of.error, 3),
                 "q at the end": "–" if method == "Reptile" else mean_sem(of.q, 3),
                 "local q*": mean_sem(of.end_q, 3),
-                "exact tasks": f"{(of.exact_tasks / of.step / runs.batch.iloc[0]).mean():.1%}",
+                "exact tasks": f"{(of.exact_tasks / of.step / config.batch).mean():.1%}",
             }
     return pd.DataFrame.from_dict(rows, orient="index").fillna("–").rename_axis("method")
 
 
-def draw(table: pd.DataFrame) -> Figure:
+def draw(table: pd.DataFrame, config: Config) -> Figure:
     """For each setting: accuracy over calls (Fig. 2), q over calls, and the ratio of the estimates it comes from."""
     from matplotlib.figure import Figure as NewFigure
 
@@ -300,7 +300,7 @@ def draw(table: pd.DataFrame) -> Figure:
     figure = NewFigure(figsize=(WIDTH, 0.8 + 5.6 * len(settings)))
     cells = [row for i in range(len(settings)) for row in ([f"accuracy {i}"] * 2, [f"q {i}", f"ratio {i}"])]
     panels = figure.subplot_mosaic(cells)
-    limit = _limit(table)
+    limit = _limit(config)
     for i, ((data, ways), runs) in enumerate(settings):
         ratio = runs[runs.method.isin([*ADAPTIVE, "UFOM"])].assign(ratio=lambda t: t.d2 / t.v2)
         for shown, y, label, title in (
@@ -317,30 +317,41 @@ def draw(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def caption(table: pd.DataFrame) -> str:
+def caption(table: pd.DataFrame, config: Config) -> str:
     """What the figure shows, with its sizes, and Table 2 measured again with the gradients' agreement."""
-    c = table.iloc[0]
+    c = config
     reduced = "" if c.filters >= 64 else " Fewer ways and filters and a larger α than at the paper's scale."
     return (
         f"Few-shot classification by MAML: the four-layer net with {c.filters} filters, r = {c.r}, α = {c.alpha:g}, "
         f"1 shot.{reduced} Accuracy on {c.test_tasks} tasks of held-out classes (batch-norm on batch statistics, so "
         f"transductive); {table.seed.nunique()} seeds (net, tasks and coins), {c.device}; bands are one standard "
         f"error. Outer Adam, rate {c.rate:g}, {c.batch} tasks a step. Budget: {c.exact_steps} exact steps, "
-        f"{_limit(table):.0f} calls; computed with the stored sweep, charged the recomputed one. adaptive: (22)–(24) "
+        f"{_limit(config):.0f} calls; computed with the stored sweep, charged the recomputed one. adaptive: (22)–(24) "
         "as printed; released: as the authors' code has them; ×0.1: with the paper's factor of D²; UFOM: q* with the "
         "moments at θ_0. cosine and relative error: of the mean estimate to the mean exact gradient at the end point, "
         f"on {c.fixed_tasks} fixed tasks, each with {DRAWS} coins: an unbiased estimator's error is its noise.\n\n"
-        f"{markdown(summary(table))}"
+        f"{markdown(summary(table, config))}"
     )
 
 
-def answer(table: pd.DataFrame) -> str:
+def answer(table: pd.DataFrame, config: Config) -> str:
     """The answer in a sentence, for the first setting."""
     (data, ways), runs = next(iter(table.groupby(["data", "ways"], sort=False)))
-    values = at(runs, ("method", "seed"), "calls", _limit(table))
+    values = at(runs, ("method", "seed"), "calls", _limit(config))
     points = {m: mean_sem(values.loc[m].accuracy, 1) for m in ("adaptive ×0.1", "exact", "FOM", "Reptile")}
     return (
         f"On {data}, {ways} ways, at equal calls: "
         + ", ".join(f"{m} {value} %" for m, value in points.items())
         + f"; FOM's mean gradient is off by {mean_sem(values.loc['FOM'].error, 2)} of its length."
     )
+
+
+study = Study(
+    question=question,
+    sizes=SIZES,
+    measure=measure,
+    judge=judge,
+    draw=draw,
+    caption=caption,
+    answer=answer,
+)

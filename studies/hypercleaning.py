@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ import pandas as pd
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from studies.engine.study import Progress, Study, silent
 from studies.engine.sweep import Store
 from studies.shared.training import (
     ADAPTIVE,
@@ -39,6 +40,7 @@ from studies.shared.training import (
     missing,
     rounded,
 )
+from studies.shared.verdicts import Verdict
 from ufom_runtime import EXACT, FOM, UFOM, measure_cost, measure_moments, outer_sgd
 from ufom_runtime.algorithms import first_state, inner_gd
 from ufom_runtime.command.style import GREY, LOOKS, WIDTH
@@ -46,7 +48,7 @@ from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.data import mnist
 from ufom_runtime.problems.hypercleaning import HypercleaningProblem, digits_hypercleaning, mnist_hypercleaning
 from ufom_runtime.steps import Steps
-from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, Verdict, optimal_q
+from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, optimal_q
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,7 +80,6 @@ class Config:
         log_every: outer steps between logged rows, of the methods that are not always exact.
         r: inner steps.
         device: where to compute.
-        jobs: processes.
     """
 
     data: str
@@ -93,7 +94,6 @@ class Config:
     log_every: int
     r: int = 100
     device: str = "cpu"
-    jobs: int = 1
 
 
 SIZES = {
@@ -103,7 +103,7 @@ SIZES = {
     ),
     "standard": Config(
         data="mnist", n_train=300, n_validation=300, hidden=10, alpha=0.25, gammas=(300.0, 1000.0, 3000.0, 10000.0),
-        exact_steps=6, proxy=50, seeds=4, log_every=4, jobs=2,
+        exact_steps=6, proxy=50, seeds=4, log_every=4,
     ),
     "paper": Config(
         data="mnist", n_train=5000, n_validation=5000, hidden=64, alpha=1.0, gammas=(1e3, 3e3, 1e4, 3e4, 1e5),
@@ -118,10 +118,10 @@ def budget(r: int, exact_steps: int) -> float:
     return float(exact_steps * (cost.c_det + cost.c_rnd))
 
 
-def measure(config: Config, store: Store, progress: Callable[[float], object] = lambda share: None) -> pd.DataFrame:
+def measure(config: Config, store: Store, progress: Progress = silent) -> pd.DataFrame:
     """The logs of all runs, one row a logged step; at step 0 θ is zero, and every weight ½.
 
-    Columns: the configuration, method, gamma, seed; step, calls (charged, recomputed), seconds (of the calls that the
+    Columns: data, method, gamma, seed; step, calls (charged, recomputed), seconds (of the calls that the
     stored sweep makes, by the medians of C1 and C2 on this machine), exact_steps_taken; q, d2, v2 (of θ_0 for UFOM,
     the rule's estimates for the adaptive ones); validation (the outer loss), train (accuracy on the uncorrupted
     training images), test and test_cce, separation (mean weight of the uncorrupted minus that of the corrupted
@@ -130,13 +130,14 @@ def measure(config: Config, store: Store, progress: Callable[[float], object] = 
     """
     cells = list(_cells(replace(config, data=_present(config.data))))
     clock = {**cells[0], "method": "clock"}
-    outcome = store.run([clock, *cells], run_cell, jobs=config.jobs, progress=progress)
+    outcome = store.run([clock, *cells], run_cell, progress=progress)
     if outcome.failed:
         cell, error = outcome.failed[0]
         raise UfomError(f"{len(outcome.failed)} cells failed; {cell['method']}, γ = {cell['gamma']:g}: {error}")
     (times,), table = store.load(clock) or [{}], store.table(cells)
     seconds = times["c1"] * table.pop("gradients") + times["c2"] * table.pop("hessian_vector_products")
-    return table.assign(seconds=seconds)
+    shared = asdict(config).keys() - {"data", "gammas", "seeds"}
+    return table.drop(columns=["study", *shared]).assign(seconds=seconds)
 
 
 def _present(data: str) -> str:
@@ -147,7 +148,7 @@ def _present(data: str) -> str:
 
 
 def _cells(config: Config) -> Any:
-    shared = {k: v for k, v in asdict(config).items() if k not in ("gammas", "seeds", "jobs")}
+    shared = {k: v for k, v in asdict(config).items() if k not in ("gammas", "seeds")}
     for seed in range(config.seeds):
         yield {"study": "hypercleaning", **shared, "method": "FOM", "gamma": config.gammas[0], "seed": seed}
         for method in METHODS:
@@ -243,17 +244,17 @@ def settled_q(method: str, r: int) -> float:
     return float(optimal_q(Moments(ADAPTIVE[method].scale, 1.0), CostModel(r=r), outer="paper").q)
 
 
-def own_gamma(table: pd.DataFrame) -> tuple[dict[str, float], set[str]]:
+def own_gamma(table: pd.DataFrame, config: Config) -> tuple[dict[str, float], set[str]]:
     """γ of each method by its validation cross entropy at the budget on the even seeds; those at an end of the grid."""
-    limit = _limit(table)
+    limit = _limit(config)
     runs = at(table[table.seed % 2 == 0], RUN, "calls", limit).validation
     means = runs.groupby(["method", "gamma"]).mean().unstack("gamma").loc[[*METHODS]]
     best = means.idxmin(axis=1)
     return dict(best), {m for m in METHODS if best[m] in (means.columns[0], means.columns[-1])}
 
 
-def _limit(table: pd.DataFrame) -> float:
-    return budget(int(table.r.iloc[0]), int(table.exact_steps.iloc[0]))
+def _limit(config: Config) -> float:
+    return budget(config.r, config.exact_steps)
 
 
 def _chosen(table: pd.DataFrame, gammas: Mapping[str, float]) -> pd.DataFrame:
@@ -261,15 +262,17 @@ def _chosen(table: pd.DataFrame, gammas: Mapping[str, float]) -> pd.DataFrame:
     return table[table.gamma == table.method.map(gammas).fillna(table.gamma)]
 
 
-def judge(table: pd.DataFrame) -> list[Verdict]:
+def judge(table: pd.DataFrame, config: Config) -> list[Verdict]:
     """Is FOM no cleaning; does the paper's order hold at one γ, and at each its own; are q and time as predicted?"""
-    limit, r = _limit(table), int(table.r.iloc[0])
-    own, ends = own_gamma(table)
+    limit, r = _limit(config), config.r
+    own, ends = own_gamma(table, config)
     fom, held_out = table[table.method == "FOM"], table[table.seed % 2 == 1]
     log_sum = np.log(fom.groupby("seed").printed_sum.first() / math.log(10))
     verdicts = [
         Verdict.from_paired("‖θ − θ_0‖ of FOM: its row is that of no cleaning", "=", 0.0, fom.moved),
-        Verdict.from_paired("log validation CE of the printed sum at θ_0, over that of guessing", ">=", 0.0, log_sum),
+        Verdict.from_paired(
+            "log validation CE of the printed sum at θ_0, over that of guessing", ">=", 0.0, log_sum, widest=0.1
+        ),
     ]
     common = dict.fromkeys(METHODS, own["exact"])
     for words, gammas in (("the exact gradient's γ", common), ("its own γ", own)):
@@ -283,33 +286,33 @@ def judge(table: pd.DataFrame) -> list[Verdict]:
         last = updated.groupby(["gamma", "seed"]).q.last()
         q = last if len(last) > 1 else [math.nan, math.nan]
         verdicts.append(
-            Verdict.from_paired(f"q of {method}, by (21) without data", "=", settled_q(method, r), q, margin=1e-5)
+            Verdict.from_paired(f"q of {method}, by (21) without data", "=", settled_q(method, r), q, 1e-5, 1e-5)
         )
     for method in ("adaptive ×0.1", "UFOM"):
-        measured, predicted = log_time_over_exact(_chosen(held_out, own), method)
+        measured, predicted = log_time_over_exact(_chosen(held_out, own), method, config)
         subject = f"log time of {method} over exact, each at its own γ"
-        verdict = Verdict.from_paired(subject, "=", predicted, measured, margin=0.1)
+        verdict = Verdict.from_paired(subject, "=", predicted, measured, widest=0.1, margin=0.1)
         verdicts.append(replace(verdict, agrees="inconclusive") if ends & {method, "exact"} else verdict)
     return verdicts
 
 
 def _ahead(values: pd.DataFrame, better: str, worse: str, column: str, where: str) -> Verdict:
     """The paper's order of two methods: more test accuracy, or, of the exact gradient and FOM, more cross entropy."""
-    name = {"test": "test accuracy (points)", "test_cce": "test cross entropy"}[column]
+    name, widest = {"test": ("test accuracy (points)", 1.0), "test_cce": ("test cross entropy", 0.01)}[column]
     subject = f"{name}, {better} − {worse}, {where}"
     if better in PAPER_TABLE:
         place = {"test": 1, "test_cce": 2}[column]
         subject += f" (paper {PAPER_TABLE[better][place] - PAPER_TABLE[worse][place]:+.3g})"
-    return Verdict.from_paired(subject, ">=", 0.0, values.loc[better, column] - values.loc[worse, column])
+    return Verdict.from_paired(subject, ">=", 0.0, values.loc[better, column] - values.loc[worse, column], widest)
 
 
-def log_time_over_exact(table: pd.DataFrame, method: str) -> tuple[pd.Series, float]:
+def log_time_over_exact(table: pd.DataFrame, method: str, config: Config) -> tuple[pd.Series, float]:
     """Log of the calls to the validation CE that the exact gradient has at half the budget, over its own calls.
 
     Returns:
         One measured value a seed, nan where the method does not come so far, and the value of (19) with m = 1.
     """
-    limit, r = _limit(table), int(table.r.iloc[0])
+    limit, r = _limit(config), config.r
     exact = at(table[table.method == "exact"], ("method", "seed"), "calls", limit / 2).validation.droplevel(0)
     runs = table[table.method == method]
     times = {}
@@ -317,7 +320,7 @@ def log_time_over_exact(table: pd.DataFrame, method: str) -> tuple[pd.Series, fl
         lowest = log.validation.cummin().to_numpy()
         reached = lowest[-1] <= exact[seed] < lowest[0]
         times[seed] = float(np.interp(-exact[seed], -lowest, log.calls)) if reached else math.nan
-    proxy = int(table.proxy.iloc[0]) if method == "UFOM" else 0
+    proxy = config.proxy if method == "UFOM" else 0
     ours, theirs = CostModel(r=r, proxy=Truncated(proxy)), CostModel(r=r)
     ratio = 1.0
     q = settled_q(method, r) if method in ADAPTIVE else float(runs.q.mean())
@@ -327,16 +330,16 @@ def log_time_over_exact(table: pd.DataFrame, method: str) -> tuple[pd.Series, fl
     return np.log(pd.Series(times) / (limit / 2)), predicted
 
 
-def summary(table: pd.DataFrame) -> pd.DataFrame:
+def summary(table: pd.DataFrame, config: Config) -> pd.DataFrame:
     """Table 1's columns, mean ± standard error over the seeds, at equal calls and at equal seconds; strings."""
-    own, _ = own_gamma(table)
+    own, _ = own_gamma(table, config)
     common = dict.fromkeys(METHODS, own["exact"])
     rows = {}
     for words, gammas in (("exact's γ", common), ("own γ", own)):
         chosen = _chosen(table, gammas)
         spent = chosen[chosen.method != "FOM"].groupby(["seed", "method"]).seconds.max()
         seconds = spent.groupby("seed").min().to_dict()  # the soonest to have spent the calls
-        by_calls = at(chosen, ("method", "seed"), "calls", _limit(table))
+        by_calls = at(chosen, ("method", "seed"), "calls", _limit(config))
         by_seconds = at(chosen, ("method", "seed"), "seconds", seconds)
         for method in ("FOM", *METHODS):
             if gammas is {"FOM": common, "exact": own}.get(method):
@@ -354,15 +357,15 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
 
 
-def draw(table: pd.DataFrame) -> Figure:
+def draw(table: pd.DataFrame, config: Config) -> Figure:
     """Training curves (Fig. 3), at one γ and at the γ of each, and what the adaptive rules do with q."""
     from matplotlib.figure import Figure as NewFigure
 
     figure = NewFigure(figsize=(WIDTH, 9))
     axes = figure.subplots(3, 2)
-    own, _ = own_gamma(table)
+    own, _ = own_gamma(table, config)
     one, each = _chosen(table, dict.fromkeys(METHODS, own["exact"])), _chosen(table, own)
-    limit, r = _limit(table), int(table.r.iloc[0])
+    limit, r = _limit(config), config.r
     for axis, runs, y, label, title in (
         (
             axes[0, 0],
@@ -401,38 +404,49 @@ def _draw_bias(axis: Any, table: pd.DataFrame, limit: float) -> None:
     axis.set_title("What q is chosen by (for UFOM: at $\\theta_0$)")
 
 
-def caption(table: pd.DataFrame) -> str:
+def caption(table: pd.DataFrame, config: Config) -> str:
     """What the figure shows, with its sizes, and Table 1 measured again."""
-    c = table.iloc[0]
-    _, ends = own_gamma(table)
+    c, (data,) = config, table.data.unique()
+    _, ends = own_gamma(table, config)
     reduced = " The paper has 5000 images and α = 1." if c.n_train < 5000 else ""
     at_end = f" At an end of the grid of γ: {', '.join(sorted(ends))}." if ends else ""
     return (
-        f"Data hypercleaning, {c['data']}: {c.n_train} training images (half of the labels corrupted), "
+        f"Data hypercleaning, {data}: {c.n_train} training images (half of the labels corrupted), "
         f"{c.n_validation} validation images, {c.hidden} hidden units, r = {c.r}, α = {c.alpha:g}; the mean inner loss."
         f"{reduced} {table.seed.nunique()} seeds (images, corruption, φ_0 and coins), {c.device}; bands are one "
-        f"standard error. Budget: {c.exact_steps} exact gradients, {_limit(table):.0f} calls; computed with the stored "
-        "sweep, charged the recomputed one; seconds are those of the stored sweep's calls, until the first method has "
-        f"spent the budget. Plain outer steps, γ from {', '.join(f'{g:g}' for g in sorted(table.gamma.unique()))}, "
+        f"standard error. Budget: {c.exact_steps} exact gradients, {_limit(config):.0f} calls; computed with the "
+        "stored sweep, charged the recomputed one; seconds are those of the stored sweep's calls, until the first "
+        f"method has spent the budget. Plain outer steps, γ from {', '.join(f'{g:g}' for g in config.gammas)}, "
         f"chosen by validation cross entropy on the even seeds.{at_end} UFOM keeps the last {c.proxy} backward steps, "
         "at its own q*. "
         "FOM is zero at every θ: its row is the start's. adaptive: (22)–(24) as printed; released: as the authors' "
         "code has them; ×0.1: with the paper's factor of D². train: accuracy on the uncorrupted training images; CCE: "
-        f"cross entropy on the test images.\n\n{markdown(summary(table))}"
+        f"cross entropy on the test images.\n\n{markdown(summary(table, config))}"
     )
 
 
-def answer(table: pd.DataFrame) -> str:
+def answer(table: pd.DataFrame, config: Config) -> str:
     """The answer in a sentence."""
-    own, _ = own_gamma(table)
+    own, _ = own_gamma(table, config)
     held_out = table[table.seed % 2 == 1]
     gains = []
     for gammas in (dict.fromkeys(METHODS, own["exact"]), own):
-        values = at(_chosen(held_out, gammas), ("method", "seed"), "calls", _limit(table)).test
+        values = at(_chosen(held_out, gammas), ("method", "seed"), "calls", _limit(config)).test
         gains.append(mean_sem(values["adaptive ×0.1"] - values["exact"], 2))
-    q = settled_q("adaptive ×0.1", int(table.r.iloc[0]))
+    q = settled_q("adaptive ×0.1", config.r)
     return (
         f"At equal calls Adaptive UFOM (×0.1) is ahead of the exact gradient by {gains[0]} points of test accuracy at "
         f"one γ, and by {gains[1]} at the γ of each: with a vanishing FOM its q is {q:.3f} whatever the data, "
         f"and its steps are {1 / q:.1f} times as long."
     )
+
+
+study = Study(
+    question=question,
+    sizes=SIZES,
+    measure=measure,
+    judge=judge,
+    draw=draw,
+    caption=caption,
+    answer=answer,
+)

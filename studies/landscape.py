@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import pandas as pd
 
+from studies.engine.study import Progress, Study, of_table, silent
 from studies.engine.sweep import Store
 from studies.landscape_cell import SAMPLED, run
 from studies.landscape_figure import WINS, planned
@@ -34,8 +35,9 @@ from studies.landscape_figure import guide as guide
 from studies.landscape_figure import page as page
 from studies.landscape_problems import Setting
 from studies.shared.training import missing
+from studies.shared.verdicts import Verdict
 from ufom_runtime.problems.data import omniglot
-from ufom_theory import UfomError, Verdict
+from ufom_theory import UfomError
 
 VERSION = 1  # of the cells
 LOADERS: dict[str, Callable[[], object]] = {"omniglot": omniglot}
@@ -107,9 +109,7 @@ SIZES = {
 }  # fmt: skip
 
 
-def measure(
-    config: Config, store: Store, progress: Callable[[float], object] = lambda share: None, jobs: int = 1
-) -> pd.DataFrame:
+def measure(config: Config, store: Store, progress: Progress = silent) -> pd.DataFrame:
     """One row for each problem, r and method, and for each memory of the debiased family; missing data have one, too.
 
     Columns: part ("method" or "family"), name, r, s, tasks, method, kind; for methods: bias_sq, second, variance, own
@@ -130,7 +130,7 @@ def measure(
         else:
             cell = {"study": "landscape", "version": VERSION, "patience": config.patience}
             cells.append({**cell, "setting": asdict(setting)})
-    outcome = store.run(cells, run, jobs=jobs, progress=progress)
+    outcome = store.run(cells, run, progress=progress)
     if outcome.failed:
         cell, error = outcome.failed[0]
         raise UfomError(f"{len(outcome.failed)} cells failed; {cell['setting']['name']}: {error}")
@@ -193,3 +193,15 @@ def judge(table: pd.DataFrame) -> list[Verdict]:
             subject = f"gain of the planned (K, s, q) over {rival}, {row.memory:.0f} states, {row.name}, r = {row.r}"
             verdicts.append(Verdict.from_interval(subject, ">=", WINS, gain))
     return verdicts
+
+
+study = Study(
+    question=question,
+    sizes=SIZES,
+    measure=measure,
+    judge=of_table(judge),
+    draw=of_table(draw),
+    caption=of_table(caption),
+    answer=of_table(answer),
+    jobs=1,
+)

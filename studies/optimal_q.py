@@ -18,10 +18,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from studies.engine.study import Progress, Study, silent
 from studies.engine.sweep import Store
 from studies.shared.drawing import SIZE, legend_below, plain_ticks, shades
+from studies.shared.verdicts import Verdict
 from ufom_runtime.command.style import GREY, LOOKS, WIDTH
-from ufom_theory import CostModel, Moments, UfomError, Verdict, optimal_q
+from ufom_theory import CostModel, Moments, UfomError, optimal_q
 from ufom_theory.two_tasks import TwoTaskProblem, squared_gradient_norms
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 EXPONENT = 1.0
 TOLERATED = 1.05  # the predicted q may be this much slower than the best of the grid
+WIDEST = 2 * math.log(TOLERATED)  # an interval of the log-time that is no wider is judged by its centre
 FACTORS = (1 / 4, 1 / 2, 1 / math.sqrt(2), 1, math.sqrt(2), 2, 4)  # the grid of q over q*; q = 1 is added
 RANGE = (-50.0, 50.0)
 
@@ -85,9 +88,7 @@ def predict(alpha: float, r: int) -> tuple[TwoTaskProblem, dict[str, float]]:
     }
 
 
-def measure(
-    config: Config, store: Store, progress: Callable[[float], object] = lambda share: None, jobs: int = 2
-) -> pd.DataFrame:
+def measure(config: Config, store: Store, progress: Progress = silent) -> pd.DataFrame:
     """One row for each α, q and seed; q = 0 is FOM, run beside the others for as many steps.
 
     Columns: alpha, q, seed; steps to δ, nan where it was not reached; log_time, what these steps are charged; final and
@@ -98,8 +99,8 @@ def measure(
     cells = [
         {"study": "optimal_q", "version": 1, **sizes, "alpha": alpha, "number": i} for i, alpha in enumerate(alphas)
     ]
-    store.run(cells, run_cell, jobs=jobs, progress=progress)
-    return store.table(cells).drop(columns=["study", "version", "number", "seeds"])
+    store.run(cells, run_cell, progress=progress)
+    return store.table(cells).drop(columns=["study", "version", "number", *asdict(config).keys() - {"alphas"}])
 
 
 def run_cell(cell: Mapping[str, Any]) -> pd.DataFrame:
@@ -203,9 +204,9 @@ def simulate(
 question = "Is the predicted q as fast as the best q of a grid, on the paper's synthetic pair?"
 
 
-def answer(table: pd.DataFrame) -> str:
+def answer(table: pd.DataFrame, config: Config) -> str:
     """The answer in a sentence."""
-    regrets = [v for v in judge(table) if v.subject.startswith("log-time regret")]
+    regrets = [v for v in judge(table, config) if v.subject.startswith("log-time regret")]
     worst, yes = math.exp(max(v.measured for v in regrets)), sum(v.agrees == "yes" for v in regrets)
     return (
         f"At {yes} of {len(regrets)} inner step sizes it is, within 5 %, on held-out seeds; at worst it took "
@@ -213,29 +214,29 @@ def answer(table: pd.DataFrame) -> str:
     )
 
 
-def judge(table: pd.DataFrame) -> list[Verdict]:
+def judge(table: pd.DataFrame, config: Config) -> list[Verdict]:
     """Is q* as fast as the best q, as much faster than q = 1 as predicted; is FOM stuck; is the simulation right?"""
-    verdicts = []
+    verdicts, cost, near = [], CostModel(r=config.r), {"widest": 0.1, "margin": 0.1}
     for alpha, runs in table.groupby("alpha"):
         at, q_star, ours = f"α = {alpha:g}", runs.q_star.iloc[0], runs[runs.q > 0]
-        moments, cost = Moments(runs.d2.iloc[0], runs.v2.iloc[0]), CostModel(r=int(runs.r.iloc[0]))
+        moments = Moments(runs.d2.iloc[0], runs.v2.iloc[0])
         chosen = ours[ours.seed % 2 == 0].groupby("q").log_time.mean()
         held_out = ours[ours.seed % 2 == 1].pivot(index="seed", columns="q", values="log_time")
         fastest = chosen.idxmin()
         regret = held_out[q_star] - held_out[fastest]
-        verdict = Verdict.from_paired(f"log-time regret at q*, {at}", "<=", math.log(TOLERATED), regret)
+        verdict = Verdict.from_paired(f"log-time regret at q*, {at}", "<=", math.log(TOLERATED), regret, WIDEST)
         verdicts.append(replace(verdict, agrees="inconclusive") if fastest == chosen.index[0] else verdict)
         gain = math.log(optimal_q(moments, cost, EXPONENT).speedup_over_exact)
         measured = held_out[1.0] - held_out[q_star]
-        verdicts.append(Verdict.from_paired(f"log speed-up over q = 1, {at}", "=", gain, measured, margin=0.1))
-        fom = runs[runs.q == 0].final / runs.delta.iloc[0]
-        verdicts.append(Verdict.from_paired(f"E‖∇M‖² of FOM over δ, {at}", ">=", 1.0, fom))
+        verdicts.append(Verdict.from_paired(f"log speed-up over q = 1, {at}", "=", gain, measured, **near))
+        fom = runs[runs.q == 0].final / config.delta
+        verdicts.append(Verdict.from_paired(f"E‖∇M‖² of FOM over δ, {at}", ">=", 1.0, fom, widest=0.1))
         ratio = (runs.final / runs.exact_final).groupby(runs.seed).mean()
-        verdicts.append(Verdict.from_paired(f"E‖∇M‖², simulated over exact, {at}", "=", 1.0, ratio, margin=0.1))
+        verdicts.append(Verdict.from_paired(f"E‖∇M‖², simulated over exact, {at}", "=", 1.0, ratio, **near))
     return verdicts
 
 
-def draw(table: pd.DataFrame) -> Figure:
+def draw(table: pd.DataFrame, config: Config) -> Figure:
     """Moments over α (Fig. 1d), q* predicted and measured over α (Fig. 1e), and the time over q for each α."""
     from matplotlib.figure import Figure as NewFigure
 
@@ -244,7 +245,7 @@ def draw(table: pd.DataFrame) -> Figure:
     moments, optima, times = panels.values()
     _draw_moments(moments, table)
     _draw_optima(optima, table)
-    _draw_times(times, table)
+    _draw_times(times, table, config)
     return figure
 
 
@@ -279,10 +280,10 @@ def _draw_optima(axes: Axes, table: pd.DataFrame) -> None:
     legend_below(axes, 2)
 
 
-def _draw_times(axes: Axes, table: pd.DataFrame) -> None:
+def _draw_times(axes: Axes, table: pd.DataFrame, config: Config) -> None:
+    cost = CostModel(r=config.r)
     groups = list(table[table.q > 0].groupby("alpha"))
     for colour, (alpha, runs) in zip(shades(len(groups)), groups, strict=True):
-        cost = CostModel(r=int(runs.r.iloc[0]))
         logs = runs.pivot(index="seed", columns="q", values="log_time")
         relative = logs.sub(logs[1.0], axis=0)
         axes.errorbar(
@@ -304,12 +305,23 @@ def _draw_times(axes: Axes, table: pd.DataFrame) -> None:
     plain_ticks(axes)
 
 
-def caption(table: pd.DataFrame) -> str:
+def caption(table: pd.DataFrame, config: Config) -> str:
     """What the figure shows, with its sizes."""
     return (
-        f"The synthetic pair (r = {table.r.iloc[0]}, a = (0.5, 1.5), b = (0, 10), A = 400). Above: D² and V²; "
+        f"The synthetic pair (r = {config.r}, a = (0.5, 1.5), b = (0, 10), A = 400). Above: D² and V²; "
         "q* predicted, and the best q of the grid. Below: time to E‖∇M‖² ≤ δ in function calls (recomputed sweep), "
         "points with 95 % intervals, lines by theory (m = 1, moments at θ*). "
-        f"δ = {table.delta.iloc[0]:g}, {table.seed.nunique()} seeds of {table.chains.iloc[0]} chains, outer steps "
+        f"δ = {config.delta:g}, {config.seeds} seeds of {config.chains} chains, outer steps "
         "10/(k + 100), θ_0 uniform on [−50, 50]. CPU."
     )
+
+
+study = Study(
+    question=question,
+    sizes=SIZES,
+    measure=measure,
+    judge=judge,
+    draw=draw,
+    caption=caption,
+    answer=answer,
+)

@@ -30,6 +30,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from studies.engine.study import Study, of_table
 from studies.performance_figure import caption as caption
 from studies.performance_figure import draw as draw
 from studies.performance_verdicts import SAME
@@ -379,6 +380,18 @@ def answer(table: pd.DataFrame) -> str:
         each = (f"{b.library} ({b.method}) {b.ratio:.2f}× in {b.resident_bytes / 1e6:.0f} MB" for b in best)
         said.append(f"{workload}, r = {rows.r.iloc[0]:g}: " + "; ".join(each))
     return "The quickest exact gradients, ours first. " + ". ".join(said) + "."
+
+
+study = Study(
+    question=question,
+    sizes=SIZES,
+    measure=lambda config, store, progress: measure(config, progress),
+    judge=of_table(judge),
+    draw=of_table(draw),
+    caption=of_table(caption),
+    answer=of_table(answer),
+    jobs=0,
+)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from ufom_theory import Verdict
+from studies.shared.verdicts import Verdict
 
 SAME = 1e-6  # two gradients in float64 with a larger relative difference are not of the same function
 

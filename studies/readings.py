@@ -26,11 +26,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from studies import optimal_q as fast_enough
+from studies.engine.study import Progress, Study, of_table, silent
 from studies.engine.sweep import Store
 from studies.optimal_q import RANGE, exact_norms, exact_run
 from studies.shared.drawing import SIZE, legend_below, shades
+from studies.shared.verdicts import Verdict
 from ufom_runtime.command.style import GREY, LOOKS, WIDTH
-from ufom_theory import CostModel, Moments, Prediction, Sweep, TwoTaskProblem, UfomError, Verdict, optimal_q
+from ufom_theory import CostModel, Moments, Prediction, Sweep, TwoTaskProblem, UfomError, optimal_q
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -128,9 +130,7 @@ SIZES = {
 }
 
 
-def measure(
-    config: Config, store: Store, progress: Callable[[float], object] = lambda share: None, jobs: int = 2
-) -> pd.DataFrame:
+def measure(config: Config, store: Store, progress: Progress = silent) -> pd.DataFrame:
     """Rows of three parts, told apart by the column `part`; every row has its α, δ, D² and V² of each kind.
 
     "exact": for each α, rule and q, `steps` to δ by the recursion, `final` E‖∇M‖² after the last step; q = 0 is FOM.
@@ -146,8 +146,8 @@ def measure(
     cells += [
         {**shared, "part": "exact", "alpha": a, "kind": kind} for a in alphas for kind in ("decaying", "constant")
     ]
-    store.run(cells, run_cell, jobs=jobs, progress=progress)
-    return store.table(cells).drop(columns=["study", "version", "kind", "points", "largest_delta", "seeds"])
+    store.run(cells, run_cell, progress=progress)
+    return store.table(cells).drop(columns=["study", "version", "kind", *sizes])
 
 
 def run_cell(cell: Mapping[str, Any]) -> pd.DataFrame:
@@ -285,14 +285,14 @@ def judge(table: pd.DataFrame) -> list[Verdict]:
     for reading in READINGS:
         fits, found = exponents(table, reading.rule, reading), outcomes(table, reading)
         margin = 0.05 * reading.m
-        verdicts.append(Verdict.from_paired(f"exponent m, {reading.name}", "=", reading.m, fits, margin=margin))
+        verdicts.append(Verdict.from_paired(f"exponent m, {reading.name}", "=", reading.m, fits, margin, margin))
         worst = float(found.regret.max())
         verdicts.append(_exact(f"worst log-time regret at q*, {reading.name}", "<=", math.log(TOLERATED), worst))
         error = float((found.gain - found.predicted_gain).abs().max())
         verdicts.append(_exact(f"worst error of the log speed-up over q = 1, {reading.name}", "<=", 0.1, error))
         if reading.where == "θ*" and reading.m != 2:
             subject = f"exponent m with moments at θ*, {reading.rule}: the printed 2"
-            verdicts.append(Verdict.from_paired(subject, "=", 2.0, fits, margin=0.1))
+            verdicts.append(Verdict.from_paired(subject, "=", 2.0, fits, widest=0.1, margin=0.1))
     local = READINGS[-1]
     for rule in DECAYING:
         verdicts += _simulation(table, rule, local)
@@ -313,8 +313,8 @@ def _simulation(table: pd.DataFrame, rule: str, local: Reading) -> list[Verdict]
     ratio = (runs.final / runs.exact_final).groupby(runs.seed).mean()
     m = 1 / DECAYING[rule]
     return [
-        Verdict.from_paired(f"exponent m with moments at θ*, {rule}, simulated", "=", m, seeds, margin=0.1 * m),
-        Verdict.from_paired(f"E‖∇M‖², simulated over exact, {rule}", "=", 1.0, ratio, margin=0.05),
+        Verdict.from_paired(f"exponent m with moments at θ*, {rule}, simulated", "=", m, seeds, 0.1 * m, 0.1 * m),
+        Verdict.from_paired(f"E‖∇M‖², simulated over exact, {rule}", "=", 1.0, ratio, 0.05, 0.05),
     ]
 
 
@@ -423,7 +423,7 @@ def _typeset(name: str) -> str:
     return re.sub(r"k\^(-[\d.]+)", r"$k^{\1}$", name)
 
 
-def caption(table: pd.DataFrame) -> str:
+def caption(table: pd.DataFrame, config: Config) -> str:
     """What the figure shows, with its sizes."""
     simulated, exact = table[table.part == "simulated"], table[table.part == "exact"]
     return (
@@ -433,5 +433,16 @@ def caption(table: pd.DataFrame) -> str:
         "grid; E‖∇M‖² over time at α = 0.01; exponents fitted over q. Times to E‖∇M‖² ≤ δ, δ from "
         f"{exact.delta.min():.2g} to {exact.delta.max():.2g}, by the exact moment recursion, without sampling error; "
         f"the simulation that checks it, at α = 0.01, has {simulated.seed.nunique()} seeds of "
-        f"{table.chains.iloc[0]:g} chains. CPU."
+        f"{config.chains} chains. CPU."
     )
+
+
+study = Study(
+    question=question,
+    sizes=SIZES,
+    measure=measure,
+    judge=of_table(judge),
+    draw=of_table(draw),
+    caption=caption,
+    answer=of_table(answer),
+)

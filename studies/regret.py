@@ -30,9 +30,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from studies.engine.study import Progress, Study, of_table, silent
 from studies.engine.sweep import Store
 from studies.shared.drawing import plain_number, shades
 from studies.shared.training import missing
+from studies.shared.verdicts import Verdict
 from ufom_runtime import EXACT, Estimator, hypergradient, measure_cost, measure_moments, outer_sgd
 from ufom_runtime.algorithms import first_state, inner_gd
 from ufom_runtime.command.style import GREY, LOOKS, WIDTH
@@ -42,7 +44,7 @@ from ufom_runtime.problems.few_shot import omniglot_few_shot
 from ufom_runtime.problems.hypercleaning import digits_hypercleaning, mnist_hypercleaning
 from ufom_runtime.problems.quadratic import QuadraticProblem, quadratic
 from ufom_runtime.steps import Steps
-from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, Verdict, optimal_q
+from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, optimal_q
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,6 +68,7 @@ UNITS = ("calls", "seconds")
 ALWAYS = "q = 1"  # what running the exact gradient would have lost
 COLUMNS = 3  # of the figure's panels, a problem each
 TOLERATED = 1.05  # the predicted q may be this much slower than the best of the grid
+WIDEST = 2 * math.log(TOLERATED)  # an interval of the log-time that is no wider is judged by its centre
 VERSION = 1  # of the cells
 LOADERS: dict[str, Callable[[], object]] = {"mnist-hypercleaning": mnist, "omniglot": omniglot}
 PILOT_SEED, EVALUATION_SEED, MOMENT_SEED = 1_000_001, 1_000_002, 1_000_003
@@ -169,9 +172,7 @@ SIZES = {
 }  # fmt: skip
 
 
-def measure(
-    config: Config, store: Store, progress: Callable[[float], object] = lambda share: None, jobs: int = 2
-) -> pd.DataFrame:
+def measure(config: Config, store: Store, progress: Progress = silent) -> pd.DataFrame:
     """One row for each problem, q and seed; a problem whose data are missing has one row, and a warning, that say so.
 
     Columns: name, q (0: the proxy alone), seed; steps to δ, or those that the budget allows where reached is False;
@@ -186,14 +187,14 @@ def measure(
         else:
             device = setting.arguments.get("device", "cpu")
             pilots.append({**base, "part": "pilot", "setting": asdict(setting), "device": device})
-    store.run(pilots, pilot, jobs=jobs, progress=lambda share: progress(0.1 * share))
+    store.run(pilots, pilot, progress=lambda share: progress(0.1 * share))
     found = [store.table([cell]).iloc[0] for cell in pilots]
     cells = [
         {**cell, "part": "run", "q": q, "delta": f.delta, "seeds": config.seeds, "budget": config.budget}
         for cell, f in zip(pilots, found, strict=True)
         for q in _grid(config.grid, [f[f"q: {reading}"] for reading in READINGS])
     ]
-    store.run(cells, run, jobs=jobs, progress=lambda share: progress(0.1 + 0.9 * share))
+    store.run(cells, run, progress=lambda share: progress(0.1 + 0.9 * share))
     columns = ["name", "q", "seed", "steps", "reached", "ended"]
     if not cells:
         return pd.DataFrame(skipped, columns=[*columns, "skipped"])
@@ -412,7 +413,7 @@ def _judged(table: pd.DataFrame, besides: tuple[str, ...] = ()) -> Iterator[tupl
             best = chosen.idxmin()
             for strategy, q in strategies.items():
                 subject = f"log-time regret in {unit} of {strategy} (q = {q:.3g}), {name}"
-                verdict = Verdict.from_paired(subject, "<=", math.log(TOLERATED), held_out[q] - held_out[best])
+                verdict = Verdict.from_paired(subject, "<=", math.log(TOLERATED), held_out[q] - held_out[best], WIDEST)
                 if not reached[best] or (verdict.agrees == "yes" and best == chosen.index[0]):
                     verdict = replace(verdict, agrees="inconclusive")
                 key = {"name": name, "unit": unit, "strategy": strategy, "q": q, "best": best, "least": not reached[q]}
@@ -537,3 +538,14 @@ def answer(table: pd.DataFrame) -> str:
 
 def _skipped(table: pd.DataFrame) -> pd.DataFrame:
     return table[table.q.isna()]
+
+
+study = Study(
+    question=question,
+    sizes=SIZES,
+    measure=measure,
+    judge=of_table(judge),
+    draw=of_table(draw),
+    caption=of_table(caption),
+    answer=of_table(answer),
+)

@@ -16,7 +16,7 @@ from ufom_theory.checks import UfomError
 from ufom_theory.cost import CostModel, Sweep, Truncated
 from ufom_theory.optimum import Prediction, exponent, optimal_q
 from ufom_theory.planner import Candidate, plan
-from ufom_theory.quantities import AssumptionConstants, Moments, Verdict
+from ufom_theory.quantities import AssumptionConstants, Moments
 from ufom_theory.two_tasks import TwoTaskProblem, diverging_problem, squared_gradient_norms
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "Truncated",
     "TwoTaskProblem",
     "UfomError",
-    "Verdict",
     "bias_bound",
     "bias_bound_printed",
     "bootstrap_interval",

@@ -16,10 +16,9 @@ from typing import Any
 import pandas as pd
 
 from studies.engine.cell import Cell, Config, Function, name_of
-from studies.engine.executors import Executor, Local
+from studies.engine.executors import Executor
 from ufom_runtime.files import MissingFile, canonical, digest, make_folder
 from ufom_theory import UfomError
-from ufom_theory.checks import integer
 
 Rows = list[dict[str, Any]]
 STATES = ("done", "failed", "damaged", "missing")
@@ -48,7 +47,8 @@ class Store:
 
     Attributes:
         folder: where the files are; made if missing.
-        executor: runs the cells; None: what `run` is asked for.
+        executor: runs the cells; None: this process does, which a cell that crashes would end. The function that runs
+            a cell must be importable for it, not a lambda or one defined in another.
         retry: run failed cells again, whatever `run` is asked for.
 
     Raises:
@@ -88,7 +88,6 @@ class Store:
         cells: Iterable[Config],
         function: Function,
         *,
-        jobs: int = 1,
         retry: bool = False,
         progress: Callable[[float], object] = lambda share: None,
     ) -> Outcome:
@@ -98,16 +97,14 @@ class Store:
             cells: configurations; one that stands there twice is run once.
             function: from a configuration, as JSON gives it back, to its rows, a table or a list of mappings of plain
                 numbers and strings. An exception makes the cell a failed one, which is recorded and not run again.
-            jobs: where the store has no executor, 1 runs the cells here, more in so many new processes of one thread
-                each; `function` must then be importable, not a lambda or one defined in another.
             retry: run failed cells again.
             progress: called with the share of the cells that are done or failed.
 
         Raises:
-            UfomError: jobs that is no integer ≥ 1, a function that other processes cannot import, a process or job
-                that died, a store that cannot be read or written; what is done is kept.
+            UfomError: a function that other processes cannot import, a job that died, a store that cannot be read or
+                written; what is done is kept.
         """
-        runner = self.executor or (Local(jobs) if integer("jobs", jobs, 1) > 1 else None)
+        runner = self.executor
         name = name_of(function) if runner else ""
         wanted = {self.cell(config): config for config in cells}
         found, errors, missing = 0, {}, {}

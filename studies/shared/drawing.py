@@ -16,6 +16,13 @@ SIZE, PER_CHARACTER, LINE = 8, 4.5, 10.0  # points: of a label's type, and what 
 GAPS = (3, 11, 21, 37, 60)  # points from a mark to its label
 
 
+def seaborn() -> Any:
+    """Seaborn, imported where a figure is drawn; it brings scipy and half a second."""
+    import seaborn
+
+    return seaborn
+
+
 def shades(n: int) -> list[str]:
     """Colours, dark to light, of n things of which none is an estimator."""
     from matplotlib import colormaps

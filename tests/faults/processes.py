@@ -29,6 +29,7 @@ from pathlib import Path
 from types import ModuleType
 from studies import __main__ as main
 from studies.engine import commands
+from studies.engine.study import Study
 from tests.faults.common import CELLS
 from tests.faults.processes import waits
 
@@ -38,8 +39,7 @@ class Config:
 
 if __name__ == "__main__":
     study = sys.modules["studies.faults"] = ModuleType("studies.faults")
-    study.SIZES = {"quick": Config()}
-    study.measure = lambda config, store, progress: store.run(CELLS, waits)
+    study.study = Study("?", {"quick": Config()}, lambda config, store, progress: store.run(CELLS, waits), *[None] * 4)
     main.STUDIES["faults"] = ""
     main.HERE = Path(sys.argv.pop(1))
     commands.CELLS = main.HERE / "cells"

@@ -20,11 +20,11 @@ PAIR = diverging_problem(0.06, 10, 0.1)
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    return study.measure(TINY, Store(tmp_path_factory.mktemp("cells")), jobs=1)
+    return study.measure(TINY, Store(tmp_path_factory.mktemp("cells")))
 
 
 def verdict(table, words):
-    return next(v for v in study.judge(table) if v.subject.startswith(words))
+    return next(v for v in study.judge(table, TINY) if v.subject.startswith(words))
 
 
 def test_runs_are_outer_sgd_with_the_runtimes_hypergradients():
@@ -58,14 +58,14 @@ def test_the_objective_drawn_has_the_gradient_followed():
 
 
 def test_same_config_same_table_and_every_start_once(table, tmp_path):
-    pd.testing.assert_frame_equal(table, study.measure(TINY, Store(tmp_path), jobs=1))
+    pd.testing.assert_frame_equal(table, study.measure(TINY, Store(tmp_path)))
     assert (table.groupby(["estimator", "step"]).start.apply(sorted).map(tuple) == tuple(range(16))).all()
 
 
 def test_fom_stalls_at_the_floor_and_ufom_goes_below(table):
     assert verdict(table, "E‖∇M‖² over D at FOM's end: Theorem").agrees == "yes"
     assert verdict(table, "E‖∇M‖² over D at the end of UFOM").agrees == "yes"
-    assert study.answer(table).startswith("Yes: from 16 starts FOM")
+    assert study.answer(table, TINY).startswith("Yes: from 16 starts FOM")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_the_judge_can_say_no(table, estimator, column, factor, words):
     planted.loc[planted.estimator == estimator, column] *= factor
     assert verdict(planted, words).agrees == "no"
     if column == "gradient_norm" and factor != 1.5:
-        assert study.answer(planted).startswith("No")
+        assert study.answer(planted, TINY).startswith("No")
 
 
 def test_the_judge_cannot_tell_from_runs_that_disagree(table):
@@ -93,10 +93,10 @@ def test_the_judge_cannot_tell_from_runs_that_disagree(table):
 
 
 def test_figure_has_labelled_axes(table):
-    figure = study.draw(table)
+    figure = study.draw(table, TINY)
     assert len(figure.axes) == 3
     assert all(a.get_xlabel() and a.get_ylabel() and a.get_legend() for a in figure.axes)
-    assert "n = 16 starts evenly over [-30, 40]" in study.caption(table)
+    assert "n = 16 starts evenly over [-30, 40]" in study.caption(table, TINY)
 
 
 def test_every_size_is_a_problem_that_exists():

@@ -20,6 +20,7 @@ from studies import __main__ as main
 from studies.engine import commands
 from studies.engine.cell import Cell, name_of
 from studies.engine.executors import DAY, Local, Slurm, executor
+from studies.engine.study import Study
 from studies.engine.sweep import Store
 from ufom_theory import UfomError
 
@@ -254,13 +255,12 @@ class Config:
 def study(tmp_path, monkeypatch):
     """A study of three cells, of which one fails until REPAIRED is set; its folders are temporary."""
     module = ModuleType("studies.fake")
-    module.SIZES = {"quick": Config()}
 
-    def measure(config, store, progress=None):
+    def measure(config, store, progress):
         store.run(CELLS[: config.x + 1], fails_once, progress=progress)
         return store.table(CELLS[: config.x + 1])
 
-    module.measure = measure
+    module.study = Study("?", {"quick": Config()}, measure, *[None] * 4, jobs=1)
     monkeypatch.setitem(sys.modules, "studies.fake", module)
     monkeypatch.setitem(main.STUDIES, "fake", "")
     monkeypatch.setattr(main, "HERE", tmp_path)

@@ -23,7 +23,7 @@ def table(tmp_path_factory):
 
 
 def verdict(table, *words):
-    return next(v for v in study.judge(table) if all(word in v.subject for word in words))
+    return next(v for v in study.judge(table, TINY) if all(word in v.subject for word in words))
 
 
 def planted(table, method, **columns):
@@ -64,10 +64,10 @@ def test_same_config_same_table(table, tmp_path):
 
 
 def test_every_run_spends_the_budget(table):
-    assert study._limit(table) == 2 * 2 * 10  # r = 3: 4 gradients, 3 again, 3 products
+    assert study._limit(TINY) == 2 * 2 * 10  # r = 3: 4 gradients, 3 again, 3 products
     spent = table.groupby(["method", "seed"]).calls.last()
-    assert (spent >= study._limit(table)).all()
-    assert (spent.loc["exact"] == study._limit(table)).all()
+    assert (spent >= study._limit(TINY)).all()
+    assert (spent.loc["exact"] == study._limit(TINY)).all()
 
 
 def test_the_judge_follows_the_table(table):
@@ -99,16 +99,16 @@ def test_absent_data_are_skipped_loudly(monkeypatch, tmp_path):
 def test_figure_caption_and_answer(table, tmp_path):
     table.to_csv(tmp_path / "table.csv", index=False)
     read = pd.read_csv(tmp_path / "table.csv")
-    assert [v.agrees for v in study.judge(read)] == [v.agrees for v in study.judge(table)]
+    assert [v.agrees for v in study.judge(read, TINY)] == [v.agrees for v in study.judge(table, TINY)]
     two = pd.concat([read, read.assign(ways=4)])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure = study.draw(two)
+        figure = study.draw(two, TINY)
     assert len(figure.axes) == 6
     assert all(a.get_xlabel() and a.get_ylabel() and a.get_title() for a in figure.axes)
-    assert "3 seeds" in study.caption(read)
-    assert "| FOM, digits, 3 ways |" in study.caption(read)
-    assert "at equal calls" in study.answer(read)
+    assert "3 seeds" in study.caption(read, TINY)
+    assert "| FOM, digits, 3 ways |" in study.caption(read, TINY)
+    assert "at equal calls" in study.answer(read, TINY)
     assert math.isfinite(read.cosine.min())
 
 

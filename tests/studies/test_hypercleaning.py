@@ -27,7 +27,7 @@ def table(tmp_path_factory):
 
 
 def verdict(table, *words):
-    return next(v for v in study.judge(table) if all(word in v.subject for word in words))
+    return next(v for v in study.judge(table, TINY) if all(word in v.subject for word in words))
 
 
 def planted(table, method, **columns):
@@ -110,7 +110,7 @@ def times(table, stretch):
     """The table with three γ, and logs where UFOM comes to each validation CE `stretch` times as late as predicted."""
     limit = study.budget(5, 2)
     falling = table.assign(validation=1 - table.calls / (3 * limit), d2=0.1, v2=1.0)
-    predicted = math.exp(study.log_time_over_exact(falling, "UFOM")[1])
+    predicted = math.exp(study.log_time_over_exact(falling, "UFOM", TINY)[1])
     falling = planted(falling, "UFOM", validation=1 - table.calls / (3 * limit * stretch * predicted))
     ladder = {9.0: 1.0, 10.0: 0.0, 100.0: 1.0}  # the best γ, 10, is no end
     return pd.concat(
@@ -146,16 +146,16 @@ def test_a_failed_cell_is_an_error(tmp_path):
 def test_figure_caption_and_answer(table, tmp_path):
     table.to_csv(tmp_path / "table.csv", index=False)
     read = pd.read_csv(tmp_path / "table.csv")
-    assert [v.agrees for v in study.judge(read)] == [v.agrees for v in study.judge(table)]
+    assert [v.agrees for v in study.judge(read, TINY)] == [v.agrees for v in study.judge(table, TINY)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure = study.draw(read)
+        figure = study.draw(read, TINY)
     assert len(figure.axes) == 6
     assert all(a.get_xlabel() and a.get_ylabel() and a.get_title() for a in figure.axes)
     assert figure.legends
-    assert "20 training images" in study.caption(read)
-    assert "| FOM |" in study.caption(read)
-    assert "points of test accuracy at one γ" in study.answer(read)
+    assert "20 training images" in study.caption(read, TINY)
+    assert "| FOM |" in study.caption(read, TINY)
+    assert "points of test accuracy at one γ" in study.answer(read, TINY)
 
 
 def test_papers_size_is_the_papers():

@@ -19,7 +19,7 @@ TINY = study.Config((0.01, 0.03), points=7, largest_delta=1e-2, seeds=3, chains=
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    return study.measure(TINY, Store(tmp_path_factory.mktemp("cells")), jobs=1)
+    return study.measure(TINY, Store(tmp_path_factory.mktemp("cells")))
 
 
 def verdict(table, subject):
@@ -64,7 +64,7 @@ def test_first_passages_are_those_of_simulated_runs():
 
 
 def test_same_config_same_table(table, tmp_path):
-    again = study.measure(replace(TINY, alphas=(0.03,)), Store(tmp_path), jobs=1)
+    again = study.measure(replace(TINY, alphas=(0.03,)), Store(tmp_path))
     kept = table[(table.part == "simulated") | (table.alpha == 0.03)]
     pd.testing.assert_frame_equal(kept.reset_index(drop=True), again)
 
@@ -136,7 +136,7 @@ def test_figure_has_labelled_axes(table):
     figure = study.draw(table)
     assert len(figure.axes) == 12
     assert all(a.get_xlabel() and a.get_ylabel() and a.get_legend() for a in figure.axes)
-    assert "3 seeds of 60 chains" in study.caption(table)
+    assert "3 seeds of 60 chains" in study.caption(table, TINY)
     assert study.answer(table).startswith("The local one")
 
 

@@ -28,7 +28,7 @@ CLOCK = ["c1", "c2", "seconds"]
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    return study.measure(TINY, Store(tmp_path_factory.mktemp("cells")), jobs=1)
+    return study.measure(TINY, Store(tmp_path_factory.mktemp("cells")))
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_steps_are_interpolated_in_the_logarithm():
 
 
 def test_same_config_same_table(table, tmp_path):
-    again = study.measure(TINY, Store(tmp_path), jobs=1)
+    again = study.measure(TINY, Store(tmp_path))
     pd.testing.assert_frame_equal(table.drop(columns=CLOCK), again.drop(columns=CLOCK))
 
 
@@ -116,7 +116,7 @@ def test_missing_data_are_left_out_loudly(table, tmp_path, monkeypatch):
     monkeypatch.delenv("UFOM_DATA", raising=False)
     monkeypatch.setitem(study.LOADERS, "omniglot", data_folder)  # what is loaded already stays loaded
     with pytest.warns(UserWarning, match="few-shot, Omniglot is left out: UFOM_DATA is not set"):
-        found = study.measure(replace(TINY, settings=(OMNIGLOT, CLEANING)), Store(tmp_path), jobs=1)
+        found = study.measure(replace(TINY, settings=(OMNIGLOT, CLEANING)), Store(tmp_path))
     assert "Left out: few-shot, Omniglot" in study.answer(found)
     assert "few-shot, Omniglot was left out: UFOM_DATA is not set" in study.caption(found)
     assert {v.subject.rpartition(", hyper")[1] for v in study.judge(found)} == {", hyper"}

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
-from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, Verdict, exponent, optimal_q
+from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, exponent, optimal_q
 
 DRAWS = int(os.environ.get("UFOM_DRAWS", "400"))
 
@@ -255,17 +255,6 @@ def test_one_stored_state_at_q_1_beats_the_papers_optimal_ufom():
     ufom = CostModel(r=100)
     one_state = CostModel(r=100, sweep=Sweep.checkpointed(1))
     assert ufom.time(optimal_q(moments, ufom, m=2).q, moments, m=2) > 1.9 * one_state.time(1.0, moments, m=2)
-
-
-def test_verdict_can_say_each_of_its_words():
-    def judge(values):
-        return Verdict.from_paired("x", "<=", 0.0, values).agrees
-
-    assert judge([-1.0, -1.1, -0.9]) == "yes"
-    assert judge([1.0, 1.1, 0.9]) == "no"
-    assert judge([-5.0, 6.0, 0.1]) == "inconclusive"
-    with pytest.raises(UfomError, match="at least 2"):
-        judge([1.0])
 
 
 def test_theory_imports_numpy_alone():
