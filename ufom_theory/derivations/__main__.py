@@ -21,7 +21,8 @@ from ufom_theory.checks import UfomError
 from ufom_theory.derivations import chain_rule
 from ufom_theory.derivations.symbols import ALPHA
 
-MODULES = tuple(sorted(m.name for m in pkgutil.iter_modules(derivations.__path__) if not m.name.startswith("__")))
+NO_PROOFS = ("__main__", "derive")
+MODULES = tuple(sorted(m.name for m in pkgutil.iter_modules(derivations.__path__) if m.name not in NO_PROOFS))
 EXAMPLES: dict[str, Any] = {
     "r": 2,
     "slots": 1,
