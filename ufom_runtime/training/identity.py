@@ -86,5 +86,6 @@ class Watch:
         if not torch.equal(now, self.phi):
             raise UfomError(
                 f"start(θ_0, T) gave another φ_0 after step {step} than before the first: it reads something that the "
-                "run changes, and a resumed run would start elsewhere; make it a function of θ and the task"
+                "run changes, and a resumed run would start elsewhere; make it a function of θ and "
+                "the task, or train(warm_start=True)"
             )

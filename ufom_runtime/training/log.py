@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ufom_runtime.derivatives import count_calls
 from ufom_runtime.estimators import Direction, State
+from ufom_runtime.training.warm import States
 from ufom_theory import UfomError
 from ufom_theory.checks import integer, plain
 
@@ -72,6 +73,7 @@ class Now:
     outer: Any = None
     logged: int = 0  # regular rows
     last: Row | None = None  # the row of the last step, where it is not a regular one
+    warm: States | None = None  # inner states, with warm_start
     best: tuple[int, float, Tensor] | None = None  # regular row, from 0, its value and its θ
 
 

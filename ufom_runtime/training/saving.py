@@ -40,10 +40,13 @@ class Kept:
         config = {
             "seed": loop.seed, "batch": loop.batch, "log_every": loop.rows.every, "estimator": repr(loop.estimator),
             "column": None if best is None else str(best.column), "outer steps": loop.outer.describe(),
+            "warm start": loop.warm is not None,
             **describe(loop.problem, theta, drawn),
         }  # fmt: skip
         identity = Identity.of(loop.problem, theta, first)
         held = sum(t.nbytes for t in identity.tensors().values())
+        if loop.warm:
+            held += len(loop.warm.known) * (identity.start.nbytes + 1)
         spread = sorted({1 + i * (steps - 1) // 63 for i in range(64)}) if rate else []
         rates = [[k, gamma_at(rate, k)] for k in spread] if rate else []
         return cls(Checkpoint(path, config, most_bytes=2**20 + 64 * theta.nbytes + held), identity, rates)
@@ -51,6 +54,8 @@ class Kept:
     def save(self, now: Now, rows: list[Row]) -> None:
         """Store the run after a whole step, and append its new rows to the log."""
         tensors = {"theta": now.theta, **self.identity.tensors()}
+        if now.warm:
+            tensors["warm.states"], tensors["warm.seen"] = now.warm
         best = None
         if now.best:
             tensors["best"], best = now.best[2], list(now.best[:2])
@@ -95,6 +100,10 @@ class Kept:
         rows, last = self.store.log.read(values["log"]), values["last"]
         if step < 1 or not all(isinstance(row, dict) for row in [*rows, last or {}]):
             raise ValueError("a step < 1, or rows of another kind")
+        warm = None
+        if new.warm:
+            warm = tensors["warm.states"].to(new.theta.device), tensors["warm.seen"].to(new.theta.device)
+            same_form("warm", warm, new.warm)
         theta = tensors["theta"].to(new.theta.device)
         loop.outer.load(theta, outer)
         vars(loop.calls).update(calls)
@@ -104,5 +113,5 @@ class Kept:
             best = (int(values["best"][0]), float(values["best"][1]), tensors["best"].to(new.theta.device))
         return Now(
             theta, step, tuple(values["state"]), values["seconds"], tuple(calls.items()), loop.outer.state(),
-            len(rows), last, best,
+            len(rows), last, warm, best,
         )  # fmt: skip

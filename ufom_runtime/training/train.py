@@ -23,6 +23,7 @@ from ufom_runtime.training.log import Best, Now, Rows, Run, Stopped
 from ufom_runtime.training.optimizers import Factory, OuterSteps
 from ufom_runtime.training.saving import Kept
 from ufom_runtime.training.seeds import check_seed, generator
+from ufom_runtime.training.warm import WarmStarts
 from ufom_theory import UfomError
 from ufom_theory.checks import integer
 
@@ -53,6 +54,7 @@ def train(
     progress: Callable[[float], object] | None = None,
     chunk: int | None = None,
     compile: bool = False,
+    warm_start: bool = False,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 100,
 ) -> Run:
@@ -79,6 +81,8 @@ def train(
         column: a column of the log; None: the one that `evaluate` returns.
         progress: called with the share of the steps that are done.
         chunk, compile: as in `hypergradient`.
+        warm_start: the inner loop of a task starts where it last ended, a constant: ∂V/∂θ = 0 but at its first visit.
+            For a finite Ω; r gradients a task more each step.
         checkpoint: a folder of this run alone, made if missing, that keeps its state: called again with the same
             arguments, a run that was stopped goes on from there to the same θ and log (but for seconds), to the last
             bit where `chunk`, `compile` and device are the same, too.
@@ -105,10 +109,12 @@ def train(
         if function is not None and not callable(function):
             raise UfomError(f"{name} = {function!r} must be a function")
     with count_calls() as calls:
-        loop = Loop(problem, estimator, outer, rows, calls, check_seed(seed), batch, chunk, compile)
+        warmed = WarmStarts.of(problem) if warm_start else None
+        loop = Loop(problem, estimator, outer, rows, calls, check_seed(seed), batch, chunk, compile, warmed)
         first = Tasks.of(problem.sample(batch, generator(loop.seed, 1, "tasks"))).take(slice(0, 1))
         check(problem, theta, first)
-        now = Now(theta, state=estimator.begin(), outer=outer.state())
+        warm = warmed.begin(theta, problem) if warmed else None
+        now = Now(theta, state=estimator.begin(), outer=outer.state(), warm=warm)
         kept = None if checkpoint is None else Kept.of(checkpoint, loop, theta, first)
         if kept:
             now = kept.load(now, loop)
@@ -163,22 +169,31 @@ class Loop:
     batch: int
     chunk: int | None
     compile: bool
+    warm: WarmStarts | None = None
     keeps: bool = False  # whether the optimizer's state is kept after every step
 
     def step(self, now: Now, k: int) -> Now:
         """The run after step k."""
         begin = time.perf_counter()
         gamma = self.outer.gamma(k)
-        tasks = self.problem.sample(self.batch, generator(self.seed, k, "tasks"))
-        draws = generator(self.seed, k, "coins")
+        drawing, draws = generator(self.seed, k, "tasks"), generator(self.seed, k, "coins")
+        problem, warm = self.problem, now.warm
+        if self.warm and warm:
+            problem = self.warm.problem
+            index, tasks = self.warm.sample(self.batch, drawing, warm)
+        else:
+            tasks = problem.sample(self.batch, drawing)
         given = self.estimator.direction(
-            self.problem, now.theta, tasks, now.state, draws, chunk=self.chunk, compile=self.compile
+            problem, now.theta, tasks, now.state, draws, chunk=self.chunk, compile=self.compile
         )
+        if self.warm and warm:
+            warm = self.warm.after(now.theta, index, tasks, warm, self.compile)
         theta = self.outer.take(given.value)
         if not all_finite(theta):
             raise UfomError(f"θ is not finite after step {k}: γ_k = {gamma:g} is too large; take smaller outer steps")
         after = replace(
             now, theta=theta, step=k, state=given.state, seconds=now.seconds + time.perf_counter() - begin,
             calls=tuple(vars(self.calls).items()), outer=self.outer.state() if self.keeps else None,
+            warm=warm,
         )  # fmt: skip
         return self.rows.add(after, gamma, given)
