@@ -9,6 +9,8 @@ from functools import cached_property
 import torch
 from torch import Generator, Tensor
 
+from ufom_runtime.kept import kept
+from ufom_runtime.trial import draw_apart
 from ufom_theory import UfomError
 
 Task = Tensor | tuple[Tensor, ...]  # what a loss sees: a tensor, a tuple or a named tuple of tensors
@@ -63,6 +65,11 @@ class Tasks:
         return len(self.parts[0])
 
     @property
+    def ranks(self) -> tuple[int, ...]:
+        """The number of dimensions of each stacked tensor."""
+        return tuple(t.ndim for t in self.parts)
+
+    @property
     def stack(self) -> Task:
         """The stacked tensors in the form that the user gave them in."""
         return self.form(self.parts)
@@ -92,7 +99,7 @@ def _alone(parts: tuple[Tensor, ...]) -> Tensor:
     return parts[0]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class BilevelProblem:
     """min_θ E_T L_out(θ, φ_r, T), where φ_0 = V(θ, T) and φ_j = φ_{j−1} − α_j·∂L_in/∂φ(θ, φ_{j−1}, T); (2)–(4).
 
@@ -103,18 +110,19 @@ class BilevelProblem:
         inner_loss: L_in(θ, φ, T), a scalar.
         outer_loss: L_out(θ, φ, T), a scalar.
         start: V(θ, T), shape (p,).
-        step_sizes: α_1 … α_r, shape (r,), held as float64 on the CPU. Give floats or a float64 tensor: a float32 0.01
-            is off by 2e-8, and stays so.
+        step_sizes: α_1 … α_r, shape (r,), copied to float64 on the CPU. Give floats or a float64 tensor: a float32 0.01
+            is off by 2e-8, and stays so. They are constants; learnt ones belong into θ and the inner loss.
         sample_tasks: draws n tasks, stacked in the leading dimension, from a CPU generator. If None, tasks are drawn
-            from `tasks` with equal probabilities.
+            from `tasks` with equal probabilities. Before tasks that were not drawn by `sample` are used, one task may
+            be drawn to see how many dimensions a stack has.
         tasks: the finite, equally likely Ω, if the problem has one: expectations are then exact sums.
         initial: θ where training starts, shape (s,), or several worth measuring at, shape (k, s); optional. Where it is
             given, θ of another length is refused.
         compile: refused; pass compile=True to the call, as `hypergradient(..., compile=True)`.
 
     Raises:
-        UfomError: step sizes that are not r ≥ 1 finite numbers > 0, neither `sample_tasks` nor `tasks`, or an `initial`
-            that is no finite floating-point tensor of one of these shapes.
+        UfomError: step sizes that are not r ≥ 1 finite numbers > 0 or that require a gradient, neither `sample_tasks`
+            nor `tasks`, or an `initial` that is not a finite floating-point tensor of one of these shapes.
     """
 
     inner_loss: Loss
@@ -132,8 +140,14 @@ class BilevelProblem:
                 "compile is how a problem is run, not a part of it: pass compile=True to the call, as "
                 "hypergradient(problem, theta, tasks, estimator, compile=True)"
             )
+        given = self.step_sizes if isinstance(self.step_sizes, list | tuple) else (self.step_sizes,)
+        if any(isinstance(alpha, Tensor) and alpha.requires_grad for alpha in given):
+            raise UfomError(
+                "step_sizes require a gradient, but they are constants here: give step_sizes.detach(); to learn a "
+                "rate, make it a part of θ that multiplies the inner loss, theta[-1].exp() * loss with step size 1"
+            )
         try:
-            alphas = torch.as_tensor(self.step_sizes, dtype=torch.float64, device="cpu").detach()
+            alphas = torch.as_tensor(self.step_sizes, dtype=torch.float64, device="cpu").clone()
         except (TypeError, ValueError, RuntimeError) as error:
             raise UfomError(f"step_sizes = {self.step_sizes!r}: give α_1 … α_r as floats or as a tensor") from error
         if alphas.ndim != 1 or not len(alphas):
@@ -148,6 +162,11 @@ class BilevelProblem:
             raise UfomError("the problem has no tasks: give sample_tasks, or the finite set of tasks")
         if self.initial is not None:
             finite_theta("initial", self.initial, (1, 2))
+
+    def __repr__(self) -> str:
+        of = "tasks drawn by sample_tasks" if self.tasks is None else f"{len(Tasks.of(self.tasks))} tasks"
+        s = "" if self.initial is None else f", s = {self.initial.shape[-1]}"
+        return f"{type(self).__name__}(r = {self.r}{s}, {of})"
 
     @property
     def r(self) -> int:
@@ -172,8 +191,12 @@ class BilevelProblem:
             except Exception as error:  # it is the user's function
                 said = f"{type(error).__name__}: {error}"
                 raise UfomError(f"sample_tasks(n, generator) failed for n = {n}: {said}") from error
-            if (drawn := len(Tasks.of(tasks))) != n:
-                raise UfomError(f"sample_tasks returned {drawn} task(s) where n = {n} were asked for: stack n of them")
+            stack = Tasks.of(tasks)
+            if len(stack) != n:
+                raise UfomError(
+                    f"sample_tasks returned {len(stack)} task(s) where n = {n} were asked for: stack n of them"
+                )
+            kept(self, "ranks")["of a stack"] = stack.ranks
             return tasks
         assert self.tasks is not None
         known = Tasks.of(self.tasks)
@@ -187,11 +210,14 @@ def all_finite(tensor: Tensor) -> bool:
 
 def finite_theta(name: str, theta: Tensor, dimensions: tuple[int, ...]) -> None:
     """Refuse what is not a finite, floating-point, non-empty tensor of one of the given numbers of dimensions."""
-    shapes = " or ".join({1: "(s,)", 2: "(k, s)"}[d] for d in dimensions)
+    shapes = " or ".join({1: "one vector, (s,),", 2: "several, (k, s)"}[d] for d in dimensions).rstrip(",")
     if not isinstance(theta, Tensor) or not theta.is_floating_point():
-        raise UfomError(f"{name} must be a tensor of floating-point numbers, shape {shapes}")
-    if theta.ndim not in dimensions or not theta.numel():
-        raise UfomError(f"{name} has shape {tuple(theta.shape)}: give {shapes}, not empty")
+        kind = f"of {theta.dtype}" if isinstance(theta, Tensor) else f"a {type(theta).__name__}"
+        raise UfomError(f"{name} is {kind}: give a tensor of floating-point numbers, {shapes}")
+    if theta.ndim not in dimensions:
+        raise UfomError(f"{name} has shape {tuple(theta.shape)}: give {shapes}; theta.flatten() makes one of it")
+    if not theta.numel():
+        raise UfomError(f"{name} has shape {tuple(theta.shape)}, which is empty: give at least one outer parameter")
     if not all_finite(theta):
         raise UfomError(f"{name} holds NaN or ±inf: give finite outer parameters")
 
@@ -203,11 +229,37 @@ def check(problem: BilevelProblem, theta: Tensor, tasks: Task | Tasks, dimension
         raise UfomError(f"theta has {theta.shape[-1]} parameters, but problem.initial {problem.initial.shape[-1]}")
     if torch.is_inference_mode_enabled():
         raise UfomError("torch.inference_mode() forbids derivatives: leave it, or use torch.no_grad()")
-    tasks = Tasks.of(tasks)
-    for tensor in tasks.parts:
+    stack = Tasks.of(tasks)
+    for tensor in stack.parts:
         if tensor.device != theta.device:
             raise UfomError(f"theta is on {theta.device} but a task on {tensor.device}: move both to one device")
-    return tasks
+    if stack is not tasks:
+        _refuse_other_ranks(problem, stack)
+    return stack
+
+
+def _refuse_other_ranks(problem: BilevelProblem, stack: Tasks) -> None:
+    """Refuse a single task, not stacked: losses that take any number of examples would take each for a task."""
+    known = kept(problem, "ranks")
+    if "of a stack" not in known:
+        example = problem.tasks if problem.tasks is not None else draw_apart(problem.sample_tasks)
+        try:
+            known["of a stack"] = Tasks.of(example).ranks
+        except UfomError:  # sample_tasks draws nothing: there is nothing to compare with
+            known["of a stack"] = None
+    ranks = known["of a stack"]
+    if ranks in (None, stack.ranks) or len(ranks) != len(stack.ranks):
+        return
+    shapes = ", ".join(str(tuple(t.shape)) for t in stack.parts)
+    if all(given == rank - 1 for given, rank in zip(stack.ranks, ranks, strict=True)):
+        raise UfomError(
+            f"the tasks are a single one, not a stack: shapes {shapes}, but a stack of the problem has {ranks} "
+            "dimensions; give tasks[:1] of a stack, or t[None] for every tensor t"
+        )
+    raise UfomError(
+        f"the tasks have shapes {shapes}, but a stack of the problem (by its tasks or sample_tasks) has {ranks} "
+        "dimensions: give tasks of the same form, one leading dimension for the tasks"
+    )
 
 
 def cpu_generator(generator: Generator | None) -> None:

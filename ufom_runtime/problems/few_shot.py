@@ -18,7 +18,7 @@ from ufom_runtime.problems.data import CIFAR100_CLASSES, OMNIGLOT_TRAIN, cifar10
 from ufom_theory import UfomError
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class FewShotProblem(BilevelProblem):
     """Few-shot classification; a task is (training images, labels, test images, labels).
 

@@ -18,7 +18,7 @@ from ufom_runtime.problems.data import digits, mnist
 from ufom_theory import UfomError
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class HypercleaningProblem(BilevelProblem):
     """Hypercleaning; the one task is (train images, given labels, validation images, validation labels).
 

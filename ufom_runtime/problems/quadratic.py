@@ -13,7 +13,7 @@ from ufom_theory import Moments, UfomError
 from ufom_theory.checks import integer, positive
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class QuadraticProblem(BilevelProblem):
     """L_in = L_out = ½(φ − c)ᵀH(φ − c), V(θ) = θ, c ~ N(0, σ²I): G = PHP(θ − c), G_FO = HP(θ − c), P = ∏(I − α_jH).
 

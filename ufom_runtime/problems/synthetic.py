@@ -15,7 +15,7 @@ from ufom_theory import AssumptionConstants
 from ufom_theory.two_tasks import TwoTaskProblem
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class SyntheticProblem(BilevelProblem):
     """The pair in torch.
 
