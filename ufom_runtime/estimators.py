@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from types import FunctionType
 from typing import ClassVar, Literal, Protocol
 
 import torch
@@ -16,7 +17,7 @@ from ufom_runtime.kept import kept
 from ufom_runtime.memory import budget, peak_bytes
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, all_finite, check, cpu_generator
 from ufom_theory import CostModel, Sweep, Truncated, UfomError
-from ufom_theory.checks import integer
+from ufom_theory.checks import integer, plain
 from ufom_theory.planner import states_held
 
 Coin = Literal["task", "batch"]
@@ -85,6 +86,14 @@ class Method(Protocol):
         """
 
 
+def _number(q: object) -> float:
+    """A Python, numpy or 0-d torch number as a float."""
+    value = q.item() if isinstance(q, Tensor) and q.ndim == 0 and not q.requires_grad else plain(q)
+    if not isinstance(value, int | float):
+        raise UfomError(f"q = {q!r} is a {type(q).__name__}: give one real number, a probability without a gradient")
+    return float(value)
+
+
 @dataclass(frozen=True)
 class Estimator:
     """A hypergradient estimator (12)–(13): proxy + (ξ/q)·(exact − proxy) with ξ ~ Bernoulli(q).
@@ -107,7 +116,8 @@ class Estimator:
     gradient: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.q, int | float) or not 0 <= self.q <= 1:
+        object.__setattr__(self, "q", _number(self.q))
+        if not 0 <= self.q <= 1:
             raise UfomError(f"q = {self.q!r} must lie in [0, 1]: it is a probability")
         if not isinstance(self.sweep, Sweep) or not isinstance(self.proxy, Truncated):
             raise UfomError(f"sweep = {self.sweep!r}, proxy = {self.proxy!r}: give a Sweep and a Truncated")
@@ -174,9 +184,10 @@ def UFOM(q: float, sweep: Sweep | None = None, proxy: Truncated | None = None, c
     Raises:
         UfomError: q outside (0, 1].
     """
-    if not isinstance(q, int | float) or not 0 < q <= 1:
+    q = _number(q)
+    if not 0 < q <= 1:
         raise UfomError(f"q = {q!r} must lie in (0, 1]: it is a probability, and 1/q a weight; for q → 0 use FOM")
-    return Estimator(float(q), sweep or Sweep.recomputed(), proxy or Truncated(), coin)
+    return Estimator(q, sweep or Sweep.recomputed(), proxy or Truncated(), coin)
 
 
 def debias(proxy: Tensor, exact: Tensor, q: float) -> Tensor:
@@ -275,15 +286,24 @@ def hypergradient(
     return found.per_task if per_task and found.per_task is not None else found.value
 
 
+_INSTEAD = {
+    str: "is a name, and not the method itself",
+    Sweep: "is a sweep, how the exact gradient recovers its states (Estimator(1.0, sweep) is that gradient)",
+    Truncated: "is a proxy, which an estimator debiases (Estimator(0.0, proxy=proxy) is the proxy alone)",
+    int | float: "is a number, and q goes into an estimator",
+    FunctionType: "is a function that makes a method, and has to be called",
+}
+
+
 def refuse_other(method: object) -> None:
     """`UfomError` for what is not a `Method`."""
     if isinstance(method, type):
         raise UfomError(f"{method.__name__} is a class: make a method of it, {method.__name__}(...)")
-    if not _is_method(type(method)):  # type: ignore[arg-type]
-        raise UfomError(
-            f"{method!r} is not a method: give FOM, EXACT, UFOM(q), AdaptiveUFOM() or METHODS[name].make(r); a sweep "
-            "goes into one, UFOM(q, sweep)"
-        )
+    if _is_method(type(method)):  # type: ignore[arg-type]
+        return
+    why = next((said for kind, said in _INSTEAD.items() if isinstance(method, kind)), "is not a method")
+    shown = getattr(method, "__name__", repr(method))
+    raise UfomError(f"{shown} {why}: give FOM, EXACT, UFOM(q, sweep, proxy), or METHODS[name].make(r)")
 
 
 @cache
@@ -311,7 +331,7 @@ def toss(n: int, q: float, draws: Draws, coin: Coin = "task") -> Tensor:
     if isinstance(draws, Tensor):
         return _given(n, q, draws, coin)
     if q in (0.0, 1.0):
-        return torch.full((n,), q == 1.0)
+        return torch.full((n,), q == 1.0, device="cpu")
     if draws is None:
         raise UfomError(f"q = {q:g} needs coins: pass coins, or a CPU generator that draws them")
     cpu_generator(draws)
@@ -373,7 +393,7 @@ def in_chunks(
         """Every chunk as long as the first, the last row repeated: each length would be compiled anew."""
         size = piece.shape[1]
         with count_calls() as calls:
-            found = run(piece[:, torch.arange(chunk).clamp(max=size - 1)])
+            found = run(piece[:, torch.arange(chunk, device="cpu").clamp(max=size - 1)])
         for kind, rows in vars(calls).items():
             count_rows(kind, rows * size // chunk)
         return [f[:size] for f in found]
@@ -421,4 +441,4 @@ def _rows(thetas: Tensor, tasks: Tasks, pairs: Tensor) -> tuple[Tensor, Tasks]:
     rows = thetas.expand(size, -1) if len(thetas) == 1 else thetas[pairs[0].to(thetas.device)]
     if n == 1:  # one task for every θ: seen many times, held once
         return rows, tasks.repeat(size)
-    return rows, tasks if torch.equal(pairs[1], torch.arange(n)) else tasks.take(pairs[1])
+    return rows, tasks if torch.equal(pairs[1], torch.arange(n, device="cpu")) else tasks.take(pairs[1])

@@ -176,7 +176,7 @@ class BilevelProblem:
     @cached_property
     def alphas(self) -> tuple[float, ...]:
         """α_1 … α_r as Python floats, so that a step costs no transfer between devices."""
-        return tuple(torch.as_tensor(self.step_sizes).tolist())
+        return tuple(torch.as_tensor(self.step_sizes, device="cpu").tolist())
 
     def sample(self, n: int, generator: Generator) -> Task:
         """Draw n ≥ 1 tasks from a CPU `generator`, stacked in the leading dimension; else `UfomError`."""

@@ -173,7 +173,9 @@ def _compile_halves(
     """
     *inputs, phi, alpha = arguments
     generator = torch.Generator().manual_seed(0)
-    noise, b2 = (torch.randn(phi.shape, generator=generator, dtype=phi.dtype).to(phi.device) for _ in range(2))
+    noise, b2 = (
+        torch.randn(phi.shape, generator=generator, dtype=phi.dtype, device="cpu").to(phi.device) for _ in range(2)
+    )
     # any φ and b2 will do; but since the halves are held to the plain step there, let them be no special ones
     phi = phi + 0.01 * (1 + phi.abs()) * noise
     given = (*inputs, phi, alpha, b2)

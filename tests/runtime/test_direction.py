@@ -7,7 +7,7 @@ from tests.runtime.conftest import F64, coupled
 from tests.runtime.test_rivals_declared import THETA, quiet, wide
 from ufom_runtime import METHODS, REPTILE, UFOM, AdaptiveUFOM, hypergradient
 from ufom_runtime.problems.quadratic import quadratic
-from ufom_theory import Sweep, UfomError
+from ufom_theory import Sweep, Truncated, UfomError
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -39,8 +39,11 @@ def test_coins_may_be_given_to_the_adaptive_rule():
 @pytest.mark.parametrize(
     ("estimator", "message"),
     [
-        ("exact", "'exact' is not a method: give FOM"),
-        (Sweep.stored(), "is not a method: .* a sweep goes into one"),
+        ("exact", "'exact' is a name, and not the method itself: give FOM, EXACT"),
+        (Sweep.stored(), r"is a sweep, how the exact gradient recovers its states \(Estimator\(1.0, sweep\)"),
+        (Truncated(2), "is a proxy, which an estimator debiases"),
+        (UFOM, "UFOM is a function that makes a method, and has to be called"),
+        (0.3, "0.3 is a number, and q goes into an estimator"),
         (AdaptiveUFOM, "AdaptiveUFOM is a class"),
         (AdaptiveUFOM(), "keeps a state between outer steps.* use train"),
         (REPTILE, "not a gradient"),

@@ -78,7 +78,7 @@ def _starting(problem: BilevelProblem, change: Callable[[Tensor], Tensor]) -> Bi
         problem.outer_loss,
         lambda theta, task: change(problem.start(theta, task)),
         problem.step_sizes,
-        tasks=torch.zeros(1),
+        tasks=torch.zeros(1, device="cpu"),
     )
 
 
@@ -94,7 +94,7 @@ def _gradients(
     """G_K for each length, the mean over the tasks or all of them: (lengths, s) or (lengths, n·s), in float64."""
     n = len(tasks)
     found = torch.zeros(len(lengths), n if per_task else 1, len(theta), dtype=torch.float64, device=theta.device)
-    pairs = torch.stack([torch.zeros(n, dtype=torch.int64), torch.arange(n)])
+    pairs = torch.stack([torch.zeros(n, dtype=torch.int64, device="cpu"), torch.arange(n, device="cpu")])
     pieces = in_chunks(problem, theta.detach()[None], tasks, pairs, lengths, EXACT.sweep, chunk, compile=compile)
     for piece, gradients in pieces:
         for row, g in zip(found, gradients, strict=True):

@@ -147,7 +147,7 @@ def _bounds(
     problem: BilevelProblem, thetas: Tensor, tasks: Tasks, chunk: int | None, compile: bool
 ) -> list[dict[str, Any]]:
     """`compare_bounds` at no more than 4 θ, evenly spaced among those given, and the first 4 tasks."""
-    chosen = thetas[torch.linspace(0, len(thetas) - 1, min(4, len(thetas))).long()]
+    chosen = thetas[torch.linspace(0, len(thetas) - 1, min(4, len(thetas)), dtype=torch.float32, device="cpu").long()]
     known = getattr(problem, "constants", None)
     return compare_bounds(problem, chosen, tasks.take(slice(4)), known, chunk=chunk, compile=compile)
 

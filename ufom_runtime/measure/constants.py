@@ -81,7 +81,7 @@ def _visit(
     """The largest of each constant over these rows, and whether a loss contains θ."""
 
     def direction(like: Tensor) -> Tensor:
-        x = torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+        x = torch.randn(like.shape, generator=generator, dtype=torch.float64, device="cpu").to(like)
         return torch.nn.functional.normalize(x)
 
     def step(x: Tensor) -> Tensor:
@@ -116,7 +116,12 @@ def _states(problem: BilevelProblem, theta: Tensor, rows: Tasks, compile: bool) 
     for j in range(problem.r):
         states.append(steps.inner(states[-1], j))
     phi = refuse_divergence(states.pop())
-    chosen = torch.linspace(0, problem.r - 1, min(problem.r, _STATES)).round().int().tolist()
+    chosen = (
+        torch.linspace(0, problem.r - 1, min(problem.r, _STATES), dtype=torch.float32, device="cpu")
+        .round()
+        .int()
+        .tolist()
+    )
     return phi, [states[i] for i in chosen]
 
 
@@ -174,7 +179,7 @@ def _pairs(problem: BilevelProblem, thetas: Tensor, tasks: Task | Tasks) -> tupl
     tasks = check(problem, thetas, tasks, dimensions=(1, 2))
     thetas = thetas[None] if thetas.ndim == 1 else thetas
     n, k = len(tasks), len(thetas)
-    index = torch.arange(k * n)
+    index = torch.arange(k * n, device="cpu")
     return thetas.repeat_interleave(n, 0), tasks.take(index % n), torch.stack([index, index])
 
 

@@ -89,7 +89,9 @@ def measure_curvature(
         raise UfomError("one task gives no covariance: draw at least 2")
 
     def gradients(thetas: Tensor, index: Tensor, lengths: tuple[int, ...]) -> list[Tensor]:
-        pairs = torch.stack([torch.arange(len(index)) if len(thetas) > 1 else torch.zeros_like(index), index])
+        pairs = torch.stack(
+            [torch.arange(len(index), device="cpu") if len(thetas) > 1 else torch.zeros_like(index), index]
+        )
         found = [f for _, f in in_chunks(problem, thetas, tasks, pairs, lengths, EXACT.sweep, chunk, compile=compile)]
         return [refuse_divergence(torch.cat(x)).double() for x in zip(*found, strict=True)]
 
@@ -102,7 +104,7 @@ def measure_curvature(
         product = length * (ahead - behind) / (2 * h)
         return (x * product).sum(1).cpu().numpy(), product
 
-    found = gradients(theta[None], torch.arange(n), tuple(sorted({proxy.steps, problem.r})))
+    found = gradients(theta[None], torch.arange(n, device="cpu"), tuple(sorted({proxy.steps, problem.r})))
     exact, first = found[-1], found[0]
     means = {"curvature_gradient": exact.mean(0), "curvature_proxy": first.mean(0)}
     spreads = {
@@ -112,8 +114,8 @@ def measure_curvature(
     }
     tried = torch.cat([x[:_TRIED] for x in spreads.values()] + [x[None] for x in means.values()])
     size = float(tried.norm(dim=1).sum() * exact.norm(dim=1).max())
-    step, error = _choose(lambda h: forms(tried, torch.arange(len(tried)) % n, h)[0], theta, size)
-    every = torch.arange(n)
+    step, error = _choose(lambda h: forms(tried, torch.arange(len(tried), device="cpu") % n, h)[0], theta, size)
+    every = torch.arange(n, device="cpu")
     results: dict[str, Estimate] = {}
     for name, x in spreads.items():
         if exact_sums:

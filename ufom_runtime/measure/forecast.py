@@ -60,7 +60,7 @@ def forecast(
     estimator.proxy.refuse_beyond(problem.r)
     n = len(tasks)
     lengths = (problem.r if estimator.q else estimator.proxy.steps,)
-    pairs = torch.stack([torch.zeros(n, dtype=torch.int64), torch.arange(n)])
+    pairs = torch.stack([torch.zeros(n, dtype=torch.int64, device="cpu"), torch.arange(n, device="cpu")])
     chunk = min(n, rows_together(problem, theta[None], tasks, pairs, lengths, estimator.sweep, chunk, compile=compile))
     seconds = n * _seconds(problem, theta, tasks.take(slice(chunk)), estimator, compile)
     # with one task more than a chunk, so that the copies that a chunk takes of its tasks are seen

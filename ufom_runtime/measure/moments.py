@@ -153,8 +153,8 @@ def _by_theta(
     """For each θ the gradients of all tasks, one tensor (n, s) a length; many θ run together where they are small."""
     n, (k, s) = len(tasks), thetas.shape
     together = max(1, _HELD // (n * s * thetas.element_size() * len(lengths)))
-    for group in torch.split(torch.arange(k), together):
-        pairs = torch.stack([group.repeat_interleave(n), torch.arange(n).repeat(len(group))])
+    for group in torch.split(torch.arange(k, device="cpu"), together):
+        pairs = torch.stack([group.repeat_interleave(n), torch.arange(n, device="cpu").repeat(len(group))])
         pieces = []
         rows = in_chunks(problem, thetas, tasks, pairs, lengths, EXACT.sweep, chunk, each=each, compile=compile)
         for _, found in rows:
@@ -200,7 +200,7 @@ class Estimate:
 
 def _products(x: Tensor, y: Tensor) -> Array:
     """⟨x_i, y_i⟩ of each row in float64, whatever the dtype of the vectors, a few rows at a time."""
-    pieces = torch.split(torch.arange(len(x)), max(1, _PIECE // x.shape[1]))
+    pieces = torch.split(torch.arange(len(x), device="cpu"), max(1, _PIECE // x.shape[1]))
     return np.concatenate([(x[i].double() * y[i].double()).sum(1).cpu().numpy() for i in pieces])
 
 

@@ -80,7 +80,7 @@ class RowMethod(ABC):
         n = len(tasks)
         found = []
         with torch.enable_grad():
-            for piece in torch.split(torch.arange(n), n if chunk is None else integer("chunk", chunk, 1)):
+            for piece in torch.split(torch.arange(n, device="cpu"), n if chunk is None else integer("chunk", chunk, 1)):
                 chosen = tasks if len(piece) == n else tasks.take(piece)
                 rows = theta.detach().expand(len(piece), -1)
                 found.append(self.rows(problem, rows, chosen, draws, compile))

@@ -61,7 +61,7 @@ class Reptile:
         n = len(tasks)
         total = torch.zeros_like(theta)
         each = []
-        for index in torch.split(torch.arange(n), n if chunk is None else integer("chunk", chunk, 1)):
+        for index in torch.split(torch.arange(n, device="cpu"), n if chunk is None else integer("chunk", chunk, 1)):
             rows, piece = theta.detach().expand(len(index), -1), tasks.take(index)
             phi = first_state(problem, rows, piece)
             if not torch.equal(phi, rows):

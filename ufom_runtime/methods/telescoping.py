@@ -59,7 +59,7 @@ class Telescoping(RowMethod):
         if list(h) != sorted(set(h)):
             raise UfomError(f"horizons = {h} must increase: give h_1 < … < h_m = r")
         p = self.probabilities if self.probabilities is not None else (1 / len(h),) * len(h)
-        p = tuple(torch.as_tensor(finite("probabilities", p), dtype=torch.float64).reshape(-1).tolist())
+        p = tuple(torch.as_tensor(finite("probabilities", p), dtype=torch.float64, device="cpu").reshape(-1).tolist())
         never = p[-1:] if self.kind == "roulette" else p
         if len(p) != len(h) or min(p) < 0 or min(never) == 0 or abs(sum(p) - 1) > 1e-9:
             raise UfomError(
@@ -168,7 +168,7 @@ class Telescoping(RowMethod):
         """As `RowMethod.rows`."""
         self._refuse(problem.r)
         cpu_generator(generator)
-        reached = torch.tensor(self.probabilities, dtype=torch.float64).cumsum(0)
+        reached = torch.tensor(self.probabilities, dtype=torch.float64, device="cpu").cumsum(0)
         reached[-1] = 1.0
         drawn = torch.searchsorted(
             reached, torch.rand(len(theta), generator=generator, dtype=torch.float64, device="cpu"), right=True

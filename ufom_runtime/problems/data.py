@@ -107,7 +107,8 @@ def mnist() -> tuple[Tensor, Tensor, Tensor, Tensor]:
         labels = read_idx(_file("mnist", f"{part}-labels-idx1-ubyte.gz"))
         if images.shape != (n, 28, 28) or labels.shape != (n,) or labels.max() > 9:
             raise UfomError(f"MNIST {part}: shapes {images.shape}, {labels.shape} are not MNIST's; fetch it again")
-        out += [torch.tensor(images).reshape(n, 784) / 255, torch.tensor(labels).long()]
+        flat = torch.tensor(images, dtype=torch.float32, device="cpu").reshape(n, 784)
+        out += [flat / 255, torch.tensor(labels, dtype=torch.int64, device="cpu")]
     return out[0], out[1], out[2], out[3]
 
 
@@ -117,7 +118,8 @@ def digits() -> tuple[Tensor, Tensor]:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    return torch.tensor(bunch.data / 16, dtype=torch.float32), torch.tensor(bunch.target).long()
+    images = torch.tensor(bunch.data / 16, dtype=torch.float32, device="cpu")
+    return images, torch.tensor(bunch.target, dtype=torch.int64, device="cpu")
 
 
 _OMNIGLOT_NAME = re.compile(r"images_background_small[12]/([^/]+/character\d\d)/\d{4}_(\d\d)\.png")
@@ -156,7 +158,7 @@ def omniglot() -> Tensor:
         )
     images = np.stack([[drawers[i] for i in sorted(drawers)] for _, drawers in sorted(characters.items())])
     order = np.random.default_rng(0).permutation(OMNIGLOT_CHARACTERS)
-    return torch.tensor(images[order])[:, :, None]
+    return torch.tensor(images[order], device="cpu")[:, :, None]
 
 
 def _read_png(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:

@@ -7,6 +7,7 @@ batch statistics and ReLU, then a linear layer.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -44,15 +45,16 @@ class FewShotProblem(BilevelProblem):
 
 def conv_net(ways: int, filters: int = 64, side: int = 28, seed: int = 0, channels: int = 1) -> nn.Sequential:
     """Four strided 3×3 convolutions with batch-norm and ReLU, and a linear layer, for channels × side × side images."""
+    kind: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # whatever torch's defaults are
     layers: list[nn.Module] = []
     for inputs in (channels, filters, filters, filters):
         layers += [
-            nn.Conv2d(inputs, filters, 3, stride=2, padding=1),
-            nn.BatchNorm2d(filters, track_running_stats=False),
+            nn.Conv2d(inputs, filters, 3, stride=2, padding=1, **kind),
+            nn.BatchNorm2d(filters, track_running_stats=False, **kind),
             nn.ReLU(),
         ]
         side = (side + 1) // 2
-    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(filters * side * side, ways))
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(filters * side * side, ways, **kind))
     generator = torch.Generator().manual_seed(seed)
     for module in net:
         if isinstance(module, nn.Conv2d | nn.Linear):  # torch's own rule, from a generator of our own
@@ -74,8 +76,9 @@ def sample_episodes(images: Tensor, n: int, ways: int, shots: int, generator: Ge
         (n, ways·shots, channels, h, w), (n, ways·shots), (n, ways, channels, h, w), (n, ways).
     """
     classes, drawings = images.shape[:2]
-    chosen = torch.stack([torch.randperm(classes, generator=generator)[:ways] for _ in range(n)])
-    shown = torch.rand(n, ways, drawings, generator=generator).argsort(-1)[..., : shots + 1]
+    chosen = torch.stack([torch.randperm(classes, generator=generator, device="cpu")[:ways] for _ in range(n)])
+    shown = torch.rand(n, ways, drawings, generator=generator, dtype=torch.float32, device="cpu")
+    shown = shown.argsort(-1)[..., : shots + 1]
     episodes = images[
         chosen[..., None].to(images.device), shown.to(images.device)
     ]  # (n, ways, shots + 1, channels, h, w)
@@ -159,7 +162,7 @@ def _few_shot(
         inner_loss=lambda theta, phi, task: cross_entropy(net(phi, task[0]), task[1]),
         outer_loss=lambda theta, phi, task: cross_entropy(net(phi, task[2]), task[3]),
         start=lambda theta, task: theta,
-        step_sizes=torch.full((r,), alpha, dtype=torch.float64),
+        step_sizes=torch.full((r,), alpha, dtype=torch.float64, device="cpu"),
         sample_tasks=lambda n, generator: _floats(sample_episodes(train, n, ways, shots, generator), dtype),
         initial=net.vector(),
         net=net,

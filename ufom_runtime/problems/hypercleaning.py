@@ -8,6 +8,7 @@ inner loss is the mean over the images: the paper's sum diverges at α = 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -85,14 +86,14 @@ def _hypercleaning(
             f"the images no more than the {len(images)} there are"
         )
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(images), generator=generator)
+    order = torch.randperm(len(images), generator=generator, device="cpu")
     train, validation = order[:n_train], order[n_train : n_train + n_validation]
     rest = order[n_train + n_validation :]
     test_images, test_labels = test or (images[rest], labels[rest])
     given = labels[train].clone()
-    corrupted = torch.zeros(n_train, dtype=torch.bool)
-    corrupted[torch.randperm(n_train, generator=generator)[: n_train // 2]] = True
-    shift = torch.randint(1, 10, (n_train,), generator=generator)  # another label, each equally likely
+    corrupted = torch.zeros(n_train, dtype=torch.bool, device="cpu")
+    corrupted[torch.randperm(n_train, generator=generator, device="cpu")[: n_train // 2]] = True
+    shift = torch.randint(1, 10, (n_train,), generator=generator, device="cpu")  # another label, each equally likely
     given[corrupted] = (given + shift)[corrupted] % 10
     sizes = (images.shape[1], hidden, 10)
     first = _initial_net(sizes, generator).to(device, dtype)
@@ -108,7 +109,7 @@ def _hypercleaning(
         inner_loss=inner_loss,
         outer_loss=outer_loss,
         start=lambda theta, task: first,
-        step_sizes=torch.full((r,), alpha, dtype=torch.float64),
+        step_sizes=torch.full((r,), alpha, dtype=torch.float64, device="cpu"),
         tasks=tuple(
             t[None].to(device, dtype if t.is_floating_point() else None)
             for t in (images[train], given, images[validation], labels[validation])
@@ -124,6 +125,7 @@ def _hypercleaning(
 def _initial_net(sizes: tuple[int, int, int], generator: Generator) -> Tensor:
     """He's initial weights and zero biases, flat."""
     inputs, hidden, outputs = sizes
-    w1 = torch.randn(inputs * hidden, generator=generator) * (2 / inputs) ** 0.5
-    w2 = torch.randn(hidden * outputs, generator=generator) * (2 / hidden) ** 0.5
-    return torch.cat([w1, torch.zeros(hidden), w2, torch.zeros(outputs)])
+    kind: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+    w1 = torch.randn(inputs * hidden, generator=generator, **kind) * (2 / inputs) ** 0.5
+    w2 = torch.randn(hidden * outputs, generator=generator, **kind) * (2 / hidden) ** 0.5
+    return torch.cat([w1, torch.zeros(hidden, **kind), w2, torch.zeros(outputs, **kind)])

@@ -66,10 +66,10 @@ def quadratic(
     if not 0 < alpha < 1:
         raise UfomError(f"alpha = {alpha}: give 0 < α < 1, or the inner loop diverges on the eigenvalue 2")
     generator = torch.Generator().manual_seed(seed)
-    basis, _ = torch.linalg.qr(torch.randn(dim, dim, dtype=torch.float64, generator=generator))
-    hessian = (basis * torch.linspace(0.2, 2.0, dim, dtype=torch.float64)) @ basis.T
+    basis, _ = torch.linalg.qr(torch.randn(dim, dim, dtype=torch.float64, generator=generator, device="cpu"))
+    hessian = (basis * torch.linspace(0.2, 2.0, dim, dtype=torch.float64, device="cpu")) @ basis.T
     hessian = hessian.to(device)
-    initial = torch.randn(dim, dtype=torch.float64, generator=generator).to(device)
+    initial = torch.randn(dim, dtype=torch.float64, generator=generator, device="cpu").to(device)
 
     def loss(theta: Tensor, phi: Tensor, task: Task) -> Tensor:
         assert isinstance(task, Tensor)
@@ -77,13 +77,13 @@ def quadratic(
         return value
 
     def sample_tasks(n: int, generator: Generator) -> Tensor:
-        return noise * torch.randn(n, dim, dtype=torch.float64, generator=generator).to(device)
+        return noise * torch.randn(n, dim, dtype=torch.float64, generator=generator, device="cpu").to(device)
 
     return QuadraticProblem(
         inner_loss=loss,
         outer_loss=loss,
         start=lambda theta, task: theta,
-        step_sizes=torch.full((r,), alpha, dtype=torch.float64),
+        step_sizes=torch.full((r,), alpha, dtype=torch.float64, device="cpu"),
         sample_tasks=sample_tasks,
         initial=initial,
         hessian=hessian,

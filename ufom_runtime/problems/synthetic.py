@@ -73,7 +73,7 @@ def synthetic(
         inner_loss=loss,
         outer_loss=loss,
         start=lambda theta, task: theta,
-        step_sizes=torch.full((r,), alpha, dtype=torch.float64),
+        step_sizes=torch.full((r,), alpha, dtype=torch.float64, device="cpu"),
         tasks=torch.tensor(
             [(x, y / x) for x, y in zip(pair.a, pair.b, strict=True)], dtype=torch.float64, device=device
         ),

@@ -52,13 +52,15 @@ class Processes:
                     mine = torch.stack(function(pieces[first + self.rank]))
             except UfomError as error:
                 failure = str(error).encode()
-            headers = [torch.empty(4, dtype=torch.int64) for _ in range(self.size)]
+            headers = [torch.empty(4, dtype=torch.int64, device="cpu") for _ in range(self.size)]
             with _all_there():
-                dist.all_gather(headers, torch.tensor([*mine.shape, len(failure)]))
+                dist.all_gather(headers, torch.tensor([*mine.shape, len(failure)], device="cpu"))
             for rank, header in enumerate(headers[: len(pieces) - first]):
                 *shape, failed = header.tolist()
                 if failed:
-                    said = torch.tensor(list(failure if rank == self.rank else bytes(failed)), dtype=torch.uint8)
+                    said = torch.tensor(
+                        list(failure if rank == self.rank else bytes(failed)), dtype=torch.uint8, device="cpu"
+                    )
                     self._broadcast(said, rank)
                     raise UfomError(bytes(said.tolist()).decode())
                 found = mine if rank == self.rank else like.new_empty(shape)
