@@ -184,7 +184,7 @@ def elsewhere(parameters):
         ({"until": 3}, "must be a function"),
         ({"checkpoint": 3}, "must be the path of a folder"),
         ({"checkpoint": "a\0b"}, "cannot be made"),
-        ({"estimator": "exact"}, "is not a method"),
+        ({"estimator": "exact"}, "is a name, and not the method itself"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named(options, message):
