@@ -1,0 +1,193 @@
+"""The compiled steps of a problem: made where first used, kept with the problem, and never used when they are stale."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ufom_runtime.compiled.reached import reach
+from ufom_runtime.compiled.residuals import split
+from ufom_runtime.compiled.trace import Found, Graph, build, coarsest, difference, in_small_operations, trace
+from ufom_runtime.kept import kept
+from ufom_runtime.problem import BilevelProblem, Tasks
+from ufom_theory import UfomError
+
+Step = Callable[..., Found]  # of the problem, θ, the tasks and other tensors; φ and α are the first two of these
+_MOST_CHANGES = 2
+_CHANGING = (
+    "what the losses read outside their arguments keeps changing, and steps would be traced and compiled again each "
+    "time: the plain steps are used from here on. Pass a changing number in the task or in θ, or keep it in a 0-d "
+    "tensor that is changed in place (fill_)"
+)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A compiled step: what it does as a whole, the graph or the two halves that do it, and its rounding error."""
+
+    whole: Graph
+    graphs: tuple[Graph, ...]
+    eps: float
+
+
+class Graphs:
+    """The compiled steps at rows of θ, shape (n, s), and their tasks.
+
+    A trace bakes in what the losses read outside their arguments. So all that they can reach is compared with what they
+    reached when the steps were made; where it cannot be followed, each step is compared with the plain one at its first
+    call here. What is stale is made anew, but no more than twice for a problem.
+    """
+
+    def __init__(self, problem: BilevelProblem, theta: Tensor, tasks: Tasks, unrolled: bool) -> None:
+        self._problem, self._unrolled, self._form = problem, unrolled, tasks.form
+        self._inputs = tuple(t.contiguous() for t in (theta.detach(), *tasks.parts))
+        self._ready: dict[Step, _Made | None] = {}
+        device = theta.device.type
+        self._state = (
+            tasks.form,
+            torch.get_default_dtype(),
+            torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
+        )
+        self._reached, self._graphs = reach(problem.inner_loss, problem.outer_loss), kept(problem, "graphs")
+        self._known = kept(problem, "reached")
+        if "last" in self._known and not self._known["last"].same(self._reached):
+            self._forget()
+        self._known["last"] = self._reached
+
+    def run(self, step: Step, *state: Tensor) -> Found:
+        """The step, compiled; or as it is, where it cannot be or what the losses read keeps changing."""
+        arguments = self._arguments(state)
+        if step not in self._ready:
+            self._ready[step] = self._find(step, arguments, halve=False)
+        made = self._ready[step]
+        return made.whole(*arguments) if made else self._plain(step)(*arguments)
+
+    def first(self, step: Step, phi: Tensor, alpha: Tensor) -> tuple[Tensor, list[Tensor]] | None:
+        """The first half of a step of φ, α and b2 that is cut in two: the next φ, and the residuals.
+
+        None where the state is to be kept: the residuals take more bytes than it (unless the sweep is unrolled), there
+        is no second derivative, or, with a warning, they cannot be made.
+        """
+        if step not in self._ready:
+            generator = torch.Generator().manual_seed(0)
+            b2 = torch.randn(phi.shape, generator=generator, dtype=phi.dtype, device="cpu").to(phi.device)
+            self._ready[step] = self._find(step, self._arguments((phi, alpha, b2)), halve=True)
+        made = self._ready[step]
+        if made is None:
+            return None
+        following, *residuals = made.graphs[0](*self._arguments((phi, alpha)))
+        return cast(Tensor, following), cast(list[Tensor], residuals)
+
+    def second(self, step: Step, alpha: Tensor, b2: Tensor, residuals: list[Tensor]) -> Found:
+        """The second half: what the step gives besides the next φ."""
+        made = self._ready[step]
+        assert made is not None
+        return made.graphs[1](*self._arguments((alpha, b2)), *residuals)
+
+    def _arguments(self, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (*self._inputs, *(t.contiguous() for t in state))
+
+    def _plain(self, step: Step) -> Graph:
+        """The step as a function of tensors alone."""
+        problem, form, n = self._problem, self._form, len(self._inputs)
+
+        @torch.enable_grad()
+        def plain(*tensors: Tensor) -> Found:
+            return step(problem, tensors[0], Tasks(tensors[1:n], form), *tensors[n:])
+
+        return cast(Graph, plain)
+
+    def _find(self, step: Step, arguments: tuple[Tensor, ...], halve: bool) -> _Made | None:
+        if self._known.get("changes", 0) > _MOST_CHANGES:
+            return None
+        kinds = ((t.shape, t.dtype, t.device) for t in arguments)
+        key = (step, halve and self._unrolled, self._state, *kinds)
+        made: _Made | None = self._graphs.get(key)
+        if key not in self._graphs:
+            made = self._graphs[key] = (self._in_two if halve else self._whole)(step, arguments)
+        elif made and not self._reached.followed and _how_different(made, self._plain(step), arguments):
+            self._forget()
+            return self._find(step, arguments, halve)
+        return made
+
+    def _forget(self) -> None:
+        """Drop the steps that are stale; after too many times, for good."""
+        self._graphs.clear()
+        self._known["changes"] = self._known.get("changes", 0) + 1
+        if self._known["changes"] == _MOST_CHANGES + 1:
+            warnings.warn(_CHANGING, stacklevel=2)
+
+    def _whole(self, step: Step, arguments: tuple[Tensor, ...]) -> _Made | None:
+        plain = self._plain(step)
+        expected = plain(*arguments)  # first, so that an error of the user's own comes out as it is
+        if not any(tensor is not None for tensor in expected):
+            return None
+
+        def compiled() -> _Made:
+            traced = trace(plain, arguments)
+            graph = build(traced, arguments, expected)
+            graph(*arguments)
+            return _Made(graph, (graph,), coarsest(traced, arguments))
+
+        made = _attempt(compiled, f"the plain path is used, since the {step.__name__} cannot be compiled")
+        return _held(step, made, plain, arguments)
+
+    def _in_two(self, step: Step, arguments: tuple[Tensor, ...]) -> _Made | None:
+        *inputs, phi, alpha, b2 = arguments
+        generator = torch.Generator().manual_seed(1)
+        noise = torch.randn(phi.shape, generator=generator, dtype=phi.dtype, device="cpu").to(phi.device)
+        # any φ will do; but since the halves are compared with the plain step there, let it not be a special one
+        given = (*inputs, phi + 0.01 * (1 + phi.abs()) * noise, alpha, b2)
+        plain = self._plain(step)
+        expected = plain(*given)
+        if not any(tensor is not None for tensor in expected[1:]):
+            return None
+
+        def compiled() -> _Made | None:
+            traced = trace(plain, given)
+            first, second, size = split(in_small_operations(traced, given))
+            if size > phi.nbytes and not self._unrolled:
+                return None
+            forward = build(first, given[:-1])
+            residuals = forward(*given[:-1])[1:]
+            backward = build(second, (*inputs, alpha, b2, *cast(tuple[Tensor, ...], residuals)), expected[1:])
+
+            def whole(*tensors: Tensor) -> Found:
+                following, *kept = forward(*tensors[:-1])
+                return (following, *backward(*tensors[:-3], *tensors[-2:], *cast(list[Tensor], kept)))
+
+            return _Made(whole, (forward, backward), coarsest(traced, given))
+
+        made = _attempt(compiled, "no residuals are kept, since the steps cannot be traced and compiled together")
+        return _held(step, made, plain, given)
+
+
+def _how_different(made: _Made, plain: Graph, arguments: tuple[Tensor, ...]) -> str:
+    return difference(made.whole(*arguments), plain, arguments, made.eps)
+
+
+def _held(step: Step, made: _Made | None, plain: Graph, arguments: tuple[Tensor, ...]) -> _Made | None:
+    """A compiled step that does what the plain one does; else `UfomError`."""
+    if made and (how := _how_different(made, plain, arguments)):
+        raise UfomError(f"the compiled {step.__name__} differs from the plain one {how}: leave compile=False here")
+    return made
+
+
+def _attempt(make: Callable[[], _Made | None], otherwise: str) -> _Made | None:
+    """What is made, or None and a warning: of the compiler's or the tracer's errors none is the user's to mend here."""
+    try:
+        return make()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as raised:
+        error: BaseException = raised
+        while error.__cause__ is not None:
+            error = error.__cause__
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        warnings.warn(f"{otherwise}: {reason}", stacklevel=2)
+        return None

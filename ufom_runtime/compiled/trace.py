@@ -1,0 +1,141 @@
+"""A function of tensors as a graph of small operations, compiled, and compared with the function itself."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+
+from ufom_runtime.compiled.convolutions import rewrite_convolutions
+
+Found = tuple[Tensor | None, ...]
+Graph = Callable[..., Found]  # of tensors
+_NUMBERS = {"item", "tolist", "numpy", "__array__", "__float__", "__int__", "__index__", "__bool__", "__complex__"}
+
+
+class NotTraceable(Exception):
+    """What a trace would bake in without a sign of it."""
+
+
+class _NoNumbers(TorchFunctionMode):
+    """Refuses to take the numbers out of a tensor: a trace would keep those of the first call."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(function, "__name__", "")
+        if name in _NUMBERS:
+            raise NotTraceable(f"a loss reads numbers out of a tensor ({name}), which a trace would never read again")
+        return function(*args, **(kwargs or {}))
+
+
+def trace(function: Callable[..., Found], arguments: Sequence[Tensor]) -> GraphModule:
+    """The graph of a function, without what it gives None for.
+
+    It is made without the numbers of the arguments, so that none of them can get into it.
+
+    Raises:
+        NotTraceable: numbers taken out of a tensor, or a result whose shape depends on them.
+    """
+
+    def present(*given: Tensor) -> list[Tensor]:
+        with _NoNumbers():
+            return [t for t in function(*given) if t is not None]
+
+    traced = _make(present, arguments)
+    for node in traced.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, torch.SymInt) or any(isinstance(n, torch.SymInt) for n in getattr(value, "shape", ())):
+            raise NotTraceable(f"the shape of {node.target} depends on the numbers in a tensor (a mask as an index?)")
+    rewrite_convolutions(traced)
+    return traced
+
+
+def in_small_operations(traced: GraphModule, arguments: Sequence[Tensor]) -> GraphModule:
+    """The same in the compiler's own small operations, most of which are cheap to repeat, and none of them in place."""
+    import torch._inductor.lowering  # some decompositions look it up there, without importing it
+    from torch._inductor.decomposition import select_decomp_table
+
+    pure = torch.func.functionalize(traced, remove="mutations")
+    return _make(pure, arguments, decomposition_table=select_decomp_table())
+
+
+def _make(function: Callable[..., Any], arguments: Sequence[Tensor], **options: Any) -> GraphModule:
+    # clones, since one tensor given twice would become one input of the graph
+    made = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True, **options)
+    return made(*(t.clone() for t in arguments))
+
+
+def coarsest(traced: GraphModule, arguments: Sequence[Tensor]) -> float:
+    """The largest rounding error, relative, of the floating-point types that the graph computes in."""
+    values = [*arguments, *(node.meta.get("val") for node in traced.graph.nodes)]
+    kinds = {v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()}
+    return max(torch.finfo(kind).eps for kind in kinds)
+
+
+def build(traced: GraphModule, arguments: Sequence[Tensor], like: Found | None = None) -> Graph:
+    """The trace, compiled, with None again where `like` has it."""
+    present = None if like is None else [tensor is not None for tensor in like]
+    device = arguments[0].device.type
+    # the casts of autocast are in the graph already
+    uncast = partial(torch.autocast, device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext
+    with torch.no_grad(), uncast(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the compiler says of its own parts
+        if device == "cuda":  # small steps are bound by their launches: CUDA graphs
+            compiled = torch.compile(traced, dynamic=False, fullgraph=True, mode="reduce-overhead")
+            compiled(*arguments)  # compiles it
+        else:  # straight to inductor: dynamo's guards, checked at every call, take a tenth of a small step
+            compiled = torch._inductor.compile(traced, list(arguments))
+
+    @torch.no_grad()
+    def graph(*given: Tensor) -> Found:
+        with uncast():
+            found = compiled(*given)
+        if device == "cuda":  # a CUDA graph writes its next result into these
+            found = [t.clone() for t in found]
+        if present is None:
+            return tuple(found)
+        left = iter(found)
+        return tuple(next(left) if there else None for there in present)
+
+    return graph
+
+
+def difference(found: Found, plain: Graph, arguments: Sequence[Tensor], eps: float) -> str:
+    """How far results are from those of the plain function, in words; empty where rounding explains it.
+
+    That is up to 4·eps^⅔ of the norm, or ten times what moving the arguments by one rounding error changes.
+    """
+    moved: Found = ()
+    for i, (a, b) in enumerate(zip(found, plain(*arguments), strict=True)):
+        if a is None or b is None:
+            if a is not b:
+                return "in which derivatives vanish"
+            continue
+        error, size = (float(x.detach().double().norm()) for x in (a - b, b))
+        bound = 4 * eps ** (2 / 3) * size
+        if error <= bound or not b.isfinite().all():
+            continue
+        moved = moved or plain(*_moved(arguments, eps))
+        again = moved[i]
+        bound = bound if again is None else max(bound, 10 * float((again - b).double().norm()))
+        if not error <= bound:
+            size = max(size, 1e-300)
+            return f"by {error / size:.2g} of its norm, more than the {bound / size:.2g} that rounding allows"
+    return ""
+
+
+def _moved(arguments: Sequence[Tensor], eps: float) -> list[Tensor]:
+    """The arguments, every floating-point number moved by one rounding error up or down."""
+    generator = torch.Generator().manual_seed(1)
+
+    def signs(t: Tensor) -> Tensor:
+        return torch.randint(0, 2, t.shape, generator=generator, device="cpu").mul(2).sub(1).to(t)
+
+    return [t + t * (eps * signs(t)) if t.is_floating_point() else t for t in arguments]
