@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import ConstantLR, ExponentialLR, OneCycleLR, ReduceLROnPlateau, SequentialLR
 
-from ufom_runtime import EXACT, FOM, UFOM, Run, Stopped, hypergradient, outer_sgd, train
+from ufom_runtime import EXACT, FOM, METHODS, UFOM, Run, Stopped, hypergradient, outer_sgd, train
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_runtime.training.resume import Checkpoint
 from ufom_runtime.training.seeds import generator
@@ -251,3 +251,14 @@ def test_a_log_that_is_cut_altered_or_missing_is_named(tmp_path):
         path.write_bytes(damage(path.read_bytes())) if damage else path.unlink()
         with pytest.raises(UfomError, match=r"log\.jsonl is damaged"):
             go(checkpoint=path.parent, steps=3)
+
+
+@pytest.mark.parametrize("name", ["ufom", "roulette", "es", "adaptive-ufom"])
+def test_a_default_device_moves_nothing(name):
+    expected = go(estimator=METHODS[name].make(2), steps=3).theta
+    torch.set_default_device("meta")
+    try:
+        found = go(estimator=METHODS[name].make(2), steps=3).theta
+    finally:
+        torch.set_default_device(None)
+    assert torch.equal(found, expected)

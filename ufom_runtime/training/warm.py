@@ -54,9 +54,8 @@ class WarmStarts:
     def begin(self, theta: Tensor, problem: BilevelProblem) -> States:
         """No task has a state; `problem` is the plain one."""
         phi = first_state(problem, theta[None], self.known.take(slice(0, 1)))
-        return phi.new_zeros(len(self.known), phi.shape[1]), torch.zeros(len(self.known), dtype=torch.bool).to(
-            phi.device
-        )
+        states = phi.new_zeros(len(self.known), phi.shape[1])
+        return states, torch.zeros_like(states[:, 0], dtype=torch.bool)
 
     def sample(self, n: int, generator: Generator, states: States) -> tuple[Tensor, Task]:
         """n indices into Ω, those that `BilevelProblem.sample` draws, and the tasks with their states."""
