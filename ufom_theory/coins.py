@@ -7,11 +7,11 @@ All take `laws.Progress`, of which the curvatures are not used. Derived in `deri
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from ufom_theory.checks import UfomError, finite, integer, positive, scalar
+from ufom_theory.checks import Number, UfomError, finite, integer, plain, positive, scalar
 from ufom_theory.cost import CostModel
 from ufom_theory.laws import Progress, noise_q
 
@@ -24,10 +24,10 @@ def _single(progress: Progress) -> Progress:
     return progress
 
 
-def _covariance(p: Progress) -> float:
+def _covariance(p: Progress) -> Number:
     """E⟨G, F⟩ − ⟨g, f⟩, from D² = V² − 2·E⟨G, F⟩ + E‖F‖²."""
     squares = p.variance + p.gradient_sq + p.proxy_variance + p.proxy_mean_sq
-    return float((squares - p.d2) / 2 - p.cross)
+    return (squares - p.d2) / 2 - p.cross
 
 
 def _bias_and_spread(p: Progress) -> tuple[float, float]:
@@ -107,61 +107,60 @@ def stratified_scale(progress: Progress) -> float:
     p = _single(progress)
     if not p.proxy_variance > 0:
         raise UfomError(f"Var_F = {p.proxy_variance:g} is not above 0: no scale of the proxy changes the spread of d")
-    return _covariance(p) / float(p.proxy_variance)
+    return float(_covariance(p) / p.proxy_variance)
 
 
-def partial_error(progress: Progress, share: float, q: float, batch: int = 1) -> float:
+def partial_error(progress: Progress, share: Number, q: Number, batch: int = 1) -> Number:
     """Mean squared error of F + λ·(ξ/q)·d, the correction taken with a share λ of its weight; biased for λ < 1.
 
     (1 − λ)²‖E d‖² + [(1 − λ)²Var_F + λ²Var + 2λ(1 − λ)·Cov(G, F) + λ²(1/q − 1)D²]/B; λ = 1 is UFOM, λ = 0 FOM.
 
     Raises:
-        UfomError: q outside (0, 1], λ not finite, arrays.
+        UfomError: q outside (0, 1], λ not finite.
     """
-    p, x, b = _single(progress), scalar("share", share, finite), scalar("batch", batch, integer, 1)
-    coins = p.second_moment(q, 1) - p.gradient_sq - p.variance
+    p, x, b = progress, finite("share", share), scalar("batch", batch, integer, 1)
+    coins = p.second_moment(q) - p.gradient_sq - p.variance
     noise = (1 - x) ** 2 * p.proxy_variance + x * x * (p.variance + coins) + 2 * x * (1 - x) * _covariance(p)
-    return float((1 - x) ** 2 * p.bias_sq + noise / b)
+    return plain((1 - x) ** 2 * p.bias_sq + noise / b)  # type: ignore[no-any-return]
 
 
-def partial_share(progress: Progress, q: float, batch: int = 1) -> float:
+def partial_share(progress: Progress, q: Number, batch: int = 1) -> Number:
     """λ* = (B‖E d‖² + Var_F − Cov(G, F))/((B − 1)‖E d‖² + D²/q), which minimises `partial_error`.
 
     It tends to 1 as the batch grows: only a small batch gains from a bias.
 
     Raises:
-        UfomError: q outside (0, 1], D² = 0, arrays.
+        UfomError: q ≤ 0, D² = 0.
     """
-    p, b = _single(progress), scalar("batch", batch, integer, 1)
-    under = (b - 1) * p.bias_sq + p.d2 / scalar("q", q, positive)
-    if not under > 0:
+    p, b = progress, scalar("batch", batch, integer, 1)
+    under = (b - 1) * p.bias_sq + p.d2 / positive("q", q)
+    if not np.all(under > 0):
         raise UfomError("D² = 0: the proxy is exact, and every share λ gives the same estimate")
-    return float((b * p.bias_sq + p.proxy_variance - _covariance(p)) / under)
+    return plain((b * p.bias_sq + p.proxy_variance - _covariance(p)) / under)  # type: ignore[no-any-return]
 
 
-def best_batch(progress: Progress, cost: CostModel, budget: float) -> tuple[int, float]:
+def best_batch(progress: Progress, cost: CostModel, budget: Number) -> tuple[Any, Number]:
     """(B, q) with B·C(q) ≤ budget and the least noise (Var + (1/q − 1)·D²)/B of the outer gradient.
 
     Were B continuous, q would not depend on the budget: it is `noise_q`, and B = budget/C(q). So B is that number
     rounded down or up, and q spends the rest of the budget.
 
     Args:
-        progress: numbers, not arrays.
+        progress: at one θ, or arrays.
         cost: of one task.
         budget: cost of one outer step, in the unit of `cost`.
 
     Raises:
-        UfomError: a budget that does not pay for one proxy, arrays.
+        UfomError: a budget that does not pay for one proxy and more, C_rnd = 0.
     """
-    p, most = _single(progress), scalar("budget", budget, positive)
-    det, rnd = (float(scalar(name, x, positive)) for name, x in (("C_det", cost.c_det), ("C_rnd", cost.c_rnd)))
-    if most <= det:
-        raise UfomError(f"budget = {most:g} leaves nothing for a correction: one proxy alone costs C_det = {det:g}")
-    ideal = most / (det + rnd * float(noise_q(p, cost)))
-
-    def spent(b: int) -> float:
-        return float(min(1.0, (most / b - det) / rnd))
-
-    found = [b for b in {max(1, math.floor(ideal)), math.floor(ideal) + 1} if spent(b) > 0]
-    best = min(found, key=lambda b: (p.variance + (1 / spent(b) - 1) * p.d2) / b)
-    return best, spent(best)
+    most, det, rnd = (np.asarray(positive(name, x)) for name, x in
+                      (("budget", budget), ("C_det", cost.c_det), ("C_rnd", cost.c_rnd)))  # fmt: skip
+    if (most <= det).any():
+        raise UfomError(f"budget = {most.min():g} leaves nothing for a correction: one proxy costs {det.max():g}")
+    ideal = np.floor(most / (det + rnd * noise_q(progress, cost)))
+    sizes = np.maximum(np.stack([ideal, ideal + 1]), 1.0)
+    q = np.minimum((most / sizes - det) / rnd, 1.0)
+    with np.errstate(divide="ignore"):
+        noise = np.where(q > 0, (progress.variance + (1 / q - 1) * progress.d2) / sizes, np.inf)
+    first = noise[0] <= noise[1]
+    return plain(np.where(first, *sizes).astype(np.int64)), plain(np.where(first, *q))

@@ -315,16 +315,12 @@ def break_even(progress: Progress, cost: CostModel, q: Number | None = None) -> 
         return plain(np.where(bias > 0, excess / bias, np.where(excess >= 0, np.inf, -np.inf)))  # type: ignore[no-any-return]
 
 
-def tuned_fom(progress: Progress, batch: int = 1) -> Number:
-    """max(⟨g, f⟩, 0)²/(‖f‖² + Var_F/B): FOM's progress, its step tuned; UFOM's is ‖g‖⁴/A_B(q), in the same unit."""
-    return plain(_quotient(np.maximum(progress.cross, 0.0) ** 2, _fom_moment(progress, batch)))  # type: ignore[no-any-return]
-
-
-def _fom_moment(progress: Progress, batch: int) -> Any:
+def fom_second_moment(progress: Progress, batch: int = 1) -> Any:
+    """‖f‖² + Var_F/B, of FOM's gradient of a batch."""
     return progress.proxy_mean_sq + progress.proxy_variance / _batch(batch)
 
 
-def _quotient(over: Any, under: Any) -> NDArray[np.float64]:
+def quotient(over: Any, under: Any) -> NDArray[np.float64]:
     """over/under, 0 where `under` is not positive: a gradient that is 0 makes no progress."""
     kept = np.asarray(under) > 0
     return np.where(kept, over / np.where(kept, under, 1.0), 0.0)
@@ -342,7 +338,7 @@ def normalised_decrease(
     """
     g, b = np.asarray(gradient, dtype=np.float64), _batch(batch)
     moment = g * g + (np.asarray(variance) + (1 / _probability(q) - 1) * np.asarray(d2)) / b
-    return _quotient(g * g, np.sqrt(np.maximum(moment, 0.0))).sum(-1)  # type: ignore[no-any-return]
+    return quotient(g * g, np.sqrt(np.maximum(moment, 0.0))).sum(-1)  # type: ignore[no-any-return]
 
 
 def normalised_fom(
@@ -351,4 +347,4 @@ def normalised_fom(
     """Σ_i g_i·f_i/√(f_i² + Var_{F,i}/B): the same for FOM; shapes as in `normalised_decrease`."""
     g, f = np.asarray(gradient, dtype=np.float64), np.asarray(proxy_mean, dtype=np.float64)
     moment = f * f + np.asarray(proxy_variance) / _batch(batch)
-    return _quotient(g * f, np.sqrt(np.maximum(moment, 0.0))).sum(-1)  # type: ignore[no-any-return]
+    return quotient(g * f, np.sqrt(np.maximum(moment, 0.0))).sum(-1)  # type: ignore[no-any-return]

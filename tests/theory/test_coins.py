@@ -79,21 +79,30 @@ def test_which_weight_has_the_smaller_moment(tasks):
 
 @pytest.mark.parametrize("m", [0.5, 1.0, 2.0])
 def test_stratified_q_against_a_grid(m):
-    rng = np.random.default_rng(9)
-    for _ in range(25):
-        exact, proxy = rng.normal(size=(3, 3)) + 1, rng.normal(size=(3, 3)) * 10 ** rng.uniform(-2, 0.3)
-        progress = progress_of(exact, exact + proxy, np.eye(3))
-        batch, cost = int(rng.integers(1, 9)), CostModel.of(10 ** rng.uniform(-1, 1), 10 ** rng.uniform(-1, 2))
+    rng, grid = np.random.default_rng(9), np.append(np.geomspace(1e-3, 1, 150), 1.0)
+    for _ in range(DRAWS // 3):
+        p, batch = drawn(rng), int(rng.integers(1, 9))
+        cost = CostModel.of(10 ** rng.uniform(-1, 1), 10 ** rng.uniform(-1, 2))
+        spread, size = p.d2 - p.bias_sq, grid * batch
+        count = np.floor(size + 1e-12)
+        share = size - count
+        coins = (1 / grid - 1) * spread / batch + share * (1 - share) * p.bias_sq / size**2
+        with np.errstate(divide="ignore"):
+            other = ((1 - share) / count + share / (count + 1) - 1 / batch) * spread
+        noise = np.where(count >= 1, np.minimum(coins, other), coins)
+        times = (p.gradient_sq + p.variance / batch + noise) ** m * (cost.c_det + cost.c_rnd * grid)
+        q = stratified_q(p, cost, batch, m)
+        time = stratified_second_moment(p, q, batch) ** m * (cost.c_det + cost.c_rnd * q)
+        assert time <= times.min() * (1 + 1e-10)
 
-        def time(q, progress=progress, batch=batch, cost=cost):
-            weights = ("1/q", "B/k") if q * batch >= 1 else ("1/q",)
-            moment = min(stratified_second_moment(progress, q, batch, weight) for weight in weights)
-            return moment**m * (cost.c_det + cost.c_rnd * q)
 
-        q = stratified_q(progress, cost, batch, m)
-        assert time(q) <= min(time(x) for x in np.geomspace(1e-3, 1, 150)) * (1 + 1e-10)
-        if q * batch < 1 - 1e-9:
-            assert time(q) <= min(time(q * (1 - 1e-4)), time(q * (1 + 1e-4)))
+def drawn(rng):
+    """Progress of two equally likely tasks with random gradients."""
+    (g1, g2), (d1, d2) = rng.normal(size=(2, 3)) + 1, rng.normal(size=(2, 3)) * 10 ** rng.uniform(-2, 0.5)
+    f1, f2 = g1 - d1, g2 - d2
+    g, f = (g1 + g2) / 2, (f1 + f2) / 2
+    variances = [np.sum((x - y) ** 2) / 4 for x, y in ((g1, g2), (f1, f2))]
+    return Progress(g @ g, variances[0], (d1 @ d1 + d2 @ d2) / 2, g @ f, f @ f, variances[1])
 
 
 def test_stratified_scale(tasks):
@@ -123,29 +132,29 @@ def test_partial_debiasing_by_enumeration(tasks, share, q, batch):
 
 def test_partial_share_is_the_minimum():
     rng = np.random.default_rng(10)
-    for _ in range(DRAWS // 20):
-        exact, proxy = rng.normal(size=(2, 3, 2))
-        progress, q, batch = progress_of(exact, proxy, np.eye(2)), rng.uniform(0.05, 1), int(rng.integers(1, 6))
-        share = partial_share(progress, q, batch)
+    each = [drawn(rng) for _ in range(DRAWS)]
+    names = ("gradient_sq", "variance", "d2", "cross", "proxy_mean_sq", "proxy_variance")
+    progress, q = Progress(*([getattr(p, name) for p in each] for name in names)), rng.uniform(0.05, 1, DRAWS)
+    for batch in (1, 5):
         # a parabola's vertex from three of its points
         y = [partial_error(progress, x, q, batch) for x in (-1.0, 0.0, 1.0)]
-        assert share == pytest.approx((y[0] - y[2]) / (2 * (y[0] - 2 * y[1] + y[2])), rel=1e-10, abs=1e-12)
+        vertex = (y[0] - y[2]) / (2 * (y[0] - 2 * y[1] + y[2]))
+        share = partial_share(progress, q, batch)
+        least = [partial_error(progress, x, q, batch) for x in (share, vertex)]
+        np.testing.assert_allclose(*least, rtol=1e-10)
+        np.testing.assert_allclose(share, vertex, rtol=1e-6, atol=1e-9)
 
 
 def test_best_batch_against_every_batch():
-    rng = np.random.default_rng(11)
-    for _ in range(DRAWS // 20):
-        p = Progress(1.0, 10 ** rng.uniform(-2, 1), 10 ** rng.uniform(-3, 1), 0.0, 1.0, 1.0)
-        cost = CostModel.of(10 ** rng.uniform(-1, 1), 10 ** rng.uniform(-1, 2))
-        budget = float(cost.c_det) * rng.uniform(1.1, 40)
-        batch, q = best_batch(p, cost, budget)
-        assert batch * (cost.c_det + cost.c_rnd * q) <= budget * (1 + 1e-12)
-        every = [
-            (p.variance + (1 / x - 1) * p.d2) / b
-            for b in range(1, 60)
-            if (x := min(1.0, (budget / b - cost.c_det) / cost.c_rnd)) > 0
-        ]
-        assert (p.variance + (1 / q - 1) * p.d2) / batch <= min(every) * (1 + 1e-10)
+    rng, sizes = np.random.default_rng(11), np.arange(1, 60)[:, None]
+    p = Progress(1.0, 10 ** rng.uniform(-2, 1, DRAWS), 10 ** rng.uniform(-3, 1, DRAWS), 0.0, 1.0, 1.0)
+    cost = CostModel.of(10 ** rng.uniform(-1, 1, DRAWS), 10 ** rng.uniform(-1, 2, DRAWS))
+    budget = cost.c_det * rng.uniform(1.1, 40, DRAWS)
+    batch, q = best_batch(p, cost, budget)
+    assert np.all(batch * (cost.c_det + cost.c_rnd * q) <= budget * (1 + 1e-12))
+    spent = np.minimum(1.0, (budget / sizes - cost.c_det) / cost.c_rnd)
+    every = np.where(spent > 0, (p.variance + (1 / np.where(spent > 0, spent, 1) - 1) * p.d2) / sizes, np.inf)
+    assert np.all((p.variance + (1 / q - 1) * p.d2) / batch <= every.min(0) * (1 + 1e-10))
 
 
 @pytest.mark.parametrize(

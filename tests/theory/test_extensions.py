@@ -13,11 +13,7 @@ from ufom_theory.updates import update_bias_bound
 
 
 def zero(*expressions):
-    return all(sp.simplify(x) == 0 for x in expressions)
-
-
-def equal(pair):
-    return zero(*(sp.S.Zero + left - right for left, right in zip(*map(sp.flatten, map(list, pair)), strict=True)))
+    return all(sp.expand(x) == 0 or sp.cancel(x) == 0 or sp.simplify(x) == 0 for x in expressions)
 
 
 def both(left, right):

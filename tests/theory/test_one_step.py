@@ -21,8 +21,8 @@ from ufom_theory.laws import (
     normalised_fom,
     parse_outer,
     theorem_exponent,
-    tuned_fom,
 )
+from ufom_theory.scores import scores
 
 DRAWS = int(os.environ.get("UFOM_DRAWS", "2000"))
 COST = CostModel(r=10)
@@ -176,11 +176,57 @@ def test_tuned_steps(case):
     """The best γ of a quadratic with one curvature ℓ leaves ⟨g, E G⟩²/(2ℓ·E‖G‖²)."""
     exact, proxy, _, _ = case
     p, rates = progress_of(exact, proxy, 2.0 * np.eye(4)), np.linspace(1e-4, 0.5, 200_001)
+    p = replace(p, cross=0.3 * p.gradient_sq)
+    found = scores(p, COST, "tuned", batch=2, q_min=0.01)
     fom = max(rates * p.cross - rates**2 * (p.proxy_mean_sq + p.proxy_variance / 2))
-    assert tuned_fom(p, 2) / 4 == pytest.approx(max(fom, 0.0), abs=1e-10)
-    ours = max(rates * p.gradient_sq - rates**2 * p.second_moment(0.4, 2))
-    assert p.gradient_sq**2 / p.second_moment(0.4, 2) / 4 == pytest.approx(ours, rel=1e-8)
-    assert tuned_fom(replace(p, cross=-1.0)) == 0.0
+    assert found.fom * COST.c_det / 4 == pytest.approx(fom, rel=1e-8)
+    for q, value in ((found.q, found.ufom), (1.0, found.exact)):
+        best = max(rates * p.gradient_sq - rates**2 * p.second_moment(q, 2))
+        assert value * (COST.c_det + COST.c_rnd * q) / 4 == pytest.approx(best, rel=1e-8)
+    assert scores(replace(p, cross=-1.0), COST, "tuned").fom == 0.0
+
+
+@pytest.mark.parametrize("outer", ["sgd:0.02", "decay:0.5:0.1", "tuned", "adam:1e-3", "paper", "decay:0.75"])
+def test_no_q_scores_better(outer):
+    rng = np.random.default_rng(12)
+    p, cost = drawn_progress(rng), CostModel(r=rng.integers(1, 300, DRAWS))
+    found = scores(p, cost, outer, batch=4, step=9)
+    some = ~np.isnan(found.q)
+    assert some.any()
+    chosen = parse_outer(outer)
+    for q in (*np.geomspace(0.05, 1, 40), 1.0):
+        second = p.second_moment(q, 4)
+        value = {
+            "tuned": p.gradient_sq**2 / second,
+            "adam": p.gradient_sq / second**0.5,
+            "paper": second**-2.0,
+            "decay": second ** -(4 / 3),
+        }[chosen.kind] if chosen.rate is None or chosen.kind == "adam" else (
+            fixed_step_decrease(p, q, chosen.rate_at(9), 4)
+        )  # fmt: skip
+        assert np.all((value / (cost.c_det + cost.c_rnd * q))[some] <= found.ufom[some] * (1 + 1e-10))
+    np.testing.assert_allclose(found.exact[some], (value / (cost.c_det + cost.c_rnd))[some], rtol=1e-12)
+    assert found.law.endswith(f"of '{chosen}'")
+
+
+def test_scores_where_nothing_is_above_the_noise(case):
+    found = scores(replace(case[3], gradient_sq=-0.01), COST, "tuned")
+    assert (found.ufom, found.exact) == (0.0, 0.0)
+    assert np.isnan(scores(case[3], COST, "sgd:50").q)
+    assert scores(case[3], COST, "sgd:50").exact < 0
+    assert scores(case[3], COST, "paper").fom == 0.0
+    with pytest.raises(UfomError, match="curvature_gradient"):
+        scores(Progress(1, 1, 1, 0, 1, 1), COST, "sgd:0.1")
+    with pytest.raises(UfomError, match="probability"):
+        scores(case[3], COST, "tuned", q_min=2)
+
+
+def test_21_against_the_numerical_minimum():
+    rng = np.random.default_rng(13)
+    v2, m = 10 ** rng.uniform(-2, 2, DRAWS), rng.choice([0.5, 1.0, 4 / 3, 2.0, 4.0], DRAWS)
+    d2, cost = v2 * 10 ** rng.uniform(-8, -0.01, DRAWS), CostModel(r=rng.integers(1, 300, DRAWS))
+    found = stationary(lambda q: m * np.log((1 / q - 1) * d2 + v2) + np.log(cost.c_det + cost.c_rnd * q), DRAWS)
+    np.testing.assert_allclose(optimal_q(Moments(d2, v2), cost, m=m).q, found, rtol=1e-10)
 
 
 def test_normalised_steps():

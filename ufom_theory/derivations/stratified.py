@@ -42,7 +42,7 @@ def by_probability() -> tuple[sp.Expr, sp.Expr]:
     """Mean and what the coins add to the second moment, weight 1/q, with q = (k_0 + f)/B."""
     whole = Q * BATCH - PART
     mean, second = (_over_count(x.subs(WEIGHT, 1 / Q), whole) for x in given_count())
-    return sp.simplify(mean), sp.simplify(second - MEAN_G**2 - VAR / BATCH)
+    return sp.cancel(mean), sp.cancel(second - MEAN_G**2 - VAR / BATCH)
 
 
 def by_probability_form() -> sp.Expr:
@@ -53,7 +53,7 @@ def by_probability_form() -> sp.Expr:
 def by_count() -> tuple[sp.Expr, sp.Expr]:
     """Mean and what the coins add, weight B/k, for a given k: its average over k follows, the mean being G for each."""
     mean, second = (x.subs(WEIGHT, BATCH / COUNT) for x in given_count())
-    return sp.simplify(mean), sp.simplify(second - MEAN_G**2 - VAR / BATCH)
+    return sp.cancel(mean), sp.cancel(second - MEAN_G**2 - VAR / BATCH)
 
 
 def by_count_form() -> sp.Expr:
@@ -69,7 +69,7 @@ def weights_apart() -> tuple[sp.Expr, sp.Expr]:
     whole = sp.Symbol("k_0", positive=True)
     size = whole + PART  # qB
     by_k = _over_count(by_count_form(), whole)
-    excess = sp.simplify(by_k - by_probability_form().subs(Q, size / BATCH))
+    excess = sp.cancel(by_k - by_probability_form().subs(Q, size / BATCH))
     bracket = size * (D2 - MEAN_D**2) - whole * (whole + 1) * MEAN_D**2
     return excess, PART * (1 - PART) / (whole * (whole + 1) * size**2) * bracket
 
