@@ -22,7 +22,8 @@ from rich.table import Table
 from studies.engine import commands
 from studies.engine.commands import CellMinutes, Gpus, Jobs, Kind, Minutes, Partition, Size
 from studies.engine.configuration import read_config
-from studies.engine.executors import DAY, Executor, Local, executor
+from studies.engine.executors import DAY, Executor, executor
+from studies.engine.local import Local
 from studies.engine.results import Results
 from studies.engine.study import Study
 from studies.engine.sweep import Store

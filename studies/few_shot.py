@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -130,7 +130,8 @@ def measure(config: Config, store: Store, progress: Progress = silent) -> pd.Dat
 
 
 def _is_there(data: str) -> bool:
-    reason = missing({"omniglot": omniglot, "cifar100": cifar100, "digits": lambda: None}[data])
+    loaders: dict[str, Callable[[], object]] = {"omniglot": omniglot, "cifar100": cifar100, "digits": lambda: None}
+    reason = missing(loaders[data])
     if reason:
         warnings.warn(f"{data} is skipped: {reason}", stacklevel=3)
     return not reason
@@ -149,7 +150,7 @@ def make_problem(cell: Mapping[str, Any]) -> FewShotProblem:
     shared = {name: cell[name] for name in ("ways", "r", "alpha", "filters", "seed", "device")}
     if cell["data"] == "cifar100":  # 30 ways need 30 held-out classes
         return cifar100_few_shot(**shared, held_out=max(20, cell["ways"]))
-    return {"omniglot": omniglot_few_shot, "digits": digits_few_shot}[cell["data"]](**shared)
+    return omniglot_few_shot(**shared) if cell["data"] == "omniglot" else digits_few_shot(**shared)
 
 
 def accuracy(problem: FewShotProblem, theta: Tensor, tasks: Task) -> dict[str, float]:
@@ -198,6 +199,7 @@ def agreement(
 def run_cell(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One run, until the budget is charged."""
     problem, r, batch, method = make_problem(cell), cell["r"], cell["batch"], cell["method"]
+    assert problem.initial is not None
     theta, cost = problem.initial, CostModel(r=r)
     fixed, held_out = (torch.Generator().manual_seed(1000 * cell["seed"] + i) for i in (1, 2))
     tasks, test = problem.sample(cell["fixed_tasks"], fixed), problem.sample_test_tasks(cell["test_tasks"], held_out)
@@ -209,7 +211,7 @@ def run_cell(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
             "d2": float(moments.d2),
             "v2": float(moments.v2),
         }
-    rules = {"exact": EXACT, "FOM": FOM, "Reptile": REPTILE, **ADAPTIVE}
+    rules: dict[str, Any] = {"exact": EXACT, "FOM": FOM, "Reptile": REPTILE, **ADAPTIVE}
     limit = cell["exact_steps"] * batch * (cost.c_det + cost.c_rnd)
 
     def calls(log: Any) -> Any:
@@ -298,7 +300,7 @@ def draw(table: pd.DataFrame, config: Config) -> Figure:
 
     settings = list(table.groupby(["data", "ways"], sort=False))
     figure = NewFigure(figsize=(WIDTH, 0.8 + 5.6 * len(settings)))
-    cells = [row for i in range(len(settings)) for row in ([f"accuracy {i}"] * 2, [f"q {i}", f"ratio {i}"])]
+    cells: list[Any] = [row for i in range(len(settings)) for row in ([f"accuracy {i}"] * 2, [f"q {i}", f"ratio {i}"])]
     panels = figure.subplot_mosaic(cells)
     limit = _limit(config)
     for i, ((data, ways), runs) in enumerate(settings):

@@ -163,16 +163,26 @@ def make_problem(cell: Mapping[str, Any]) -> HypercleaningProblem:
     return factory(**{name: cell[name] for name in names})
 
 
+def _start(problem: HypercleaningProblem) -> Tensor:
+    assert problem.initial is not None
+    return problem.initial
+
+
+def _tasks(problem: HypercleaningProblem) -> Tasks:
+    assert problem.tasks is not None
+    return Tasks.of(problem.tasks)
+
+
 def trained(problem: HypercleaningProblem, theta: Tensor) -> Tensor:
     """φ_r, shape (p,)."""
-    rows, tasks = theta[None], Tasks.of(problem.tasks)
+    rows, tasks = theta[None], _tasks(problem)
     return inner_gd(Steps(problem, rows, tasks), first_state(problem, rows, tasks))[0][0]
 
 
 def evaluate(problem: HypercleaningProblem, theta: Tensor) -> dict[str, float]:
     """The columns of Table 1 and the outer loss at θ."""
     phi, weights, clean = trained(problem, theta), theta.sigmoid(), ~problem.corrupted.to(theta.device)
-    images, labels, *_ = task = Tasks.of(problem.tasks).one()
+    images, labels, *_ = task = _tasks(problem).one()
     test = problem.logits(phi, problem.test_images)
     right = problem.logits(phi, images[clean]).argmax(1) == labels[clean]
     return {
@@ -181,7 +191,7 @@ def evaluate(problem: HypercleaningProblem, theta: Tensor) -> dict[str, float]:
         "test": 100 * float((test.argmax(1) == problem.test_labels).double().mean()),
         "test_cce": float(cross_entropy(test, problem.test_labels)),
         "separation": float(weights[clean].mean() - weights[~clean].mean()),
-        "moved": float((theta - problem.initial).norm()),
+        "moved": float((theta - _start(problem)).norm()),
     }
 
 
@@ -189,9 +199,9 @@ def run_cell(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One run, until the budget is charged; of the method "clock", C1 and C2 in seconds."""
     problem, r, method = make_problem(cell), cell["r"], cell["method"]
     if method == "clock":
-        cost = measure_cost(problem, problem.initial, problem.tasks)
+        cost = measure_cost(problem, _start(problem), _tasks(problem))
         return [{"c1": cost.c1, "c2": cost.c2}]
-    theta, limit = problem.initial, budget(cell["r"], cell["exact_steps"])
+    theta, limit = _start(problem), budget(cell["r"], cell["exact_steps"])
     proxy = cell["proxy"] if method == "UFOM" else 0
     constant: dict[str, float] = {}
     if method == "UFOM":

@@ -68,6 +68,7 @@ def _losses(problem: BilevelProblem) -> tuple[Callable[..., Any], Callable[..., 
 
     assert isinstance(problem, FewShotProblem)
     net = problem.net.module
+    assert isinstance(net, nn.Sequential)
     return (
         lambda theta, phi, task: cross_entropy(_convolve(net, phi, task[0]), task[1]).mean(),
         lambda theta, phi, task: cross_entropy(_convolve(net, phi, task[2]), task[3]).mean(),

@@ -20,6 +20,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -122,18 +123,18 @@ def measure(config: Config, store: Store, progress: Progress = silent) -> pd.Dat
     Raises:
         UfomError: a cell failed.
     """
-    cells, skipped = [], []
+    cells, skipped = list[dict[str, Any]](), []
     for setting in config.settings:
         if reason := missing(LOADERS.get(setting.problem, lambda: None)):
             warnings.warn(f"{setting.name}, r = {setting.r} is left out: {reason}", stacklevel=2)
             skipped.append({"part": "skipped", "name": setting.name, "r": setting.r, "skipped": reason})
         else:
-            cell = {"study": "landscape", "version": VERSION, "patience": config.patience}
-            cells.append({**cell, "setting": asdict(setting)})
+            shared = {"study": "landscape", "version": VERSION, "patience": config.patience}
+            cells.append({**shared, "setting": asdict(setting)})
     outcome = store.run(cells, run, progress=progress)
     if outcome.failed:
-        cell, error = outcome.failed[0]
-        raise UfomError(f"{len(outcome.failed)} cells failed; {cell['setting']['name']}: {error}")
+        failed, error = outcome.failed[0]
+        raise UfomError(f"{len(outcome.failed)} cells failed; {failed['setting']['name']}: {error}")
     rows = []
     for cell in cells:
         for row in store.load(cell) or ():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from studies.landscape_problems import PLANNED, Draw, Setting, candidates, make_method, memory, outcomes, proxies
+from studies.landscape_problems import PLANNED, Draw, Rows, Setting, candidates, make_method, memory, outcomes, proxies
 from ufom_runtime import EXACT, hypergradient
 from ufom_runtime.derivatives import Calls, count_calls
 from ufom_runtime.measure.moments import Estimate, moments_by_proxy
@@ -88,9 +89,9 @@ def costs(draws: list[Draw], task: Tasks, patience: float) -> dict[str, float]:
     """Counted calls, median seconds and peak bytes of one task, expected over the outcomes; bytes are the most."""
     calls, seconds, variance, most, difference = Calls(), 0.0, 0.0, 0, 0.0
     for one in draws:
-        share, found = one.probability, []
+        share, found = one.probability, list[Tensor]()
         with count_calls() as counted:
-            most = max(most, peak_bytes(lambda run=one.run, found=found: found.append(run(task)), task.parts))
+            most = max(most, peak_bytes(partial(_keep, found, one.run, task), task.parts))
         if one.run is not one.quick:
             stored = one.quick(task)
             difference = max(difference, float((found[0] - stored).norm() / stored.norm().clamp(min=1e-300)))
@@ -107,6 +108,10 @@ def costs(draws: list[Draw], task: Tasks, patience: float) -> dict[str, float]:
         "seconds_sem": variance**0.5,
         "difference": difference,
     }
+
+
+def _keep(found: list[Tensor], run: Rows, task: Tasks) -> None:
+    found.append(run(task))
 
 
 def clock(one: Draw, task: Tasks, patience: float) -> tuple[float, float]:
@@ -181,12 +186,13 @@ def law(problem: BilevelProblem, method: Any, calls: float, steps: int = 2000) -
     _, basis = torch.linalg.eigh(problem.hessian)
     assert isinstance(problem.tasks, Tensor)
     assert problem.initial is not None
-    probes = problem.initial - basis.T
+    theta = problem.initial
+    probes = theta - basis.T
     spread = (problem.tasks @ basis).var(0, correction=0).numpy()
 
     def slopes(method: Any) -> tuple[Any, Any]:
         found = [(d.probability, (d.quick(probes) * basis.T).sum(1).numpy())
-                 for d in outcomes(method, problem, problem.initial)]  # fmt: skip
+                 for d in outcomes(method, problem, theta)]  # fmt: skip
         return sum(p * b for p, b in found), sum(p * b**2 for p, b in found)
 
     true = slopes(EXACT)[0]

@@ -87,7 +87,13 @@ def _ours(estimator: Estimator, coins: tuple[int, ...] = (), compiled: bool = Fa
         tasks = tuple(t[None] for t in task)
         once = partial(hypergradient, problem, theta, tasks, estimator, compile=compiled)
         tossed = [torch.tensor([coin == 1]) for coin in coins]
-        return (lambda: sum(once(coins=coin) for coin in tossed) / len(tossed)) if tossed else once
+
+        def mean() -> Tensor:
+            total: Any = sum(once(coins=coin) for coin in tossed)
+            found: Tensor = total / len(tossed)
+            return found
+
+        return mean if tossed else once
 
     return make
 
@@ -125,9 +131,9 @@ def _all() -> list[Method]:
         Method("exact, reverse", "hypergrad", _plain(peers.hypertorch, stored=True), 1.0),
         Method("exact, reverse_unroll", "hypergrad", _plain(peers.hypertorch, stored=False), 1.0),
         Method("exact, unrolled", "betty-ml", peers.betty, 1.0),
-        Method("first-order", "boat-torch", partial(peers.boat, **first), 0.0),
+        Method("first-order", "boat-torch", partial(peers.boat, second_order=False), 0.0),
         Method("exact, unrolled", "boat-torch", peers.boat, 1.0),
-        Method("first-order, scan by tens", "jax", partial(jax, **first, unroll=10), 0.0, eager=False),
+        Method("first-order, scan by tens", "jax", partial(jax, second_order=False, unroll=10), 0.0, eager=False),
         Method("exact, scan", "jax", jax, 1.0, eager=False),
         Method("exact, scan by tens", "jax", partial(jax, unroll=10), 1.0, eager=False),
         Method("exact, scan with checkpoint", "jax", partial(jax, checkpoint=True), 1.0, eager=False),

@@ -127,7 +127,8 @@ def exact_norms(pair: TwoTaskProblem, q: Array, step_sizes: Iterable[float | Arr
     """
     spread = (RANGE[1] - RANGE[0]) / math.sqrt(12)
     starts = np.reshape([spread, -spread], (2,) + (1,) * q.ndim)
-    return (norms.mean(axis=0) for norms in squared_gradient_norms(pair, q, step_sizes, starts))
+    found = squared_gradient_norms(pair, q, step_sizes, starts)  # type: ignore[arg-type]
+    return (norms.mean(axis=0) for norms in found)
 
 
 def exact_run(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -141,13 +142,15 @@ def hypertorch(problem: BilevelProblem, theta: Tensor, task: Task, stored: bool)
         params = [_start(problem, hparams[0], task)]
         for _ in range(problem.r):
             params = step(params, hparams)
-        return reverse_unroll(params, hparams, outer, set_grad=False)[0]
+        unrolled: Tensor = reverse_unroll(params, hparams, outer, set_grad=False)[0]
+        return unrolled
     # `reverse` takes the first state for a constant: a start that is not comes in as a map before the steps
     maps = [begin] * first.requires_grad + [step] * problem.r
     history = [[leaf(first)]]
     for each in maps:
         history.append([leaf(w) for w in each(history[-1], hparams, create_graph=False)])
-    return reverse(history, hparams, maps, outer, set_grad=False)[0]
+    found: Tensor = reverse(history, hparams, maps, outer, set_grad=False)[0]
+    return found
 
 
 def betty(problem: BilevelProblem, theta: Tensor, task: Task) -> Call:
@@ -161,7 +164,7 @@ def betty(problem: BilevelProblem, theta: Tensor, task: Task) -> Call:
         raise NotImplementedError("Betty's lower problem starts from a constant: MAML's start cannot be written")
     found: list[Tensor] = []
 
-    class Lower(HigherIterativeProblem):
+    class Lower(HigherIterativeProblem):  # type: ignore[misc]
         def training_step(self, batch: object) -> Tensor:
             return problem.inner_loss(self.upper.module(), self.module(), task)
 
@@ -171,7 +174,7 @@ def betty(problem: BilevelProblem, theta: Tensor, task: Task) -> Call:
         def on_inner_loop_start(self) -> None:
             self.module.load_state_dict({"vector": first})
 
-    class Upper(ImplicitProblem):
+    class Upper(ImplicitProblem):  # type: ignore[misc]
         def training_step(self, batch: object) -> Tensor:
             return problem.outer_loss(self.module(), self.lower.module(), task)
 
@@ -179,6 +182,7 @@ def betty(problem: BilevelProblem, theta: Tensor, task: Task) -> Call:
             return None
 
         def param_callback(self, params: list[Tensor]) -> None:
+            assert params[0].grad is not None
             found.append(params[0].grad)
 
     modules = {"lower": Vector(first), "upper": Vector(theta)}
@@ -207,14 +211,16 @@ def betty(problem: BilevelProblem, theta: Tensor, task: Task) -> Call:
     return call
 
 
-def boat_inner(feed: dict, upper: nn.Module, lower: nn.Module, **_: object) -> Tensor:
+def boat_inner(feed: dict[str, Any], upper: nn.Module, lower: nn.Module, **_: object) -> Tensor:
     """The inner loss, where BOAT looks for it: by its dotted name."""
-    return feed["problem"].inner_loss(upper(), lower(), feed["task"])
+    loss: Tensor = feed["problem"].inner_loss(upper(), lower(), feed["task"])
+    return loss
 
 
-def boat_outer(feed: dict, upper: nn.Module, lower: nn.Module, **_: object) -> Tensor:
+def boat_outer(feed: dict[str, Any], upper: nn.Module, lower: nn.Module, **_: object) -> Tensor:
     """The outer loss."""
-    return feed["problem"].outer_loss(upper(), lower(), feed["task"])
+    loss: Tensor = feed["problem"].outer_loss(upper(), lower(), feed["task"])
+    return loss
 
 
 def boat(problem: BilevelProblem, theta: Tensor, task: Task, second_order: bool = True) -> Call:
@@ -252,6 +258,7 @@ def boat(problem: BilevelProblem, theta: Tensor, task: Task, second_order: bool 
 
     def call() -> Tensor:
         upper.vector.grad = None
-        return solver.run_iter(feed, feed, 0)[0][0]
+        gradient: Tensor = solver.run_iter(feed, feed, 0)[0][0]
+        return gradient
 
     return call

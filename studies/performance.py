@@ -90,7 +90,15 @@ class Config:
     simulated: int = 5
 
 
-QUICK = {"ways": 3, "filters": 4, "steps": 3, "images": 20, "hidden": 5, "lengths": (6,), "long": (12, 24)}
+QUICK: dict[str, Any] = {
+    "ways": 3,
+    "filters": 4,
+    "steps": 3,
+    "images": 20,
+    "hidden": 5,
+    "lengths": (6,),
+    "long": (12, 24),
+}
 SIZES = {
     "quick": Config(**QUICK, rounds=3, outer_steps=20, threads=1, compiled=False, simulated=0),
     "standard": Config(),
@@ -110,6 +118,7 @@ def build(config: Config, workload: str, r: int, double: bool = False) -> tuple[
     from ufom_runtime.problems.few_shot import _few_shot, omniglot_few_shot
     from ufom_runtime.problems.hypercleaning import _hypercleaning, mnist_hypercleaning
 
+    problem: BilevelProblem
     dtype, n, generator = torch.float64 if double else torch.float32, config.images, torch.Generator().manual_seed(0)
     if workload == "few-shot":
         if images(workload) == "Omniglot":
@@ -117,12 +126,15 @@ def build(config: Config, workload: str, r: int, double: bool = False) -> tuple[
         else:
             drawn = torch.rand(2 * config.ways, 2, 1, 28, 28, generator=generator).to(dtype)
             problem = _few_shot(drawn, drawn, config.ways, 1, r, 0.005, config.filters, 0, dtype)
+        assert problem.initial is not None
         return problem, problem.initial, problem.sample(8, generator)
     if images(workload) == "MNIST":
         problem = mnist_hypercleaning(n, n, config.hidden, r, dtype=dtype)
     else:
         drawn, labels = torch.rand(2 * n + 1, 784, generator=generator), torch.arange(2 * n + 1) % 10
         problem = _hypercleaning(drawn, labels, n, n, config.hidden, r, 1.0, 0, "cpu", dtype)
+    assert problem.initial is not None
+    assert problem.tasks is not None
     return problem, problem.initial, problem.tasks
 
 
@@ -168,7 +180,8 @@ def _in_process(config: Config, job: dict[str, Any]) -> list[dict[str, Any]]:
     if done.returncode:
         said = done.stderr.strip().splitlines() or [""]
         return _failed(job, f"exit code {done.returncode}: {said[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    rows: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return rows
 
 
 def work(config: Config, job: dict[str, Any]) -> list[dict[str, Any]]:
@@ -276,6 +289,7 @@ def difference(config: Config, workload: str, r: int, method: str) -> float:
 
     problem, theta, tasks = build(config, workload, r, double=True)
     task, weight = Tasks.of(tasks).take(slice(1)).one(), METHODS[method].weight
+    assert weight is not None
     exact, first_order = by_hand(problem, theta, task), by_hand(problem, theta, task, second_order=False)
     wanted = weight * exact + (1 - weight) * first_order
     call = METHODS[method].make(problem, theta, task)

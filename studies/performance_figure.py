@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FILLS = {"this package": "full", "this package, compiled": "bottom", "others": "none"}
+FILLS: dict[str, Any] = {"this package": "full", "this package, compiled": "bottom", "others": "none"}
 LOOK = {  # the name in LOOKS, by the first of these that is in a method's
     "first-order": "FOM",
     "UFOM": "UFOM",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from studies.shared.verdicts import Verdict
+from studies.shared.verdicts import Agreement, Verdict
 
 SAME = 1e-6  # two gradients in float64 with a larger relative difference are not of the same function
 
@@ -31,7 +31,7 @@ def judge(table: pd.DataFrame) -> list[Verdict]:
         elif row.method.startswith("time"):
             bar = 0.25 if "at once" in row.method else 0.2 if "forecast" in row.method else 0.1
             half = (row.high - row.low) / 2
-            agrees = "yes" if abs(row.ratio - 1) <= bar else "inconclusive" if not half <= bar else "no"
+            agrees: Agreement = "yes" if abs(row.ratio - 1) <= bar else "inconclusive" if not half <= bar else "no"
             verdicts.append(Verdict(subject, "=", 1.0, row.ratio, half, agrees))
     return verdicts
 
@@ -54,7 +54,7 @@ def _judge_turns(table: pd.DataFrame) -> list[Verdict]:
                 best = others.loc[others.ratio.idxmin()]
                 over = ours.ratio / best.ratio
                 half = over * ((ours.high - ours.low) / ours.ratio + (best.high - best.low) / best.ratio) / 2
-                agrees = "yes" if over <= bar else "inconclusive" if over - half <= bar else "no"
+                agrees: Agreement = "yes" if over <= bar else "inconclusive" if over - half <= bar else "no"
                 subject = f"time of ours, {method}, over the quickest of the others, {workload}, r = {r:g}"
                 verdicts.append(Verdict(subject, "<=", bar, over, half, agrees))
     return verdicts

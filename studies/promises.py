@@ -53,7 +53,7 @@ def checkpoint_time(config: Config) -> Rows:
     for _ in range(config.rounds):
         cost = _cost(problem, theta, tasks, sweep=sweep)
         took = seconds(lambda: hypergradient(problem, theta, tasks, Estimator(1.0, sweep)))
-        pairs.append((took, cost.c_det + cost.c_rnd))
+        pairs.append((took, float(cost.c_det + cost.c_rnd)))
     yield {"method": "time with 3 checkpoints", "workload": "hypercleaning", "r": problem.r, **_over_predicted(pairs)}
 
 
@@ -78,8 +78,8 @@ def ufom_time(config: Config) -> Rows:
 
     A batch is split by its coins, and each part costs what C1 and C2 are at that part's size.
     """
-    problem, theta, tasks = build(config, "few-shot", config.steps)
-    tasks = Tasks.of(tasks)
+    problem, theta, drawn = build(config, "few-shot", config.steps)
+    tasks = Tasks.of(drawn)
     one, estimator = tasks.take(slice(1)), UFOM(Q)
     n, rounds, pairs, batched = len(tasks), max(3, config.rounds // 5), [], []
 
@@ -94,13 +94,13 @@ def ufom_time(config: Config) -> Rows:
     for _ in range(rounds):
         cost = _cost(problem, theta, one)
         took = [run(one, [coin]) for coin in STREAM]
-        pairs.append((float(np.mean(took)), cost.c_det + Q * cost.c_rnd))
+        pairs.append((float(np.mean(took)), float(cost.c_det + Q * cost.c_rnd)))
         measured = predicted = 0.0
         for ones, share in BATCHES.items():
             rest = _cost(problem, theta, tasks.take(slice(n - ones)))
             corrected = _cost(problem, theta, tasks.take(slice(ones))) if ones else rest
             measured += share * run(tasks, patterns[ones]) / n
-            predicted += share * ((n - ones) * rest.c_det + ones * (corrected.c_det + corrected.c_rnd)) / n
+            predicted += share * float((n - ones) * rest.c_det + ones * (corrected.c_det + corrected.c_rnd)) / n
         batched.append((measured, predicted))
     for said, found in (("one task at a time", pairs), (f"{n} tasks at once", batched)):
         yield {"method": f"time of UFOM({Q}), {said}", "workload": "few-shot", "r": problem.r, **_over_predicted(found)}
@@ -129,7 +129,8 @@ def growth(config: Config) -> Rows:
 
 
 def _grown(problem: BilevelProblem, estimator: Estimator, steps: int) -> int:
-    live = []
+    live = list[int]()
+    assert problem.initial is not None
 
     def note(share: float) -> None:
         if round(share * steps) in (steps // 10, steps):

@@ -203,7 +203,8 @@ def _decaying(pair: TwoTaskProblem, grid: Array, delta: float) -> pd.DataFrame:
 
 def _constant(pair: TwoTaskProblem, grid: Array, delta: float) -> pd.DataFrame:
     """The noise floor is about γ·L·A(q)/2, L = M'': half of δ or less with the first γ; the others are to be tuned."""
-    moments = Moments(*(float(x) for x in pair.moments(pair.theta_star)))
+    d2, v2 = (float(x) for x in pair.moments(pair.theta_star))
+    moments = Moments(d2, v2)
     largest = (1 / grid[1] - 1) * moments.d2 + moments.v2
     same, most = delta / (pair.curvature * largest), 2.1 * delta / (pair.curvature * moments.v2)
     gammas = np.array([same, *np.geomspace(1.6 * same, most, 24)])[:, None]
@@ -217,7 +218,7 @@ def _passages(
 ) -> pd.DataFrame:
     """First steps with E‖∇M‖² ≤ δ for each rule and q, until every q > 0 has one; and every so often E‖∇M‖²."""
     index = pd.MultiIndex.from_product([rules, grid], names=["rule", "q"])
-    drawn = np.isin(grid, [0.0, 1.0, *(reading.predict(describe(pair.alpha)[1]).q for reading in READINGS)])
+    drawn = np.isin(grid, [0.0, 1.0, *(float(reading.predict(describe(pair.alpha)[1]).q) for reading in READINGS)])
     drawn &= pair.alpha == PAPERS_ALPHA
     steps, tables, recorded = np.full((len(rules), len(grid)), np.nan), [], 1.0
     limit = 500 * pair.curvature * float(pair.moments(pair.theta_star)[1]) / delta

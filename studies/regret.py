@@ -229,6 +229,7 @@ def pilot(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
         raise UfomError(
             f"the pilot of {setting.name} ends at {delta:g}, above its start: take another γ, or more steps"
         )
+    assert problem.initial is not None
     timed = measure_cost(problem, problem.initial, problem.sample(1, torch.Generator().manual_seed(0)), seconds=0.5)
     row = {
         "name": setting.name, "delta": delta, "c1": timed.c1, "c2": timed.c2,
@@ -236,7 +237,7 @@ def pilot(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
     }  # fmt: skip
     places = {"start": moments[:1], "end": moments[-1:], "path": moments}
     for reading, (m, place, sweep) in READINGS.items():
-        d2, v2, gradient_sq = np.mean([(x.d2, x.v2, x.mean_gradient_sq) for x in places[place]], axis=0)
+        d2, v2, gradient_sq = np.array([(x.d2, x.v2, x.mean_gradient_sq) for x in places[place]], float).mean(axis=0)
         at = Moments(d2, v2, mean_gradient_sq=gradient_sq)
         q = optimal_q(at, CostModel(r=problem.r, sweep=sweep, proxy=Truncated(setting.proxy)), m, batch=setting.batch).q
         row |= {f"q: {reading}": q, f"d2: {reading}": d2, f"v2: {reading}": v2}
@@ -280,7 +281,8 @@ def steps_to(delta: float, precision: Array, every: int) -> float | None:
 
 def start(setting: Setting, seed: int) -> Array:
     """θ_0 ~ N(0, I) of one seed, in the eigenbasis of H."""
-    return np.random.default_rng([PILOT_SEED, seed]).standard_normal(setting.arguments["dim"])
+    drawn: Array = np.random.default_rng([PILOT_SEED, seed]).standard_normal(setting.arguments["dim"])
+    return drawn
 
 
 def slopes(setting: Setting, problem: QuadraticProblem) -> tuple[Array, Array]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from studies.engine.executors import Local
+from studies.engine.local import Local
 from studies.engine.sweep import Store
 
 
@@ -41,7 +41,7 @@ def overhead(count: int) -> tuple[float, float, float]:
     wanted = cells(count, 0)
     with tempfile.TemporaryDirectory(dir=Path(__file__).parent) as folder:
         wall, cpu = time.perf_counter(), time.process_time()
-        Store(folder).run(wanted, work)
+        Store(Path(folder)).run(wanted, work)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         with open(Path(folder) / "bare", "wb") as stream:
             begin = time.perf_counter()
@@ -61,7 +61,7 @@ def local(count: int, products: int) -> float:
     """Seconds of two local workers."""
     with tempfile.TemporaryDirectory(dir=Path(__file__).parent) as folder:
         begin = time.perf_counter()
-        Store(folder, Local(2)).run(cells(count, products), work)
+        Store(Path(folder), Local(2)).run(cells(count, products), work)
         return time.perf_counter() - begin
 
 

@@ -31,7 +31,7 @@ def shades(n: int) -> list[str]:
     return [to_hex(colour) for colour in colormaps[SHADES](np.linspace(1, 0.55, n))]
 
 
-def plain_number(value: float, _: int | None = None) -> str:
+def plain_number(value: float, _: float | None = None) -> str:
     """As a tick says it: 20000 is 20k."""
     return f"{value:g}" if value < 1e3 else f"{value / 1e3:g}k"
 
