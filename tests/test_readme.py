@@ -21,11 +21,22 @@ PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if path.stem not in
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```(?:\n```text\n(.*?)^```)?", re.M | re.S)
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+@pytest.mark.parametrize("block", BLOCKS[1:], ids=range(1, len(BLOCKS)))
 def test_block_runs_and_prints(block, tmp_path, capsys):
     (tmp_path / "block.py").write_text(block)
     runpy.run_path(str(tmp_path / "block.py"))
     assert re.search(r"q = 0\.\d+, 95 %|gradient_norm", capsys.readouterr().out)
+
+
+def test_the_first_example_prints_what_it_promises(tmp_path, capsys):
+    (tmp_path / "block.py").write_text(BLOCKS[0])
+    runpy.run_path(str(tmp_path / "block.py"))
+    q, tolerance, speedup = map(float, re.search(r"# q = ([\d.]+) ± ([\d.]+) .*holds, ([\d.]+)×", BLOCKS[0]).groups())
+    said = capsys.readouterr().out
+    low, high = map(float, re.search(r"interval \[([\d.]+), ([\d.]+)\]; condition \(20\) holds", said).groups())
+    assert low <= float(re.search(r"q = ([\d.]+)", said)[1]) <= high
+    assert abs(float(re.search(r"q = ([\d.]+)", said)[1]) - q) <= tolerance
+    assert abs(float(re.search(r"([\d.]+)× sooner", said)[1]) - speedup) <= 0.2
 
 
 def test_nothing_is_left_to_fill_in_and_every_link_exists():

@@ -98,6 +98,7 @@ def test_q_from_constants(capsys, monkeypatch):
         ("q --constants a,b --alpha 0.1", "five numbers"),
         ("q --constants 1,0,1,1,1", "give --alpha"),
         ("q --constants 1,0,1,1,1 --alpha 0.1 -r 0", "at least 1"),
+        ("q --constants 1,0,1,1,1 --alpha 0.1 -r 3000000000", "at most 1,000,000"),
         ("q --constants 1,0,1,1,1 --alpha 0.1 --d2 1 --v2 1", "give either"),
         ("measure nothing --m 2", "is unknown"),
         ("measure no_such_module:x --m 2", "no module named"),

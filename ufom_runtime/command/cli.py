@@ -46,6 +46,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+_LONGEST = 1_000_000  # inner steps of a bound from --constants
 ExponentOption = Annotated[float | None, typer.Option(help="Exponent m of the time to precision; or --outer.")]
 OuterOption = Annotated[
     str | None, typer.Option(help="How the outer steps are taken: tuned, decay:S, adam:RATE or paper (m = 2); or --m.")
@@ -152,9 +153,12 @@ def _bounds(text: str, alpha: float | None, r: int, proxy: int, theta_in_losses:
         raise UfomError(f"--constants {text!r} holds {len(values)} numbers: five are needed, M1,M2,L1,L2,L3")
     if alpha is None:
         raise UfomError("--constants needs the inner step size: give --alpha")
-    if r < 1:
-        raise UfomError(f"r, the number of inner steps, = {r} must be at least 1")
-    assumed, steps = AssumptionConstants(*values), [alpha] * r
+    if not 1 <= r <= _LONGEST:
+        raise UfomError(
+            f"r, the number of inner steps, = {r} must be at least 1 and, with --constants, at most {_LONGEST:,}: the "
+            "bounds are products over all steps; give --d2 and --v2 for a longer loop"
+        )
+    assumed, steps = AssumptionConstants(*values), np.full(r, alpha)
     return {
         "D_tight": bias_bound(assumed, steps, Truncated(proxy), theta_in_losses),
         "D_printed_15": bias_bound_printed(assumed, steps),
