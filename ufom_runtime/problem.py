@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from ufom_runtime.kept import kept
 from ufom_runtime.trial import draw_apart
 from ufom_theory import UfomError
+from ufom_theory.checks import instance
 
 Task = Tensor | tuple[Tensor, ...]  # what a loss sees: a tensor, a tuple or a named tuple of tensors
 Loss = Callable[[Tensor, Tensor, Task], Tensor]
@@ -224,6 +225,9 @@ def finite_theta(name: str, theta: Tensor, dimensions: tuple[int, ...]) -> None:
 
 def check(problem: BilevelProblem, theta: Tensor, tasks: Task | Tasks, dimensions: tuple[int, ...] = (1,)) -> Tasks:
     """The tasks as a stack; refused are a bad θ (of another length than `problem.initial`, too) and bad tasks."""
+    instance("problem", problem, BilevelProblem, "write BilevelProblem(inner_loss=..., outer_loss=..., start=..., ...)")
+    if isinstance(theta, Tensor) and theta.device.type == "meta":
+        raise UfomError("theta is on the meta device, which holds no numbers: make it on cpu or cuda")
     finite_theta("theta", theta, dimensions)
     if problem.initial is not None and theta.shape[-1] != problem.initial.shape[-1]:
         raise UfomError(f"theta has {theta.shape[-1]} parameters, but problem.initial {problem.initial.shape[-1]}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ufom_theory.checks import UfomError, finite, integer, scalar
+from ufom_theory.checks import UfomError, finite, instance, integer, scalar
 from ufom_theory.cost import CostModel
 from ufom_theory.laws import exponent_of
 from ufom_theory.optimum import optimal_q
@@ -53,6 +53,7 @@ def bootstrap_interval(
     level = scalar("level", level)
     if not 0 < level < 1:
         raise UfomError(f"level = {level:g} must lie in (0, 1): 0.95 is usual")
+    instance("cost", cost, CostModel, "write CostModel(r=10)")
     if cost.shape:
         raise UfomError(f"the cost model holds arrays of shape {cost.shape}: bootstrap one cost model at a time")
     exponent = scalar("m", exponent_of(m, outer)[0])

@@ -16,6 +16,7 @@ from ufom_theory.quantities import AssumptionConstants, Moments
 
 
 def _factors(constants: AssumptionConstants, step_sizes: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    instance("constants", constants, AssumptionConstants, "write AssumptionConstants(M1, M2, L1, L2, L3)")
     alphas = np.asarray(positive("step size α_j", step_sizes))
     if alphas.ndim != 1:
         raise UfomError(f"step sizes have shape {alphas.shape}, but α_1 … α_r are one vector of shape (r,)")
@@ -24,6 +25,8 @@ def _factors(constants: AssumptionConstants, step_sizes: ArrayLike) -> tuple[NDA
 
 
 def _reach(constants: AssumptionConstants, theta_in_losses: bool) -> float:
+    instance("constants", constants, AssumptionConstants, "write AssumptionConstants(M1, M2, L1, L2, L3)")
+    instance("theta_in_losses", theta_in_losses, bool, "write True or False")
     return constants.M1 + (1 if theta_in_losses else 0)
 
 
@@ -192,6 +195,8 @@ def time_bound(
     Raises:
         UfomError: a value out of range, an array where one number is meant, or a bound beyond floating point.
     """
+    instance("moments", moments, Moments, "write Moments(d2, v2)")
+    instance("cost", cost, CostModel, "write CostModel(r=10)")
     constant = rate_constant(gap, smoothness, moments.v2, epsilon)  # type: ignore[arg-type]
     m, delta = 2 / (1 - 2 * epsilon), scalar("δ", delta, positive)
     time = scalar("the time of one iteration", cost.time(q, moments, m))

@@ -22,12 +22,22 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic | np.ndarray) and np.ndim(value) == 0 else value
 
 
+def _numbers(name: str, value: Any, kind: str) -> NDArray[Any]:
+    """`value` as an array of real numbers; masked arrays, complex numbers, dates and text are refused."""
+    reason = ""
+    try:
+        array = np.asarray(value)
+        array = array.astype(np.float64) if array.dtype == object else array
+        if array.dtype.kind in "biuf" and not isinstance(value, np.ma.MaskedArray):
+            return array
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # ragged, or a tensor that requires grad
+        reason = f": {error}"
+    raise UfomError(f"{name} = {value!r:.200} is not {kind}{reason}")
+
+
 def finite(name: str, value: ArrayLike, rule: str = "finite", at_least: float = -math.inf) -> Number:
     """`value` as float64 (a float, or an array), finite and no smaller than `at_least`; else `UfomError`."""
-    try:
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise UfomError(f"{name} = {value!r} is not a number or an array of numbers") from error
+    array = _numbers(name, value, "a number or an array of numbers").astype(np.float64)
     if array.size == 0:
         raise UfomError(f"{name} is empty: give at least one value")
     bad = ~np.isfinite(array) | (array < at_least)
@@ -43,12 +53,9 @@ def positive(name: str, value: ArrayLike) -> Number:
 
 def integer(name: str, value: Any, at_least: int) -> Any:
     """`value` as an int (or an int64 array), no smaller than `at_least`; else `UfomError`."""
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise UfomError(f"{name} = {value!r} is not an integer or an array of integers") from error
+    array = _numbers(name, value, f"an integer or an array of integers, at most {LARGEST:.0e}")
     if not (np.issubdtype(array.dtype, np.integer) and array.size):
-        raise UfomError(f"{name} = {value!r} must be an integer, at most {LARGEST:.0e}")
+        raise UfomError(f"{name} = {value!r:.200} must be an integer, at most {LARGEST:.0e}")
     if (array < at_least).any():
         raise UfomError(f"{name} = {array.min()} must be at least {at_least}")
     if (array > LARGEST).any():
@@ -67,7 +74,7 @@ def scalar(name: str, value: Any, check: Callable[..., Any] = finite, *rule: Any
 def instance(name: str, value: Any, kind: type, remedy: str) -> None:
     """`UfomError` where `value` is of another type."""
     if not isinstance(value, kind):
-        raise UfomError(f"{name} = {value!r} must be of type {kind.__name__}: {remedy}")
+        raise UfomError(f"{name} = {value!r:.200} must be of type {kind.__name__}: {remedy}")
 
 
 def broadcast(**shapes: tuple[int, ...]) -> tuple[int, ...]:

@@ -51,7 +51,7 @@ class Sweep:
     one_pass: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind not in ("stored", "recomputed", "checkpointed", "unrolled"):
+        if not isinstance(self.kind, str) or self.kind not in ("stored", "recomputed", "checkpointed", "unrolled"):
             raise UfomError(f"sweep {self.kind!r} is unknown: use stored, recomputed, checkpointed:SLOTS or unrolled")
         scalar("slots", self.slots, integer, 0)
         if self.slots and self.kind != "checkpointed":

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ufom_theory.checks import Number, UfomError, finite, integer, plain, positive, scalar
+from ufom_theory.checks import Number, UfomError, finite, instance, integer, plain, positive, scalar
 from ufom_theory.quantities import AssumptionConstants
 
 Array = NDArray[np.float64]
@@ -182,6 +182,7 @@ def squared_gradient_norms(
     q = finite("q", q, "in [0, 1]", 0.0)
     if np.any(np.asarray(q) > 1):
         raise UfomError(f"q = {np.max(q):g} must lie in [0, 1]: it is a probability")
+    instance("problem", problem, TwoTaskProblem, "write diverging_problem(D, r, alpha)")
     theta_star = problem.theta_star
     return _norms(problem, q, step_sizes, theta_star, finite("θ_0", start) - theta_star)
 

@@ -101,6 +101,8 @@ def test_q_from_constants(capsys, monkeypatch):
         ("q --constants 1,0,1,1,1 --alpha 0.1 -r 3000000000", "at most 1,000,000"),
         ("q --constants 1,0,1,1,1 --alpha 0.1 --d2 1 --v2 1", "give either"),
         ("measure nothing --m 2", "is unknown"),
+        ("measure quadratic --m 2 --html=", "is a folder, or empty"),
+        ("explore -o .", "is a folder, or empty"),
         ("measure no_such_module:x --m 2", "no module named"),
         ("measure json:nothing --m 2", "has no"),
         ("measure json:__name__ --m 2", "is a str"),

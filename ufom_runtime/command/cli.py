@@ -194,6 +194,8 @@ def measure(
 
     columns = (TextColumn("measuring"), BarColumn(), TimeRemainingColumn())
     exponent_of(m, outer)  # refused before any data are read
+    if html is not None:
+        _refuse_folder(html)
     shown = console(stderr=True)
     with context.obj() if context.obj else nullcontext() as processes:
         loaded = load_problem(problem, device)
@@ -269,8 +271,14 @@ def explore(
     """Write a page that explores q*, the time curve and where UFOM pays: one file, no server and no network."""
     from ufom_runtime.command.explorer import write_explorer
 
+    _refuse_folder(output)
     write_explorer(output)
     print(f"open {output} in a browser")
+
+
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise UfomError(f"{str(path)!r} is a folder, or empty: name the file to write, for example q.html")
 
 
 @app.command("claims")

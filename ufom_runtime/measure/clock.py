@@ -17,7 +17,7 @@ from ufom_runtime.estimators import Estimator, refuse_divergence
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_runtime.steps import Steps
 from ufom_theory import CostModel, Sweep, UfomError
-from ufom_theory.checks import integer, scalar
+from ufom_theory.checks import instance, integer, scalar
 
 
 @torch.enable_grad()
@@ -52,7 +52,7 @@ def measure_cost(
     Raises:
         UfomError: as `hypergradient`, or repeats < 5.
     """
-    if repeats < 5:
+    if scalar("repeats", repeats, integer, 0) < 5:
         raise UfomError(f"repeats = {repeats}: a median with an error needs at least 5")
     tasks = check(problem, theta, tasks)
     n = _together(tasks, chunk)
@@ -102,6 +102,7 @@ def choose_chunk(
         UfomError: as `hypergradient`.
     """
     tasks = check(problem, theta, tasks)
+    instance("estimator", estimator, Estimator, "write UFOM(q), FOM or EXACT")
     most = _together(tasks, chunk)
     if most == 1:
         return 1

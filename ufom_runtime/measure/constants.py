@@ -20,7 +20,7 @@ from ufom_runtime.estimators import EXACT, in_chunks, refuse_divergence
 from ufom_runtime.problem import BilevelProblem, Loss, Task, Tasks, check
 from ufom_runtime.steps import Steps
 from ufom_theory import AssumptionConstants, bias_bound, gradient_bound, smoothness_bound
-from ufom_theory.checks import integer
+from ufom_theory.checks import instance, integer
 
 Operator = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]  # a linear map of each row, and its transpose
 _ITERATIONS, _STATES = 20, 10
@@ -149,6 +149,8 @@ def compare_bounds(
         given θ and tasks. None where there is nothing to fill in: no known constants, or a single θ.
     """
     tasks = check(problem, thetas, tasks, dimensions=(1, 2))
+    if known is not None:
+        instance("known", known, AssumptionConstants, "write AssumptionConstants(M1, M2, L1, L2, L3)")
     estimated = estimate_constants(problem, thetas, tasks, chunk=chunk, compile=compile)
     theta, rows, pairs = _pairs(problem, thetas, tasks)
     lengths = (0, problem.r)

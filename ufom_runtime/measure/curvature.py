@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ufom_runtime.estimators import EXACT, in_chunks, refuse_divergence
-from ufom_runtime.measure.moments import Estimate
+from ufom_runtime.measure.moments import Estimate, tasks_or_all
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_theory import Truncated, UfomError
+from ufom_theory.checks import instance
 
 Array = NDArray[np.float64]
 _STEPS = [4.0**-k for k in range(1, 12)]  # of the differences, relative to 1 + ‖θ‖
@@ -78,11 +79,9 @@ def measure_curvature(
         UfomError: too few tasks, differences that do not settle at any step (kinks in the losses, or rounding), or
             what `measure_moments` raises.
     """
-    exact_sums = tasks is None or tasks is problem.tasks
-    tasks, proxy = problem.tasks if tasks is None else tasks, proxy or Truncated()
-    if tasks is None:
-        raise UfomError("the problem has no finite set of tasks: draw some, tasks = problem.sample(n, generator)")
-    tasks = check(problem, theta, tasks)
+    given, exact_sums = tasks_or_all(problem, tasks)
+    tasks, proxy = check(problem, theta, given), Truncated() if proxy is None else proxy
+    instance("proxy", proxy, Truncated, "write Truncated(K), K = 0 for FOM")
     proxy.refuse_beyond(problem.r)
     n = len(tasks)
     if n < 2 and not exact_sums:

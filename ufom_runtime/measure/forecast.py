@@ -15,6 +15,7 @@ from ufom_runtime.memory import peak_bytes
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_runtime.steps import Steps
 from ufom_theory import CostModel, Truncated
+from ufom_theory.checks import instance
 from ufom_theory.planner import states_held
 
 
@@ -57,6 +58,7 @@ def forecast(
         UfomError: as `hypergradient`, or chunk < 1.
     """
     tasks = check(problem, theta, tasks)
+    instance("estimator", estimator, Estimator, "write UFOM(q), FOM or EXACT")
     estimator.proxy.refuse_beyond(problem.r)
     n = len(tasks)
     lengths = (problem.r if estimator.q else estimator.proxy.steps,)

@@ -15,6 +15,7 @@ from ufom_runtime.algorithms import first_order_vanishes
 from ufom_runtime.estimators import EXACT, Each, in_chunks, refuse_divergence
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_theory import Moments, Truncated, UfomError
+from ufom_theory.checks import instance
 from ufom_theory.quantities import ENTRIES
 
 Array = NDArray[np.float64]
@@ -77,7 +78,7 @@ def measure_moments(
     Raises:
         UfomError: wrong shapes, too few tasks, an inner loop that diverged, or a gradient that vanishes everywhere.
     """
-    proxy = proxy or Truncated()
+    proxy = Truncated() if proxy is None else proxy
     return moments_by_proxy(problem, thetas, tasks, (proxy,), chunk=chunk, compile=compile, progress=progress)[proxy]
 
 
@@ -111,10 +112,9 @@ def moments_by_proxy(
     Raises:
         UfomError: no proxy, or what `measure_moments` raises.
     """
-    exact_sums = tasks is None or tasks is problem.tasks
-    tasks = problem.tasks if tasks is None else tasks
-    if tasks is None:
-        raise UfomError("the problem has no finite set of tasks: draw some, tasks = problem.sample(n, generator)")
+    tasks, exact_sums = tasks_or_all(problem, tasks)
+    if progress is not None and not callable(progress):
+        raise UfomError(f"progress = {progress!r:.200} must be a function of the share that is done")
     proxies = list(proxies)
     if not proxies or not all(isinstance(p, Truncated) for p in proxies):
         raise UfomError(f"proxies = {proxies!r}: give at least one Truncated(K); K = 0 is FOM")
@@ -138,6 +138,15 @@ def moments_by_proxy(
         p: replace(_supremum(p, rows[p], choosing, judged, exact_sums), vanishes=vanishes and p.steps == 0)
         for p in proxies
     }
+
+
+def tasks_or_all(problem: BilevelProblem, tasks: Task | Tasks | None) -> tuple[Task | Tasks, bool]:
+    """The tasks given, or all of a finite Ω; and whether they are all, so that sums over them are exact."""
+    instance("problem", problem, BilevelProblem, "write BilevelProblem(inner_loss=..., outer_loss=..., start=..., ...)")
+    chosen = problem.tasks if tasks is None else tasks
+    if chosen is None:
+        raise UfomError("the problem has no finite set of tasks: draw some, tasks = problem.sample(n, generator)")
+    return chosen, chosen is problem.tasks
 
 
 def _by_theta(

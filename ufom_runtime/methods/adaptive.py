@@ -72,7 +72,7 @@ class AdaptiveUFOM:
             scalar(name, getattr(self, name), positive)
         if self.q_min > 1 or self.beta >= 1:
             raise UfomError(f"q_min = {self.q_min}, beta = {self.beta}: give 0 < q_min ≤ 1 and 0 < beta < 1")
-        if self.variant not in ("printed", "released"):
+        if not isinstance(self.variant, str) or self.variant not in ("printed", "released"):
             raise UfomError(f"variant {self.variant!r} is unknown: use printed or released")
         instance("proxy", self.proxy, Truncated, "write Truncated(K), K = 0 for FOM")
         self.cost(max(1, self.proxy.steps))  # refuses the rest

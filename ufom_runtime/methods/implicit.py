@@ -53,7 +53,7 @@ class Implicit(RowMethod):
     warn_above: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.solver not in ("cg", "neumann"):
+        if not isinstance(self.solver, str) or self.solver not in ("cg", "neumann"):
             raise UfomError(f"solver {self.solver!r} is unknown: use cg or neumann")
         scalar("iterations", self.iterations, integer, 1)
         scalar("damping", self.damping, finite, "a finite number ≥ 0", 0.0)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -53,9 +54,9 @@ class Telescoping(RowMethod):
     kind: Kind = "roulette"
 
     def __post_init__(self) -> None:
-        if self.kind not in ("roulette", "single"):
+        if not isinstance(self.kind, str) or self.kind not in ("roulette", "single"):
             raise UfomError(f"kind {self.kind!r} is unknown: use roulette or single")
-        h = tuple(integer("horizons", self.horizons, 1).tolist())
+        h = tuple(np.atleast_1d(integer("horizons", self.horizons, 1)).tolist())
         if list(h) != sorted(set(h)):
             raise UfomError(f"horizons = {h} must increase: give h_1 < … < h_m = r")
         p = self.probabilities if self.probabilities is not None else (1 / len(h),) * len(h)
