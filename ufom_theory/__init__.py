@@ -17,6 +17,7 @@ from ufom_theory.cost import CostModel, Sweep, Truncated
 from ufom_theory.optimum import Prediction, exponent, optimal_q
 from ufom_theory.planner import Candidate, plan
 from ufom_theory.quantities import AssumptionConstants, Moments
+from ufom_theory.roulette import Survival, optimal_survival
 from ufom_theory.two_tasks import TwoTaskProblem, diverging_problem, squared_gradient_norms
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "CostModel",
     "Moments",
     "Prediction",
+    "Survival",
     "Sweep",
     "Truncated",
     "TwoTaskProblem",
@@ -36,6 +38,7 @@ __all__ = [
     "exponent",
     "gradient_bound",
     "optimal_q",
+    "optimal_survival",
     "plan",
     "rate_bound",
     "rate_constant",

@@ -201,6 +201,12 @@ class CostModel:
         It is one inner step that is stored, with C1 = C_det/2 and C2 = C_rnd, so that C_det = C1·(r + 1),
         C_rnd = C2·r.
 
+        Args:
+            c_det: C_det, what every call pays.
+            c_rnd: C_rnd, what is paid with probability q, in the same unit.
+            c_det_sem: standard error of c_det.
+            c_rnd_sem: standard error of c_rnd.
+
         >>> CostModel.of(c_det=11.0, c_rnd=55.0).c_rnd
         55.0
 
