@@ -121,7 +121,7 @@ class Estimator:
             raise UfomError(f"q = {self.q!r} must lie in [0, 1]: it is a probability")
         if not isinstance(self.sweep, Sweep) or not isinstance(self.proxy, Truncated):
             raise UfomError(f"sweep = {self.sweep!r}, proxy = {self.proxy!r}: give a Sweep and a Truncated")
-        if self.coin not in ("task", "batch"):
+        if not isinstance(self.coin, str) or self.coin not in ("task", "batch"):
             raise UfomError(f"coin = {self.coin!r} must be 'task', one a task, or 'batch', one for all of them")
 
     def calls(self, r: int, s: int = 1) -> Calls:

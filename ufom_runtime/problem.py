@@ -149,7 +149,7 @@ class BilevelProblem:
             )
         try:
             alphas = torch.as_tensor(self.step_sizes, dtype=torch.float64, device="cpu").clone()
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise UfomError(f"step_sizes = {self.step_sizes!r}: give α_1 … α_r as floats or as a tensor") from error
         if alphas.ndim != 1 or not len(alphas):
             raise UfomError(f"step_sizes have shape {tuple(alphas.shape)}: give α_1 … α_r, shape (r,) with r ≥ 1")

@@ -56,6 +56,7 @@ class Sweep:
         scalar("slots", self.slots, integer, 0)
         if self.slots and self.kind != "checkpointed":
             raise UfomError(f"slots = {self.slots} go with Sweep.checkpointed(slots), not with {self.kind}")
+        instance("one_pass", self.one_pass, bool, "write True or False")
         if self.one_pass and self.keeps_steps:
             raise UfomError(f"one_pass goes with recomputed and checkpointed: {self.kind} repeats no step")
 
