@@ -11,131 +11,35 @@ it on a quiet machine.
 from __future__ import annotations
 
 import ctypes
-import gc
 import json
-import math
 import os
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from studies.engine.study import Study, of_table
 from studies.performance_figure import caption as caption
 from studies.performance_figure import draw as draw
+from studies.performance_problems import SIZES, Config, build, images
 from studies.performance_verdicts import SAME
 from studies.performance_verdicts import judge as judge
+from studies.shared.timing import KEEPING, RETURNING, alternate, resident_bytes, seconds, spread
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ufom_runtime import BilevelProblem
-    from ufom_runtime.problem import Task
+    pass
 
 ROOT = Path(__file__).parents[1]
-# glibc's allocator gives every block of 64 KiB or more back to the system as soon as it is freed, so that resident
-# memory is what is in use; and a common state of it for timing, which its defaults reach after some large blocks
-RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
-KEEPING = {-3: 2**25, -1: 2**26, -2: 2**17}  # mallopt's numbers of the same three
 COLUMNS = (
     "group", "workload", "r", "method", "library", "version", "seconds", "ratio", "low", "high",
     "live_bytes", "resident_bytes", "difference", "note",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Config:
-    """Sizes of the study.
-
-    Attributes:
-        ways: classes of the few-shot task, one image each.
-        filters: of its net.
-        steps: inner steps of the few-shot task.
-        images: hypercleaning's training images, the length of θ, and as many for validation.
-        hidden: units of its net.
-        lengths: its inner steps.
-        long: two more lengths, at which the memory of equally many checkpoints is compared.
-        rounds: alternations of the floor and a method;
-        patience: but, after the first 5, no more once they took so many seconds.
-        outer_steps: over which the growth of live memory is watched.
-        threads: cores a measurement may use.
-        limit: seconds after which a measurement is given up.
-        compiled: whether the compiled paths are measured, which are waited for.
-        simulated: alternations of the synthetic pair's simulation; 0 leaves it out.
-    """
-
-    ways: int = 20
-    filters: int = 64
-    steps: int = 10
-    images: int = 500
-    hidden: int = 64
-    lengths: tuple[int, ...] = (10, 50, 100)
-    long: tuple[int, int] = (50, 400)
-    rounds: int = 15
-    patience: float = 5.0
-    outer_steps: int = 200
-    threads: int = 2
-    limit: float = 600.0
-    compiled: bool = True
-    simulated: int = 5
-
-
-QUICK: dict[str, Any] = {
-    "ways": 3,
-    "filters": 4,
-    "steps": 3,
-    "images": 20,
-    "hidden": 5,
-    "lengths": (6,),
-    "long": (12, 24),
-}
-SIZES = {
-    "quick": Config(**QUICK, rounds=3, outer_steps=20, threads=1, compiled=False, simulated=0),
-    "standard": Config(),
-}
-
-
-def images(workload: str) -> str:
-    """Omniglot's and MNIST's where UFOM_DATA names their folder, else random ones of the same size."""
-    real = {"few-shot": "Omniglot", "hypercleaning": "MNIST"}
-    return real[workload] if "UFOM_DATA" in os.environ else "random images"
-
-
-def build(config: Config, workload: str, r: int, double: bool = False) -> tuple[BilevelProblem, Tensor, Task]:
-    """A workload's problem, its θ, and 8 stacked few-shot tasks or hypercleaning's one."""
-    import torch
-
-    from ufom_runtime.problems.few_shot import _few_shot, omniglot_few_shot
-    from ufom_runtime.problems.hypercleaning import _hypercleaning, mnist_hypercleaning
-
-    problem: BilevelProblem
-    dtype, n, generator = torch.float64 if double else torch.float32, config.images, torch.Generator().manual_seed(0)
-    if workload == "few-shot":
-        if images(workload) == "Omniglot":
-            problem = omniglot_few_shot(config.ways, r=r, filters=config.filters, dtype=dtype)
-        else:
-            drawn = torch.rand(2 * config.ways, 2, 1, 28, 28, generator=generator).to(dtype)
-            problem = _few_shot(drawn, drawn, config.ways, 1, r, 0.005, config.filters, 0, dtype)
-        assert problem.initial is not None
-        return problem, problem.initial, problem.sample(8, generator)
-    if images(workload) == "MNIST":
-        problem = mnist_hypercleaning(n, n, config.hidden, r, dtype=dtype)
-    else:
-        drawn, labels = torch.rand(2 * n + 1, 784, generator=generator), torch.arange(2 * n + 1) % 10
-        problem = _hypercleaning(drawn, labels, n, n, config.hidden, r, 1.0, 0, "cpu", dtype)
-    assert problem.initial is not None
-    assert problem.tasks is not None
-    return problem, problem.initial, problem.tasks
 
 
 def measure(config: Config, progress: Callable[[float], object] = lambda share: None) -> pd.DataFrame:
@@ -295,57 +199,6 @@ def difference(config: Config, workload: str, r: int, method: str) -> float:
     call = METHODS[method].make(problem, theta, task)
     call()
     return float((call() - wanted).norm() / max(wanted.norm(), exact.norm()))
-
-
-def alternate(calls: Sequence[Callable[[], object]], rounds: int, patience: float) -> list[list[float]]:
-    """Seconds of all, in turns, after a call of each that is not counted; fewer rounds, but 5, if they take long."""
-    for call in calls:
-        call()
-    found: list[list[float]] = []
-    while len(found) < rounds and (len(found) < 5 or sum(map(sum, found)) < patience):
-        found.append([seconds(call) for call in calls])
-    return found
-
-
-def spread(ratios: NDArray[np.float64]) -> dict[str, float]:
-    """The median and the quartiles, as a row has them."""
-    low, ratio, high = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
-    return {"ratio": ratio, "low": low, "high": high}
-
-
-def seconds(function: Callable[[], object]) -> float:
-    """Of one call."""
-    begin = time.perf_counter()
-    function()
-    return time.perf_counter() - begin
-
-
-def resident_bytes(call: Callable[[], object]) -> float:
-    """By how much a call raises the process's resident memory at most; the median of three, nan but on Linux.
-
-    To be trusted in a process that was started with `RETURNING`. The call runs in a thread, which has a heap of its
-    own: in the process's own one it would reuse, unseen, what was freed before. The kernel counts to a few 100 KiB.
-    """
-    growths = []
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        thread.submit(call).result()
-        gc.collect()
-        try:
-            for _ in range(3):
-                time.sleep(0.1)  # jax frees in threads of its own, after the call
-                ctypes.CDLL(None).malloc_trim(0)
-                Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-                before = _resident("VmRSS")
-                thread.submit(call).result()
-                growths.append(_resident("VmHWM") - before)
-        except (OSError, AttributeError):
-            return math.nan
-    return float(statistics.median(growths))
-
-
-def _resident(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
 
 
 _IMPORT_NUMPY = "import numpy"

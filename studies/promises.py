@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from studies.methods import STREAM, Q
-from studies.performance import Config, build, seconds, spread
+from studies.performance_problems import Config, build
+from studies.shared.timing import seconds, spread
 from studies.toy_benchmark import measure_toy
 from ufom_runtime import (
     EXACT,

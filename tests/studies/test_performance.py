@@ -1,5 +1,6 @@
 """The study's harness on tiny problems: that it compares before it times, and never leaves out a row."""
 
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -140,6 +141,14 @@ def test_what_fails_in_its_turn_is_a_row_that_says_so(monkeypatch, random_images
     assert rows[rows.library != "ufom"].ratio.isna().sum() == (rows.note.str.contains("Error")).sum()
     (row,) = performance._in_process(replace(TINY, limit=0.01), job)
     assert (row["group"], row["method"], row["note"]) == ("in turns", "exact, by hand", "given up after 0.01 s")
+
+
+def test_nothing_imports_in_a_circle():
+    code = "import sys, studies.promises; print('studies.performance' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=performance.ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
 
 
 def test_long_calls_are_repeated_less_often():
