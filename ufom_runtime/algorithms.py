@@ -75,7 +75,7 @@ def sweep_gradients(
     unrolled = sweep.kind == "unrolled"
     if unrolled and not compile:
         return _unrolled(problem, theta, tasks, lengths)
-    steps = Steps(problem, theta, tasks, unrolled, compile)
+    steps = Steps(problem, theta, tasks, unrolled, compile, products=last > 0)
     keep = last if sweep.keeps_steps else min(ring, last)
     phi, begin = first_state(problem, theta, tasks), 0
     earlier: Iterator[Tensor] = iter(())
@@ -125,7 +125,7 @@ def _unrolled(problem: BilevelProblem, theta: Tensor, tasks: Tasks, lengths: Seq
             phi = phi.sub(graph_of_inner_gradient(problem, leaves[-1], phi, tasks), alpha=problem.alphas[j])
     count_rows("gradients", rows)
     count_rows("hessian_vector_products", rows * lengths[-1])  # one backward pass through a step is one product
-    total = total_loss("outer_loss", problem.outer_loss, leaves[-1], phi, tasks)
+    total = total_loss(problem, "outer_loss", leaves[-1], phi, tasks)
     adjoints = derivative("the unrolled loop", total, (*leaves, *states))
     del phi, total
     b1, gradients = None, []

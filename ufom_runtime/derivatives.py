@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
-from ufom_runtime.problem import BilevelProblem, Loss, Tasks
+from ufom_runtime.kept import kept
+from ufom_runtime.problem import BilevelProblem, Tasks
 from ufom_theory import UfomError
 
 
@@ -50,20 +51,45 @@ def count_rows(kind: str, rows: int) -> None:
         setattr(calls, kind, getattr(calls, kind) + rows)
 
 
-def by_row(name: str, function: Callable[..., Any], *vectors: Tensor, tasks: Tasks) -> Any:
+@dataclass
+class Losses:
+    """The sum of the losses met, not finite if one of them is not; None where none was."""
+
+    total: Tensor | None = None
+
+
+_watch: ContextVar[Losses | None] = ContextVar("watch", default=None)
+
+
+@contextmanager
+def watch_losses(watch: Losses | None) -> Iterator[None]:
+    """Add the losses that are differentiated inside the block to `watch`; None: to nothing."""
+    token = _watch.set(watch)
+    try:
+        yield
+    finally:
+        _watch.reset(token)
+
+
+LOOPS = "rows run in a loop"  # kept of a problem whose rows vmap gets wrong; `first_use` finds out
+
+
+def by_row(problem: BilevelProblem, name: str, function: Callable[..., Any], *vectors: Tensor, tasks: Tasks) -> Any:
     """`function`(vectors, task) of each row; a single row goes without vmap, which is quicker and asks less of it."""
     n, k = len(tasks), len(vectors)
     try:
         if n == 1:  # unsqueezed by the caller, if need be
             return function(*(x.squeeze(0) for x in vectors), tasks.one())
-        return torch.func.vmap(lambda *row: function(*row[:k], tasks.form(row[k:])))(*vectors, *tasks.parts)
+        stacks = (*vectors, *tasks.parts)
+        if kept(problem, LOOPS):
+            rows = zip(*(x.unbind() for x in stacks), strict=True)
+            return torch.stack([function(*row[:k], tasks.form(row[k:])) for row in rows])
+        return torch.func.vmap(lambda *row: function(*row[:k], tasks.form(row[k:])))(*stacks)
     except (UfomError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # it is the user's function: whatever it raises, say where
         shapes = ", ".join(str(tuple(t.shape[1:])) for t in (*vectors, *tasks.parts))
-        remedy = "" if n == 1 else "; if it works on one task, run one at a time (chunk=1), without vmap"
-        said = f"{type(error).__name__}: {error}"
-        raise UfomError(f"{name} failed on arguments of shapes {shapes}: {said}{remedy}") from error
+        raise UfomError(f"{name} failed on arguments of shapes {shapes}: {type(error).__name__}: {error}") from error
 
 
 def leaf(tensor: Tensor) -> Tensor:
@@ -71,9 +97,12 @@ def leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().requires_grad_()
 
 
-def row_losses(name: str, loss: Loss, theta: Tensor, phi: Tensor, tasks: Tasks) -> Tensor:
-    """The rows' losses, shape (n,), or () for one row; refused where a loss is no real scalar."""
-    losses: Tensor = by_row(name, loss, theta, phi, tasks=tasks)
+def row_losses(problem: BilevelProblem, name: str, theta: Tensor, phi: Tensor, tasks: Tasks) -> Tensor:
+    """The rows' losses, shape (n,), or () for one row; refused where a loss is not a real scalar.
+
+    `name` is "inner_loss" or "outer_loss".
+    """
+    losses: Tensor = by_row(problem, name, getattr(problem, name), theta, phi, tasks=tasks)
     if not isinstance(losses, Tensor):
         raise UfomError(f"{name} returned a {type(losses).__name__}: return a tensor, without float() or .item()")
     batched = len(phi) > 1
@@ -84,12 +113,15 @@ def row_losses(name: str, loss: Loss, theta: Tensor, phi: Tensor, tasks: Tasks) 
     return losses
 
 
-def total_loss(name: str, loss: Loss, theta: Tensor, phi: Tensor, tasks: Tasks) -> Tensor:
-    """Sum of the rows' losses, refused where a loss is no scalar or does not depend on φ."""
-    losses = row_losses(name, loss, theta, phi, tasks)
+def total_loss(problem: BilevelProblem, name: str, theta: Tensor, phi: Tensor, tasks: Tasks) -> Tensor:
+    """Sum of the rows' losses, as `row_losses`; refused where a loss does not depend on φ."""
+    losses = row_losses(problem, name, theta, phi, tasks)
     if not losses.requires_grad:
         raise UfomError(IGNORES_PHI.format(name))
-    return losses.sum() if len(phi) > 1 else losses
+    total = losses.sum() if len(phi) > 1 else losses
+    if (watch := _watch.get()) is not None:
+        watch.total = total.detach() if watch.total is None else watch.total + total.detach()
+    return total
 
 
 def derivative(name: str, of: Tensor, inputs: tuple[Tensor, ...], **options: Any) -> tuple[Tensor | None, ...]:
@@ -99,9 +131,20 @@ def derivative(name: str, of: Tensor, inputs: tuple[Tensor, ...], **options: Any
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise UfomError(f"{name} cannot be differentiated (twice): {error}; use operations that can") from error
+        remedy = next((said for part, said in _REMEDIES.items() if part in str(error)), "use operations that can")
+        raise UfomError(f"{name} cannot be differentiated (twice): {error}; {remedy}") from error
 
 
+_REMEDIES = {
+    "scaled_dot_product": "for attention, call it within torch.nn.attention.sdpa_kernel(SDPBackend.MATH), or build a "
+    "Hugging Face model with attn_implementation='eager'",
+    "checkpoint": "switch activation checkpointing off, model.gradient_checkpointing_disable()",
+    "cudnn": "switch cuDNN off for it, torch.backends.cudnn.flags(enabled=False)",
+}
+HIDDEN_CURVATURE = (
+    "inner_loss cannot be differentiated twice: its gradient depends on φ or θ in a way that autograd does not see (a "
+    "once_differentiable function?); use operations that can"
+)
 IGNORES_PHI = "{} does not depend on φ: compute it from its second argument, without detach or no_grad"
 
 
@@ -109,7 +152,7 @@ def graph_of_inner_gradient(
     problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: Tasks, graph: bool = True
 ) -> Tensor:
     """∂L_in/∂φ, shape (n, p), at the leaf φ, with its graph."""
-    total = total_loss("inner_loss", problem.inner_loss, theta, phi, tasks)
+    total = total_loss(problem, "inner_loss", theta, phi, tasks)
     g = derivative("inner_loss", total, (phi,), create_graph=graph)[0]
     if g is None:
         raise UfomError(IGNORES_PHI.format("inner_loss"))
@@ -124,7 +167,7 @@ def inner_gradient(problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: T
 def outer_gradients(problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: Tasks) -> tuple[Tensor | None, Tensor]:
     """∂L_out/∂θ, shape (n, s), None where L_out is free of θ; and ∂L_out/∂φ, shape (n, p)."""
     theta, phi = leaf(theta), leaf(phi)
-    total = total_loss("outer_loss", problem.outer_loss, theta, phi, tasks)
+    total = total_loss(problem, "outer_loss", theta, phi, tasks)
     b1, b2 = derivative("outer_loss", total, (theta, phi))
     if b2 is None:
         raise UfomError(IGNORES_PHI.format("outer_loss"))
@@ -158,15 +201,12 @@ def _refuse_hidden_curvature(problem: BilevelProblem, theta: Tensor, phi: Tensor
     """
     step = 1e-4 * (1 + phi.detach().abs())
     if not torch.equal(g, inner_gradient(problem, theta, phi + step, tasks)):
-        raise UfomError(
-            "inner_loss cannot be differentiated twice: its gradient depends on φ but autograd does not see how (a "
-            "once_differentiable function?); use operations that can"
-        )
+        raise UfomError(HIDDEN_CURVATURE)
 
 
 def start(problem: BilevelProblem, theta: Tensor, tasks: Tasks) -> Tensor:
     """φ_0 = V(θ, T), shape (n, p), with its graph if θ asks for one."""
-    phi: Tensor = by_row("start", problem.start, theta, tasks=tasks)
+    phi: Tensor = by_row(problem, "start", problem.start, theta, tasks=tasks)
     phi = phi[None] if len(theta) == 1 else phi
     if not phi.is_floating_point():
         raise UfomError(f"start returned {phi.dtype}: φ_0 must be a vector of floating-point numbers")

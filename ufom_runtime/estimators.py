@@ -12,9 +12,10 @@ import torch
 from torch import Generator, Tensor
 
 from ufom_runtime.algorithms import sweep_gradients
-from ufom_runtime.derivatives import Calls, count_calls, count_rows
+from ufom_runtime.derivatives import Calls, Losses, count_calls, count_rows, watch_losses
 from ufom_runtime.kept import kept
 from ufom_runtime.memory import budget, peak_bytes
+from ufom_runtime.non_finite import refuse_non_finite
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, all_finite, check, cpu_generator
 from ufom_theory import CostModel, Sweep, Truncated, UfomError
 from ufom_theory.checks import integer, plain
@@ -316,8 +317,8 @@ def refuse_divergence(gradient: Tensor) -> Tensor:
     """The gradient itself, if finite; else a `UfomError`."""
     if not all_finite(gradient):
         raise UfomError(
-            "the hypergradient is not finite: the inner loop diverged; take smaller inner step_sizes, or fewer, or, "
-            "where outer steps have led to this θ, smaller outer steps"
+            "the hypergradient is not finite, though each task's is: numbers overflow in the mean or in the weight "
+            "1/q; scale the outer loss down, or take float64"
         )
     return gradient
 
@@ -384,10 +385,13 @@ def in_chunks(
     def run(piece: Tensor) -> list[Tensor]:
         rows, chosen = _rows(thetas, tasks, piece)
         try:
-            return sweep_gradients(problem, rows, chosen, lengths, sweep, ring, compile)
+            with watch_losses(seen := Losses()):
+                found = sweep_gradients(problem, rows, chosen, lengths, sweep, ring, compile)
         except torch.OutOfMemoryError as error:
             said = f"{len(rows)} tasks at once do not fit into memory: pass a smaller chunk ({error})"
             raise UfomError(said) from error
+        refuse_non_finite(problem, rows, chosen, found, seen, piece[1].tolist())
+        return found
 
     def run_filled(piece: Tensor, chunk: int) -> list[Tensor]:
         """Every chunk as long as the first, the last row repeated: each length would be compiled anew."""

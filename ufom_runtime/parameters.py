@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from threading import RLock
 from typing import Any
@@ -26,6 +27,8 @@ class FlatModule:
     the same reason. Several threads may call one FlatModule, or several of the same module: their calls take turns.
     Meanwhile no thread may call the module itself.
 
+    Gradient hooks on its parameters are ignored, with a warning.
+
     Attributes:
         module: the module; calls leave it as it was.
         names: names of the adapted parameters, in the order of the vector, which is the module's.
@@ -44,6 +47,12 @@ class FlatModule:
         if len(kinds) > 1:
             raise UfomError(
                 f"the module's parameters are of {sorted(map(str, kinds))}: move them to one device and dtype"
+            )
+        if any(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in adapted.values()):
+            warnings.warn(
+                "gradient hooks on the module's parameters are ignored: the derivatives are those of the flat vector; "
+                "change the losses instead, or what hypergradient returns",
+                stacklevel=2,
             )
         self.module = module
         self.names = list(adapted)

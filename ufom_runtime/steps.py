@@ -20,6 +20,7 @@ from ufom_runtime.derivatives import (
     inner_gradient,
     outer_gradients,
 )
+from ufom_runtime.first_use import check_first_use
 from ufom_runtime.problem import BilevelProblem, Tasks
 
 Record = Tensor | list[Tensor]
@@ -54,12 +55,21 @@ class Steps:
     """The steps of a sweep at rows of θ, shape (n, s), and their tasks; they are counted here.
 
     With `compile` they are traced and compiled where they are first used; with `unrolled`, `record` then keeps a step's
-    residuals, whatever their size.
+    residuals, whatever their size. `products` says whether there will be backward steps. The first ones for a problem
+    and a shape check it, as `first_use` says.
     """
 
     def __init__(
-        self, problem: BilevelProblem, theta: Tensor, tasks: Tasks, unrolled: bool = False, compile: bool = False
+        self,
+        problem: BilevelProblem,
+        theta: Tensor,
+        tasks: Tasks,
+        unrolled: bool = False,
+        compile: bool = False,
+        *,
+        products: bool = True,
     ) -> None:
+        check_first_use(problem, theta, tasks, products)
         self.problem, self._theta, self._tasks = problem, theta.detach(), tasks
         self._graphs = Graphs(problem, theta, tasks, unrolled) if compile else None
         if compile:

@@ -100,6 +100,7 @@ def test_calls_are_those_of_proposition_1(r):
         problem.step_sizes, problem.sample_tasks,
     )  # fmt: skip
     task = problem.sample(1, torch.Generator().manual_seed(0))
+    hypergradient(watched, problem.initial, task, EXACT)  # the first use checks the losses
     for coin in (False, True):
         evaluations.update(inner=0, outer=0)
         with count_calls() as calls:

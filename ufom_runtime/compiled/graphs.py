@@ -13,6 +13,7 @@ from torch import Tensor
 from ufom_runtime.compiled.reached import reach
 from ufom_runtime.compiled.residuals import split
 from ufom_runtime.compiled.trace import Found, Graph, build, coarsest, difference, in_small_operations, trace
+from ufom_runtime.derivatives import watch_losses
 from ufom_runtime.kept import kept
 from ufom_runtime.problem import BilevelProblem, Tasks
 from ufom_theory import UfomError
@@ -98,7 +99,8 @@ class Graphs:
 
         @torch.enable_grad()
         def plain(*tensors: Tensor) -> Found:
-            return step(problem, tensors[0], Tasks(tensors[1:n], form), *tensors[n:])
+            with watch_losses(None):  # a trace's losses are not numbers
+                return step(problem, tensors[0], Tasks(tensors[1:n], form), *tensors[n:])
 
         return cast(Graph, plain)
 

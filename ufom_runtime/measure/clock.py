@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ufom_runtime.algorithms import first_state
-from ufom_runtime.estimators import Estimator, refuse_divergence
+from ufom_runtime.estimators import Estimator
+from ufom_runtime.non_finite import refuse_non_finite
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_runtime.steps import Steps
 from ufom_theory import CostModel, Sweep, UfomError
@@ -59,7 +60,8 @@ def measure_cost(
     tasks = tasks.take(slice(n))
     rows, sweep = theta.expand(n, -1), sweep or Sweep.recomputed()
     phi, steps = first_state(problem, rows, tasks), Steps(problem, rows, tasks, sweep.kind == "unrolled", compile)
-    b2 = refuse_divergence(steps.outer(phi)[1])
+    b2 = steps.outer(phi)[1]
+    refuse_non_finite(problem, rows, tasks, [b2])
     record = steps.record(phi, 0)[1] if sweep.keeps_steps else phi
 
     def gradient() -> object:

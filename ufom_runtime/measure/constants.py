@@ -17,7 +17,8 @@ from torch.autograd import grad
 from ufom_runtime.algorithms import first_state
 from ufom_runtime.derivatives import leaf, start, total_loss
 from ufom_runtime.estimators import EXACT, in_chunks, refuse_divergence
-from ufom_runtime.problem import BilevelProblem, Loss, Task, Tasks, check
+from ufom_runtime.non_finite import refuse_non_finite
+from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_runtime.steps import Steps
 from ufom_theory import AssumptionConstants, bias_bound, gradient_bound, smoothness_bound
 from ufom_theory.checks import instance, integer
@@ -94,15 +95,15 @@ def _visit(
     m2 = [_norm(_minus(moved, jacobian), direction(theta)) / shift.norm(dim=1)]
     l1, l2, l3 = [], [], []
     theta_in_losses = False
-    visited = [("inner_loss", problem.inner_loss, state) for state in states]
-    for name, loss, state in [*visited, ("outer_loss", problem.outer_loss, phi)]:
-        here = _Hessian(name, loss, theta, state, rows)
+    visited = [("inner_loss", state) for state in states]
+    for name, state in [*visited, ("outer_loss", phi)]:
+        here = _Hessian(problem, name, theta, state, rows)
         l1 += [g.norm(dim=1) for g in here.gradients]
         theta_in_losses |= here.uses_theta
         l2 += [_norm(here.block(a, b), direction((theta, state)[b])) for a, b in ((0, 0), (0, 1), (1, 1))]
         if name == "inner_loss":
             shifts = step(theta), step(state)
-            there = _Hessian(name, loss, theta + shifts[0], state + shifts[1], rows)
+            there = _Hessian(problem, name, theta + shifts[0], state + shifts[1], rows)
             distance = shifts[0].norm(dim=1) + shifts[1].norm(dim=1)
             differences = (_minus(there.block(a, 1), here.block(a, 1)) for a in (0, 1))
             l3 += [_norm(d, direction(state)) / distance for d in differences]
@@ -115,7 +116,7 @@ def _states(problem: BilevelProblem, theta: Tensor, rows: Tasks, compile: bool) 
     steps, states = Steps(problem, theta, rows, compile=compile), [first_state(problem, theta, rows)]
     for j in range(problem.r):
         states.append(steps.inner(states[-1], j))
-    phi = refuse_divergence(states.pop())
+    refuse_non_finite(problem, theta, rows, [phi := states.pop()])
     chosen = (
         torch.linspace(0, problem.r - 1, min(problem.r, _STATES), dtype=torch.float32, device="cpu")
         .round()
@@ -188,9 +189,9 @@ def _pairs(problem: BilevelProblem, thetas: Tensor, tasks: Task | Tasks) -> tupl
 class _Hessian:
     """Gradients of a loss in (θ, φ) at given points, and products with the blocks of its Hessian."""
 
-    def __init__(self, name: str, loss: Loss, theta: Tensor, phi: Tensor, tasks: Tasks) -> None:
+    def __init__(self, problem: BilevelProblem, name: str, theta: Tensor, phi: Tensor, tasks: Tasks) -> None:
         self._leaves = leaf(theta), leaf(phi)
-        total = total_loss(name, loss, *self._leaves, tasks)
+        total = total_loss(problem, name, *self._leaves, tasks)
         found = grad(total, self._leaves, create_graph=True, allow_unused=True)
         self.uses_theta = found[0] is not None
         self._graph = [torch.zeros_like(x) if g is None else g for g, x in zip(found, self._leaves, strict=True)]

@@ -58,7 +58,7 @@ METHODS: dict[str, Entry] = {
     "ufom-truncated-checkpointed": Entry(
         lambda r: UFOM(0.3, Sweep.checkpointed(3), Truncated(-(-r // 10))), "unbiased", "0 < q ≤ 1, K ≤ r"
     ),
-    "forward": Entry(lambda r: Forward(), "exact", "few outer parameters; operations with forward-mode derivatives"),
+    "forward": Entry(lambda r: Forward(), "exact", "few outer parameters; operations with third derivatives"),
     "implicit-cg": Entry(
         lambda r: Implicit("cg"), "biased", "φ_r near a stationary point, θ in the inner loss, H + λI positive definite"
     ),

@@ -118,9 +118,9 @@ def antithetic(problem: BilevelProblem, theta: Tensor, tasks: Tasks, moves: Tens
     ends = []
     for sign in (1, -1):
         at = theta + sign * moves
-        phi, _ = inner_gd(Steps(problem, at, tasks, compile=compile), first_state(problem, at, tasks))
+        phi, _ = inner_gd(Steps(problem, at, tasks, compile=compile, products=False), first_state(problem, at, tasks))
         count_rows("gradients", len(theta))
-        ends.append(row_losses("outer_loss", problem.outer_loss, at, phi, tasks).detach())
+        ends.append(row_losses(problem, "outer_loss", at, phi, tasks).detach())
     return moves * ((ends[0] - ends[1]) / 2).reshape(-1, 1)
 
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from torch.func import grad, jvp, vmap
-from torch.nn.functional import one_hot
 
-from ufom_runtime.derivatives import Calls, by_row, count_rows
+from ufom_runtime.derivatives import Calls, count_rows, derivative, graph_of_inner_gradient, leaf, start
 from ufom_runtime.methods.method import RowMethod, Rows
 from ufom_runtime.problem import BilevelProblem, Tasks
 from ufom_runtime.steps import Steps
@@ -21,17 +17,17 @@ from ufom_theory.checks import integer, scalar
 
 @dataclass(frozen=True)
 class Forward(RowMethod):
-    """The exact gradient by s tangents dφ_j/dθ_i, a jvp of ∂L_in/∂φ for each of them and each step.
+    """The exact gradient by s tangents dφ_j/dθ_i, each multiplied by the inner Hessian blocks at every step.
 
-    For few outer parameters: it takes r·s products, where the backward loop takes r. Valid wherever the losses and the
-    start have forward-mode derivatives.
+    For few outer parameters: it takes r·s products, where the backward loop takes r. The products are taken by reverse
+    mode twice, v ↦ d(uᵀJ)/du·v, so that what a loss detaches is a constant here as in every sweep.
 
     Attributes:
         chunk: tangents carried together, each a vector of length p; the loop is run again for every such part of the
             basis. None: all s of them.
 
     Raises:
-        UfomError: chunk no integer ≥ 1; when it runs, an operation that has no forward-mode derivative.
+        UfomError: chunk is not an integer ≥ 1; when it runs, an operation that cannot be differentiated three times.
     """
 
     chunk: int | None = None
@@ -53,43 +49,44 @@ class Forward(RowMethod):
     ) -> Rows:
         """As `RowMethod.rows`."""
         n, s = theta.shape
-        inner_gradient = grad(problem.inner_loss, argnums=1)
-        pieces: list[Tensor] = []
+        steps = Steps(problem, theta, tasks, compile=compile)
+        basis = torch.eye(s, dtype=theta.dtype, device=theta.device)
+        columns: list[Tensor] = []
         b1: Tensor | None = None
-        with torch.no_grad(), warnings.catch_warnings():
-            # torch loads its forward-mode rules, once, by a part of its own that it has deprecated
-            warnings.filterwarnings("ignore", "`torch.jit.script", DeprecationWarning)
-            for part in torch.split(torch.arange(s, device=theta.device), self.chunk or s):
-                basis = one_hot(part, s).to(theta.dtype)
-                phi, tangents = _push("start", problem.start, basis, theta, tasks=tasks)
-                for alpha in problem.alphas:
-                    count_rows("gradients", n)
-                    count_rows("hessian_vector_products", n * len(part))
-                    slope, turned = _push("inner_loss", inner_gradient, basis, theta, phi, tangents, tasks=tasks)
-                    phi, tangents = phi.sub(slope, alpha=alpha), tangents.sub(turned, alpha=alpha)
-                if not pieces:
-                    with torch.enable_grad():
-                        b1, b2 = Steps(problem, theta, tasks, compile=compile).outer(phi)
-                pieces.append(torch.einsum("ncp,np->nc", tangents, b2))
-        gradient = torch.cat(pieces, dim=1)
+        for part in torch.split(basis, self.chunk or s):
+            theta = leaf(theta)
+            state = start(problem, theta, tasks)
+            phi, tangents = state.detach(), along("start", state, (theta,), [(v.expand(n, s),) for v in part])
+            for alpha in problem.alphas:
+                count_rows("gradients", n)
+                count_rows("hessian_vector_products", n * len(part))
+                phi = leaf(phi)
+                g = graph_of_inner_gradient(problem, theta, phi, tasks)
+                moves = [(v.expand(n, s), tangent) for v, tangent in zip(part, tangents, strict=True)]
+                turned = along("inner_loss", g, (theta, phi), moves)
+                phi = phi.detach().sub(g.detach(), alpha=alpha)
+                tangents = [t.sub(dt, alpha=alpha) for t, dt in zip(tangents, turned, strict=True)]
+            if not columns:
+                b1, b2 = steps.outer(phi)
+            columns += [(tangent * b2).sum(1) for tangent in tangents]
+        gradient = torch.stack(columns, dim=1)
         return gradient if b1 is None else gradient + b1, {}
 
 
-def _push(
-    name: str, function: Callable[..., Tensor], basis: Tensor, theta: Tensor, *state: Tensor, tasks: Tasks
-) -> tuple[Tensor, Tensor]:
-    """`function`(θ, [φ,] task), shape (n, p), and its derivatives along the basis, (n, c, p); state: [φ, dφ]."""
-
-    def one(theta: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        *state, task = rest
-        phi, along = state[:1], state[1:]
-
-        def push(*tangents: Tensor) -> tuple[Tensor, Tensor]:
-            value, along = jvp(lambda *point: function(*point, task), (theta, *phi), tangents)[:2]
-            return value, along
-
-        values, derivatives = vmap(push)(basis, *along)
-        return values[0], derivatives
-
-    value, derivatives = by_row(name, one, theta, *state, tasks=tasks)
-    return (value[None], derivatives[None]) if len(theta) == 1 else (value, derivatives)
+def along(name: str, of: Tensor, at: tuple[Tensor, ...], moves: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+    """The derivative of `of`, shape (n, p), a function of `at`, along each move: one tensor for each of `at`."""
+    if not of.requires_grad:
+        return [torch.zeros_like(of) for _ in moves]
+    u = torch.zeros_like(of, requires_grad=True)
+    pulled = derivative(name, of, at, grad_outputs=u, create_graph=True)  # linear in u, and its derivative the product
+    used = {i: x for i, x in enumerate(pulled) if x is not None and x.requires_grad}
+    if not used:
+        return [torch.zeros_like(of) for _ in moves]
+    linear = torch.cat(list(used.values()), dim=1)
+    found = []
+    for move in moves:
+        (product,) = derivative(
+            name, linear, (u,), grad_outputs=torch.cat([move[i] for i in used], dim=1), retain_graph=True
+        )
+        found.append(torch.zeros_like(of) if product is None else product)
+    return found

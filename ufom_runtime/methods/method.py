@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from ufom_runtime.derivatives import Calls
+from ufom_runtime.derivatives import Calls, Losses, watch_losses
 from ufom_runtime.estimators import Direction, Draws, State
+from ufom_runtime.non_finite import refuse_non_finite
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_theory import UfomError
 from ufom_theory.checks import integer
@@ -83,7 +84,9 @@ class RowMethod(ABC):
             for piece in torch.split(torch.arange(n, device="cpu"), n if chunk is None else integer("chunk", chunk, 1)):
                 chosen = tasks if len(piece) == n else tasks.take(piece)
                 rows = theta.detach().expand(len(piece), -1)
-                found.append(self.rows(problem, rows, chosen, draws, compile))
+                with watch_losses(seen := Losses()):
+                    found.append(self.rows(problem, rows, chosen, draws, compile))
+                refuse_non_finite(problem, rows, chosen, found[-1][:1], seen, piece.tolist())
         gradients = torch.cat([g for g, _ in found])
         columns = {name: float(torch.cat([c[name] for _, c in found]).double().mean()) for name in found[0][1]}
         return Direction(gradients.mean(0), gradients, columns=columns)

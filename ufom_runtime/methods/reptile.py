@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ufom_runtime.algorithms import first_state, inner_gd
-from ufom_runtime.derivatives import Calls
+from ufom_runtime.derivatives import Calls, Losses, watch_losses
 from ufom_runtime.estimators import Direction, Draws, State
+from ufom_runtime.non_finite import refuse_non_finite
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_runtime.steps import Steps
 from ufom_theory import UfomError
@@ -66,7 +67,9 @@ class Reptile:
             phi = first_state(problem, rows, piece)
             if not torch.equal(phi, rows):
                 raise UfomError("Reptile moves θ towards φ_r, so the inner loop must start at θ: use a V(θ, T) = θ")
-            moved = rows - inner_gd(Steps(problem, rows, piece, compile=compile), phi)[0]
+            with watch_losses(seen := Losses()):
+                moved = rows - inner_gd(Steps(problem, rows, piece, compile=compile, products=False), phi)[0]
+            refuse_non_finite(problem, rows, piece, [moved], seen, index.tolist())
             total += moved.sum(0) / n
             if per_task:
                 each.append(moved)

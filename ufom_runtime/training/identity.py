@@ -35,8 +35,8 @@ class Identity:
         """At θ, shape (s,), on a stack of one task; the calls are not counted."""
         with count_calls(), torch.no_grad():
             phi, rows = first_state(problem, theta[None], task), theta[None]
-            of = (("inner_loss", problem.inner_loss), ("outer_loss", problem.outer_loss))
-            losses = torch.stack([row_losses(name, loss, rows, phi, task).reshape(()) for name, loss in of])
+            names = ("inner_loss", "outer_loss")
+            losses = torch.stack([row_losses(problem, name, rows, phi, task).reshape(()) for name in names])
         with count_calls():
             try:
                 exact = Estimator(1.0, Sweep.checkpointed(math.isqrt(problem.r)))
