@@ -134,7 +134,7 @@ def dead_rank(folder: Path) -> str:
     assert done.returncode == 0, done.stderr
     assert "another process died" in done.stderr
     alone = subprocess.run(
-        [sys.executable, "-m", "ufom_runtime.measure", "mine:problem", "--tasks", "20", "--json"],
+        [sys.executable, "-m", "ufom_runtime.measure", "mine:problem", "--tasks", "20", "--json", "--outer", "tuned"],
         cwd=folder, env=os.environ | CPU, capture_output=True, text=True, check=True,
     )  # fmt: skip
     shared, undisturbed = json.loads(done.stdout), json.loads(alone.stdout)  # one process printed

@@ -90,7 +90,7 @@ def torchrun(folder, *options, **environment):
     """`ufom measure` of `MINE` by two processes in a group, of which rank 1 kills itself."""
     (folder / "mine.py").write_text(MINE)
     command = [Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc-per-node", "2", *options]
-    arguments = ["-m", "ufom_runtime.measure", "mine:problem", "--tasks", "20", "--json"]
+    arguments = ["-m", "ufom_runtime.measure", "mine:problem", "--tasks", "20", "--json", "--outer", "tuned"]
     environment = {**os.environ, **CPU, **environment}
     return subprocess.run(
         [*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
