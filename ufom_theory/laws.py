@@ -98,7 +98,7 @@ def exponent_of(m: Number | None, outer: str | None) -> tuple[Number, str]:
     """The exponent m and what it rests on, from exactly one of m and `outer`.
 
     >>> exponent_of(None, "decay:0.5")
-    (2.0, "local law of 'decay:0.5'")
+    (2.0, "'decay:0.5', a local law")
 
     Raises:
         UfomError: neither or both given, m ≤ 0, a text outside the grammar or without an exponent.
@@ -111,7 +111,7 @@ def exponent_of(m: Number | None, outer: str | None) -> tuple[Number, str]:
     if outer is None:
         return positive("m", m), ""  # type: ignore[arg-type]
     chosen = parse_outer(outer)
-    return chosen.exponent, f"{chosen.law} of '{chosen}'"
+    return chosen.exponent, f"'{chosen}', a {chosen.law}"
 
 
 def parse_outer(text: str) -> Outer:

@@ -68,7 +68,7 @@ class Prediction:
         cost: the cost model.
         m: exponent of the time to precision.
         q: the q* that minimises (19); 0.0 where D² = 0 (FOM is exact: run it, or the smallest q that you like).
-        law: what m rests on, such as "model of 'adam:0.001'"; "" where m was given.
+        law: what m rests on, such as "'adam:0.001', a model"; "" where m was given.
     """
 
     moments: Moments

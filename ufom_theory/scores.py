@@ -32,7 +32,7 @@ class Scores:
         exact: at q = 1.
         fom: the proxy alone. 0 under a law that speaks of a precision δ → 0, which FOM does not reach: its gradient
             vanishes where ‖∇M‖² = ‖E d‖².
-        law: what this rests on, such as "model of 'adam:0.001'".
+        law: what this rests on, such as "'adam:0.001', a model".
     """
 
     q: Number
@@ -65,7 +65,7 @@ def scores(
     chosen, floor = parse_outer(outer), scalar("q_min", q_min, positive)
     if floor > 1:
         raise UfomError(f"q_min = {floor:g} must lie in (0, 1]: it is a probability")
-    law = f"{chosen.law} of '{chosen}'"
+    law = f"'{chosen}', a {chosen.law}"
     if chosen.rate is not None and chosen.kind != "adam":
         rate = chosen.rate_at(step)
         q = np.asarray(fixed_step_q(progress, cost, rate, batch, floor))

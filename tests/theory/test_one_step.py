@@ -206,7 +206,7 @@ def test_no_q_scores_better(outer):
         )  # fmt: skip
         assert np.all((value / (cost.c_det + cost.c_rnd * q))[some] <= found.ufom[some] * (1 + 1e-10))
     np.testing.assert_allclose(found.exact[some], (value / (cost.c_det + cost.c_rnd))[some], rtol=1e-12)
-    assert found.law.endswith(f"of '{chosen}'")
+    assert found.law.startswith(f"'{chosen}', a")
 
 
 def test_scores_where_nothing_is_above_the_noise(case):
@@ -251,7 +251,7 @@ def test_normalised_steps():
     [("paper", 2, "theorem"), ("tuned", 1, "theorem"), ("decay:0.75", 4 / 3, "local law"), ("adam:0.1", 0.5, "model")],
 )
 def test_exponents_are_named(text, m, law):
-    assert exponent_of(None, text) == (pytest.approx(m), f"{law} of '{text}'")
+    assert exponent_of(None, text) == (pytest.approx(m), f"'{text}', a {law}")
 
 
 def test_the_theorems_exponent_is_another_one():
