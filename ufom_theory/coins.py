@@ -78,18 +78,18 @@ def stratified_q(progress: Progress, cost: CostModel, batch: int, m: float = 1.0
     both weights agree. With weight 1/q it is a quadratic in u = 1/(qB), and A^m·C is stationary at roots of a cubic.
 
     Raises:
-        UfomError: m ≤ 0, arrays.
+        UfomError: m ≤ 0, arrays, an estimate of ‖g‖² + Var/B that is not above 0.
     """
     p, b, m = _single(progress), scalar("batch", batch, integer, 1), scalar("m", m, positive)
+    if not p.gradient_sq + p.variance / b > 0:
+        raise UfomError(f"‖g‖² + Var/B = {p.gradient_sq + p.variance / b:g} is not above 0: measure on more tasks")
     if p.d2 == 0:
         return 0.0
     det, rnd = (float(scalar(name, x, positive)) for name, x in (("C_det", cost.c_det), ("C_rnd", cost.c_rnd)))
     (bias, spread), each = _bias_and_spread(p), rnd / b
-    constant = (
-        p.gradient_sq + (p.variance - spread) / b - bias
-    )  # A = constant + linear·u + square·u² for k ≤ qB ≤ k + 1
+    constant = p.gradient_sq + (p.variance - spread) / b - bias
     found: list[float] = [k / b for k in range(1, b + 1)]
-    for k in range(b):
+    for k in range(b):  # A = constant + linear·u + square·u² for k ≤ qB ≤ k + 1
         linear, square = spread + (2 * k + 1) * bias, -k * (k + 1) * bias
         cubic = [2 * m * square * det, m * linear * det + (2 * m - 1) * square * each, (m - 1) * linear * each]
         roots = np.roots([*cubic, -each * constant])

@@ -94,14 +94,14 @@ def _power_q(p: Progress, cost: CostModel, outer: Outer, batch: int) -> Any:
 
 
 def _power(outer: Outer, p: Progress, second_moment: Any) -> Any:
-    gradient_sq = np.maximum(p.gradient_sq, 0.0)
+    gradient_sq, second_moment = np.maximum(p.gradient_sq, 0.0), np.maximum(second_moment, 0.0)
     match outer.kind:
         case "tuned":
             return quotient(gradient_sq**2, second_moment)
         case "adam":
-            return quotient(gradient_sq, np.sqrt(np.maximum(second_moment, 0.0)))
+            return quotient(gradient_sq, np.sqrt(second_moment))
         case _:
-            return quotient(1.0, np.asarray(second_moment) ** outer.exponent)
+            return quotient(1.0, second_moment**outer.exponent)
 
 
 def _power_fom(outer: Outer, p: Progress, batch: int) -> Any:

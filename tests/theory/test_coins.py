@@ -164,6 +164,7 @@ def test_best_batch_against_every_batch():
         (lambda p: stratified_second_moment(p, 1.1, 5), "probability"),
         (lambda p: stratified_second_moment(p, 0.5, 5, "k"), "is unknown"),
         (lambda p: stratified_q(p, COST, 5, 0.0), "> 0"),
+        (lambda p: stratified_q(replace(p, gradient_sq=-9.0), COST, 5), "not above 0"),
         (lambda p: stratified_scale(replace(p, proxy_variance=0.0)), "Var_F"),
         (lambda p: partial_share(replace(p, d2=0.0), 0.5), "proxy is exact"),
         (lambda p: best_batch(p, COST, 2.0), "leaves nothing"),

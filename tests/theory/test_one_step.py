@@ -212,6 +212,7 @@ def test_no_q_scores_better(outer):
 def test_scores_where_nothing_is_above_the_noise(case):
     found = scores(replace(case[3], gradient_sq=-0.01), COST, "tuned")
     assert (found.ufom, found.exact) == (0.0, 0.0)
+    assert scores(replace(case[3], gradient_sq=-99.0), COST, "decay:0.75").ufom == 0.0
     assert np.isnan(scores(case[3], COST, "sgd:50").q)
     assert scores(case[3], COST, "sgd:50").exact < 0
     assert scores(case[3], COST, "paper").fom == 0.0
