@@ -58,9 +58,11 @@ def test_against_the_numerical_minimum(n, m):
 
     found = shrinking_grid(log_time, n, draws)
     ours = np.log([optimal_survival(*row, m).time for row in zip(d2, v2, c, strict=True)])
-    np.testing.assert_allclose(ours, found, rtol=0, atol=1e-10)
-    chosen = [optimal_survival(*row, m) for row in zip(d2[:50], v2, c, strict=False)]
-    for survival, row in zip(chosen, zip(d2, v2, c, strict=True), strict=False):
+    assert np.all(ours <= found + 1e-10)
+    one_valley = (a[:, 0] >= 0) | (m >= 1)  # elsewhere the search may end in the wrong one of two
+    np.testing.assert_allclose(ours[one_valley], found[one_valley], rtol=0, atol=1e-10)
+    for row in zip(d2, v2, c, strict=True):
+        survival = optimal_survival(*row, m)
         second_moment, cost = roulette_moments(survival.q, *row)
         assert (survival.second_moment, survival.cost) == pytest.approx((second_moment, cost), rel=1e-12)
         assert survival.time == pytest.approx(second_moment**m * cost, rel=1e-12)
