@@ -198,7 +198,7 @@ def losses(pair: TwoTaskProblem, theta: Array) -> tuple[Array, Array]:
 
     def both(x: torch.Tensor, task: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         phi = problem.start(x, task)
-        for alpha in problem.step_sizes:
+        for alpha in problem.alphas:
             phi = phi - alpha * torch.func.grad(problem.inner_loss, argnums=1)(x, phi, task)
         return problem.outer_loss(x, phi, task), problem.outer_loss(x, x, task)
 

@@ -35,7 +35,7 @@ from studies.shared.training import (
 )
 from studies.shared.verdicts import Verdict
 from ufom_runtime import EXACT, FOM, REPTILE, UFOM, hypergradient, measure_moments, outer_sgd
-from ufom_runtime.algorithms import inner_gd
+from ufom_runtime.algorithms import inner_loop
 from ufom_runtime.command.style import WIDTH
 from ufom_runtime.problem import Task, Tasks
 from ufom_runtime.problems.data import cifar100, omniglot
@@ -158,7 +158,7 @@ def accuracy(problem: FewShotProblem, theta: Tensor, tasks: Task) -> dict[str, f
     shares = []
     for task in zip(*(t.split(16) for t in tasks), strict=True):
         rows = theta.expand(len(task[0]), -1)
-        phi, _ = inner_gd(Steps(problem, rows, Tasks.of(task)), rows)
+        phi, _ = inner_loop(Steps(problem, rows, Tasks.of(task)), rows)
         right = torch.func.vmap(problem.net)(phi, task[2]).argmax(-1) == task[3]
         shares.append(100 * right.double().mean(1))
     each = torch.cat(shares)

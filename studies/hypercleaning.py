@@ -42,7 +42,7 @@ from studies.shared.training import (
 )
 from studies.shared.verdicts import Verdict
 from ufom_runtime import EXACT, FOM, UFOM, measure_cost, measure_moments, outer_sgd
-from ufom_runtime.algorithms import first_state, inner_gd
+from ufom_runtime.algorithms import first_state, inner_loop
 from ufom_runtime.command.style import GREY, LOOKS, WIDTH
 from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.data import mnist
@@ -176,7 +176,7 @@ def _tasks(problem: HypercleaningProblem) -> Tasks:
 def trained(problem: HypercleaningProblem, theta: Tensor) -> Tensor:
     """φ_r, shape (p,)."""
     rows, tasks = theta[None], _tasks(problem)
-    return inner_gd(Steps(problem, rows, tasks), first_state(problem, rows, tasks))[0][0]
+    return inner_loop(Steps(problem, rows, tasks), first_state(problem, rows, tasks))[0][0]
 
 
 def evaluate(problem: HypercleaningProblem, theta: Tensor) -> dict[str, float]:

@@ -36,7 +36,7 @@ from studies.shared.drawing import plain_number, shades
 from studies.shared.training import missing
 from studies.shared.verdicts import Verdict
 from ufom_runtime import EXACT, Estimator, hypergradient, measure_cost, measure_moments, outer_sgd
-from ufom_runtime.algorithms import first_state, inner_gd
+from ufom_runtime.algorithms import first_state, inner_loop
 from ufom_runtime.command.style import GREY, LOOKS, WIDTH
 from ufom_runtime.problem import BilevelProblem, Task, Tasks
 from ufom_runtime.problems.data import mnist, omniglot
@@ -366,7 +366,7 @@ def evaluate(problem: BilevelProblem, theta: Tensor, tasks: Task) -> float:
     held = Tasks.of(tasks)
     rows = theta.expand(len(held), -1)
     with torch.enable_grad():
-        phi, _ = inner_gd(Steps(problem, rows, held), first_state(problem, rows, held))
+        phi, _ = inner_loop(Steps(problem, rows, held), first_state(problem, rows, held))
     return float(torch.func.vmap(problem.outer_loss)(rows, phi, tasks).mean())
 
 

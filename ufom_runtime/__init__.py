@@ -9,11 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ufom_runtime.adaptation import adapt as adapt
+    from ufom_runtime.adaptation import losses as losses
     from ufom_runtime.audit.audit import Audit as Audit
     from ufom_runtime.audit.audit import audit_gradient as audit_gradient
     from ufom_runtime.derivatives import count_calls as count_calls
     from ufom_runtime.estimators import EXACT as EXACT
     from ufom_runtime.estimators import FOM as FOM
+    from ufom_runtime.estimators import HELD as HELD
     from ufom_runtime.estimators import RECOMPUTED as RECOMPUTED
     from ufom_runtime.estimators import UFOM as UFOM
     from ufom_runtime.estimators import Estimator as Estimator
@@ -44,13 +47,14 @@ if TYPE_CHECKING:
     from ufom_runtime.training.train import train as train
 
 _ROOMS = {
+    "adaptation": ["adapt", "losses"],
     "methods.adaptive": ["AdaptiveUFOM"],
     "audit.audit": ["Audit", "audit_gradient"],
     "measure.clock": ["choose_chunk", "measure_cost"],
     "measure.constants": ["compare_bounds", "estimate_constants"],
     "measure.curvature": ["measure_curvature"],
     "derivatives": ["count_calls"],
-    "estimators": ["EXACT", "FOM", "RECOMPUTED", "UFOM", "Estimator", "hypergradient"],
+    "estimators": ["EXACT", "FOM", "HELD", "RECOMPUTED", "UFOM", "Estimator", "hypergradient"],
     "measure.forecast": ["forecast"],
     "memory": ["peak_bytes"],
     "measure.moments": ["measure_moments", "moments_by_proxy"],

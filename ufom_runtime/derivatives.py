@@ -1,7 +1,8 @@
 """The derivatives that Algorithms 2–4 are made of, as functions of a problem, one θ a row and one task a row.
 
-θ has shape (n, s), φ and b2 (n, p), tasks are n stacked tasks. Rows never mix, so the gradient of the sum of the n
-losses is the n gradients: the losses alone are vmapped, and autograd works around them (reverse over reverse).
+θ has shape (n, s), φ (n, p), tasks are n stacked tasks. States x of the inner loop (`ufom_runtime.states`), and b2, the
+derivative by them, have shape (n, P); without an inner update x is φ. Rows never mix, so the gradient of the sum of the
+n losses is the n gradients: the losses alone are vmapped, and autograd works around them (reverse over reverse).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch import Tensor
 from torch.autograd import grad
 
 from ufom_runtime.kept import kept
-from ufom_runtime.problem import BilevelProblem, Tasks
+from ufom_runtime.problem import BilevelProblem, Task, Tasks
+from ufom_runtime.states import Layout
 from ufom_theory import UfomError
 
 
@@ -164,11 +166,11 @@ def inner_gradient(problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: T
     return graph_of_inner_gradient(problem, theta.detach(), leaf(phi), tasks, graph=False)
 
 
-def outer_gradients(problem: BilevelProblem, theta: Tensor, phi: Tensor, tasks: Tasks) -> tuple[Tensor | None, Tensor]:
-    """∂L_out/∂θ, shape (n, s), None where L_out is free of θ; and ∂L_out/∂φ, shape (n, p)."""
-    theta, phi = leaf(theta), leaf(phi)
-    total = total_loss(problem, "outer_loss", theta, phi, tasks)
-    b1, b2 = derivative("outer_loss", total, (theta, phi))
+def outer_gradients(problem: BilevelProblem, theta: Tensor, x: Tensor, tasks: Tasks) -> tuple[Tensor | None, Tensor]:
+    """∂L_out/∂θ, shape (n, s), None where L_out is free of θ; and b2 = ∂L_out/∂x, shape (n, P)."""
+    theta, x = leaf(theta), leaf(x)
+    total = total_loss(problem, "outer_loss", theta, phi_of(problem, theta, x, tasks), tasks)
+    b1, b2 = derivative("outer_loss", total, (theta, x))
     if b2 is None:
         raise UfomError(IGNORES_PHI.format("outer_loss"))
     return b1, b2
@@ -204,8 +206,99 @@ def _refuse_hidden_curvature(problem: BilevelProblem, theta: Tensor, phi: Tensor
         raise UfomError(HIDDEN_CURVATURE)
 
 
+def layout_of(problem: BilevelProblem, theta: Tensor, tasks: Tasks) -> Layout | None:
+    """The layout of the problem's states, found once for every shape of a task; None where x is φ.
+
+    Raises:
+        UfomError: a state that is not of tensors, or a hyperparameter whose shape does not fit.
+    """
+    update, known = problem.update, kept(problem, "layouts")
+    if update is None:
+        return None
+    key = (theta.shape[-1], theta.dtype, theta.device, tasks.form, *((t.shape[1:], t.dtype) for t in tasks.parts))
+    if key not in known:
+
+        def found(theta: Tensor, task: Task) -> Layout:
+            phi = problem.start(theta, task)
+            if check := getattr(update, "check", None):
+                check(theta, phi, problem.r)
+            return Layout.of(phi, update.init(theta, phi, task))
+
+        with torch.no_grad():
+            known[key] = by_row(problem, "update.init", found, theta[:1].detach(), tasks=tasks.take(slice(1)))
+    layout: Layout = known[key]
+    return layout
+
+
+def phi_of(problem: BilevelProblem, theta: Tensor, x: Tensor, tasks: Tasks) -> Tensor:
+    """φ, shape (n, p), of the states x."""
+    layout = layout_of(problem, theta, tasks)
+    return x if layout is None else x[:, : layout.p]
+
+
+def inner_tasks(problem: BilevelProblem, tasks: Tasks, j: int) -> Tasks:
+    """What inner step j + 1 sees of the tasks."""
+    batch = problem.inner_batch
+    if batch is None:
+        return tasks
+    try:
+        return tasks.map(lambda task: batch(task, j + 1))
+    except (UfomError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # it is the user's function
+        raise UfomError(f"inner_batch(task, {j + 1}) failed: {type(error).__name__}: {error}") from error
+
+
+def updated(
+    problem: BilevelProblem, layout: Layout, theta: Tensor, x: Tensor, g: Tensor, tasks: Tasks, j: int
+) -> Tensor:
+    """x_{j+1} from x_j and g = ∂L_in/∂φ by the problem's inner update, with its graph; j counts from 0."""
+    update = problem.update
+    assert update is not None
+
+    def step(theta: Tensor, x: Tensor, g: Tensor, task: Task) -> Tensor:
+        phi, state = layout.split(x)
+        return layout.join(*update.update(theta, phi, state, g, task, j + 1))
+
+    following: Tensor = by_row(problem, "update.update", step, theta, x, g, tasks=tasks)
+    return following[None] if len(theta) == 1 else following
+
+
+def next_state(
+    problem: BilevelProblem,
+    layout: Layout | None,
+    theta: Tensor,
+    x: Tensor,
+    tasks: Tasks,
+    j: int,
+    alpha: float | Tensor,
+    graph: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """x_{j+1} and ∂L_in/∂φ at x_j, which requires grad; with their graphs if asked.
+
+    `tasks` are what this step sees, `alpha` is its step size where there is no inner update; j counts from 0.
+    """
+    if layout is None:
+        g = graph_of_inner_gradient(problem, theta, x, tasks, graph)
+        x = x if graph else x.detach()
+        return (x.sub(g, alpha=alpha) if isinstance(alpha, float) else x - alpha * g), g
+    g = graph_of_inner_gradient(problem, theta, x[:, : layout.p], tasks, graph)
+    with torch.set_grad_enabled(graph):
+        return updated(problem, layout, theta, x, g, tasks, j), g
+
+
+def pulled_back(
+    following: Tensor, theta: Tensor, x: Tensor, b2: Tensor, retain_graph: bool = False
+) -> tuple[Tensor | None, Tensor]:
+    """b2 pulled back through an inner step, by its graph: to θ, None where it is identically zero, and to x."""
+    if not following.requires_grad:
+        return None, torch.zeros_like(x)
+    by_theta, by_x = derivative("the inner step", following, (theta, x), grad_outputs=b2, retain_graph=retain_graph)
+    return by_theta, torch.zeros_like(x) if by_x is None else by_x
+
+
 def start(problem: BilevelProblem, theta: Tensor, tasks: Tasks) -> Tensor:
-    """φ_0 = V(θ, T), shape (n, p), with its graph if θ asks for one."""
+    """x_0, shape (n, P): φ_0 = V(θ, T) and the state before the first step; with its graph if θ asks for one."""
     phi: Tensor = by_row(problem, "start", problem.start, theta, tasks=tasks)
     phi = phi[None] if len(theta) == 1 else phi
     if not phi.is_floating_point():
@@ -214,13 +307,21 @@ def start(problem: BilevelProblem, theta: Tensor, tasks: Tasks) -> Tensor:
         raise UfomError(f"start returned shape {tuple(phi.shape[1:])}: it must return φ_0 as a vector, shape (p,)")
     if phi.device != theta.device:
         raise UfomError(f"theta is on {theta.device} but start returned φ_0 on {phi.device}: move both to one device")
-    return phi
+    layout, update = layout_of(problem, theta, tasks), problem.update
+    if layout is None or update is None:
+        return phi
+
+    def joined(theta: Tensor, phi: Tensor, task: Task) -> Tensor:
+        return layout.join(phi, update.init(theta, phi, task))
+
+    x: Tensor = by_row(problem, "update.init", joined, theta, phi, tasks=tasks)
+    return x[None] if len(theta) == 1 else x
 
 
 def pull_back(problem: BilevelProblem, theta: Tensor, tasks: Tasks, b1: Tensor | None, b2: Tensor) -> Tensor:
-    """b1 + (∂V/∂θ)ᵀb2, shape (n, s)."""
+    """b1 + (∂x_0/∂θ)ᵀb2, shape (n, s)."""
     theta = leaf(theta)
-    phi = start(problem, theta, tasks)
-    through_start = derivative("start", phi, (theta,), grad_outputs=b2)[0] if phi.requires_grad else None
+    x = start(problem, theta, tasks)
+    through_start = derivative("start", x, (theta,), grad_outputs=b2)[0] if x.requires_grad else None
     terms = [t for t in (b1, through_start) if t is not None]
     return sum(terms[1:], terms[0]) if terms else torch.zeros_like(theta)

@@ -11,12 +11,13 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Generator, Tensor
 
+from ufom_runtime.algorithms import HELD as HELD_LENGTH
 from ufom_runtime.algorithms import sweep_gradients
 from ufom_runtime.derivatives import Calls, Losses, count_calls, count_rows, watch_losses
 from ufom_runtime.kept import kept
 from ufom_runtime.memory import budget, peak_bytes
 from ufom_runtime.non_finite import refuse_non_finite
-from ufom_runtime.problem import BilevelProblem, Task, Tasks, all_finite, check, cpu_generator
+from ufom_runtime.problem import BilevelProblem, Task, Tasks, all_finite, check, cpu_generator, held_identity
 from ufom_theory import CostModel, Sweep, Truncated, UfomError
 from ufom_theory.checks import integer, plain
 from ufom_theory.planner import states_held
@@ -132,7 +133,7 @@ class Estimator:
 
     def states(self, r: int, s: int = 1) -> int:
         """The most inner states held for one task with r inner steps; s does not matter."""
-        return states_held(r, self.proxy, self.sweep) if self.q else self.proxy.steps
+        return states_held(r, self.proxy, self.sweep) if self.q else r * self.proxy.held + self.proxy.steps
 
     def begin(self) -> State:
         """The empty state."""
@@ -167,19 +168,26 @@ class Estimator:
 
 FOM = Estimator(0.0)
 """First-order method, Algorithm 3."""
+HELD = Estimator(0.0, proxy=Truncated(held=True))
+"""The first-order gradient of other libraries: the inner update is differentiated, ∂L_in/∂φ in it held constant.
+
+For gradient descent with fixed step sizes it is FOM. Otherwise it needs the r states and inner gradients of the loop.
+"""
 EXACT = Estimator(1.0, Sweep.stored())
 """Exact gradient with stored states, Algorithm 2."""
 RECOMPUTED = Estimator(1.0, Sweep.recomputed())
 """Exact gradient in O(1) memory, Algorithm 4 at q = 1."""
 
 
-def UFOM(q: float, sweep: Sweep | None = None, proxy: Truncated | None = None, coin: Coin = "task") -> Estimator:
+def UFOM(
+    q: float, sweep: Sweep | None = None, proxy: Truncated | Estimator | None = None, coin: Coin = "task"
+) -> Estimator:
     """Unbiased first-order method, Algorithm 4, with any sweep and any truncated proxy.
 
     Args:
         q: probability of the exact correction, in (0, 1].
         sweep: recomputed (the paper's) if not given.
-        proxy: FOM (the paper's) if not given.
+        proxy: FOM (the paper's) if not given; HELD, or Truncated(K).
         coin: "task" (the paper's) or "batch", as in `Estimator`.
 
     Raises:
@@ -188,7 +196,7 @@ def UFOM(q: float, sweep: Sweep | None = None, proxy: Truncated | None = None, c
     q = _number(q)
     if not 0 < q <= 1:
         raise UfomError(f"q = {q!r} must lie in (0, 1]: it is a probability, and 1/q a weight; for q → 0 use FOM")
-    return Estimator(q, sweep or Sweep.recomputed(), proxy or Truncated(), coin)
+    return Estimator(q, sweep or Sweep.recomputed(), as_proxy(proxy), coin)
 
 
 def debias(proxy: Tensor, exact: Tensor, q: float) -> Tensor:
@@ -227,14 +235,27 @@ def gradients(
         (indices into the tasks, proxy gradients, exact gradients or None where the coin is 0).
     """
     estimator.proxy.refuse_beyond(problem.r)
-    k = estimator.proxy.steps
-    exact_lengths = (problem.r,) if estimator.q == 1 else tuple(sorted({k, problem.r}))
-    for coin, lengths in ((False, (k,)), (True, exact_lengths)):
+    k, length = estimator.proxy.steps, proxy_length(problem, estimator.proxy)
+    exact_lengths = (problem.r,) if estimator.q == 1 else tuple(sorted({length, problem.r}))
+    for coin, lengths in ((False, (length,)), (True, exact_lengths)):
         index = torch.nonzero(coins == coin)[:, 0]
         pairs = torch.stack([torch.zeros_like(index), index])
         rows = in_chunks(problem, theta[None], tasks, pairs, lengths, estimator.sweep, chunk, k, compile=compile)
         for piece, found in rows:
             yield piece[1], found[0], found[-1] if coin else None
+
+
+def proxy_length(problem: BilevelProblem, proxy: Truncated) -> int:
+    """What `sweep_gradients` is asked for: held gradients are FOM where the update's own Jacobian is the identity."""
+    return HELD_LENGTH if proxy.held and not held_identity(problem) else proxy.steps
+
+
+def as_proxy(proxy: Truncated | Estimator | None) -> Truncated:
+    """A proxy as it is, or that of an estimator with q = 0; FOM for None; else `UfomError`."""
+    found = proxy.proxy if isinstance(proxy, Estimator) and proxy.q == 0 else proxy or Truncated()
+    if not isinstance(found, Truncated):
+        raise UfomError(f"proxy = {proxy!r}: give FOM, HELD, or Truncated(K) for the last K backward steps")
+    return found
 
 
 def hypergradient(
@@ -427,7 +448,7 @@ def rows_together(
         return int(integer("chunk, the tasks run together,", chunk, 1))
     if pairs.shape[1] == 1 or (compile and thetas.device.type == "cpu"):
         return 1
-    key = (lengths[-1], sweep, ring, thetas.dtype, thetas.device, *(t.shape[1:] for t in tasks.parts))
+    key = (lengths[0], lengths[-1], sweep, ring, thetas.dtype, thetas.device, *(t.shape[1:] for t in tasks.parts))
     known: dict[object, int] = kept(problem, "bytes of a row")
     if key not in known:
         rows, one = _rows(thetas, tasks, pairs[:, :1])

@@ -39,9 +39,14 @@ from ufom_runtime.derivatives import (
     derivative,
     gradient_and_products,
     inner_gradient,
+    inner_tasks,
+    layout_of,
     leaf,
+    next_state,
     outer_gradients,
+    phi_of,
     pull_back,
+    pulled_back,
     row_losses,
     start,
     watch_losses,
@@ -70,7 +75,7 @@ CHECKPOINTED = (
 
 @dataclass(frozen=True)
 class _Point:
-    """Rows of θ, shape (n, s), of φ, shape (n, p), and of b2, shape (n, p), with their tasks."""
+    """Rows of θ, shape (n, s), of φ (or whole states x), shape (n, p), and of b2, shape (n, p), with their tasks."""
 
     problem: BilevelProblem
     theta: Tensor
@@ -96,19 +101,33 @@ class _Point:
 
     def derivatives(self, products: bool) -> Found:
         """All that a sweep is made of, by the very functions that it calls."""
-        at = (self.problem, self.theta, self.phi, self.tasks)
-        outer1, outer2 = outer_gradients(*at)
+        problem = self.problem
+        outer1, outer2 = outer_gradients(problem, self.theta, self.phi, self.tasks)
         found: Found = {
-            "start": start(self.problem, self.theta, self.tasks),
-            "the derivative of start": pull_back(self.problem, self.theta, self.tasks, None, self.b2),
-            "the gradient of inner_loss": inner_gradient(*at),
+            "start": start(problem, self.theta, self.tasks),
+            "the derivative of start": pull_back(problem, self.theta, self.tasks, None, self.b2),
             "∂L_out/∂θ": outer1,
             "∂L_out/∂φ": outer2,
         }
-        if products:
-            _, mixed, second = gradient_and_products(*at, self.b2)
+        layout, seen = layout_of(problem, self.theta, self.tasks), inner_tasks(problem, self.tasks, 0)
+        theta, x = leaf(self.theta), leaf(self.phi)
+        following, g = next_state(problem, layout, theta, x, seen, 0, 1.0, graph=products)
+        found["the gradient of inner_loss"] = g.detach()
+        if layout is not None:
+            found["the inner update"] = following.detach()
+        if products and layout is None:
+            _, mixed, second = gradient_and_products(problem, self.theta, self.phi, seen, self.b2)
             found |= {"∂²L_in/∂θ∂φ": mixed, "∂²L_in/∂φ²": second}
+        elif products:
+            by_theta, by_x = pulled_back(following, theta, x, self.b2)
+            found |= {"the inner step's derivative by θ": by_theta, "the inner step's derivative by φ": by_x}
         return found
+
+    def of_loss(self, name: str) -> _Point:
+        """The point as a loss sees it: φ without the update's state, and of the tasks what the first step sees."""
+        phi = phi_of(self.problem, self.theta, self.phi, self.tasks)
+        tasks = inner_tasks(self.problem, self.tasks, 0) if name == "inner_loss" else self.tasks
+        return replace(self, phi=phi, b2=self.b2[:, : phi.shape[1]], tasks=tasks)
 
 
 def check_first_use(problem: BilevelProblem, theta: Tensor, tasks: Tasks, products: bool = True) -> None:
@@ -296,8 +315,8 @@ def _refuse_hidden(point: _Point, products: bool) -> None:
     """Hold the custom Functions and the activation checkpointing of the losses to finite differences, for one row."""
     if torch.finfo(point.phi.dtype).eps > 1e-4:  # too coarse for any difference
         return
-    one = point.row(0)
     for name in ("inner_loss", "outer_loss"):
+        one = point.row(0).of_loss(name)
         checkpointed, custom = _suspects(name, one)
         if not (checkpointed or custom):
             continue

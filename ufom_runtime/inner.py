@@ -50,11 +50,14 @@ class Transform:
         start: the state before the first step, from φ_0.
         direction: (θ, φ, state, g) → (d, next state).
         hyperparameters: by name, for `check`.
+        held_identity: whether neither φ_{j−1} nor θ reaches d once the gradients are held constant, so that the
+            first-order proxies FOM and HELD are equal.
     """
 
     start: Callable[[Tensor], State]
     direction: Direction
     hyperparameters: Mapping[str, Hyperparameter]
+    held_identity: bool = False
 
     def init(self, theta: Tensor, phi: Tensor, task: Any) -> State:
         """The state before the first step."""
@@ -96,7 +99,7 @@ def sgd(lr: Hyperparameter) -> Transform:
         count = _only(state)
         return _at(hyper["lr"], theta, phi, count) * g, _next(state)
 
-    return Transform(lambda phi: _counter(hyper, phi), direction, hyper)
+    return Transform(lambda phi: _counter(hyper, phi), direction, hyper, _constant(hyper))
 
 
 def momentum(lr: Hyperparameter, beta: Hyperparameter = 0.9, nesterov: bool = False) -> Transform:
@@ -109,7 +112,7 @@ def momentum(lr: Hyperparameter, beta: Hyperparameter = 0.9, nesterov: bool = Fa
         v = b * v + g
         return rate * (g + b * v if nesterov else v), (v, _next(counter))
 
-    return Transform(lambda phi: (torch.zeros_like(phi), _counter(hyper, phi)), direction, hyper)
+    return Transform(lambda phi: (torch.zeros_like(phi), _counter(hyper, phi)), direction, hyper, _constant(hyper))
 
 
 def adam(
@@ -141,6 +144,8 @@ def adamw(
         "weight_decay": _hyper("weight_decay", weight_decay, 0.0),
     }
 
+    decays = not isinstance(hyper["weight_decay"], float) or hyper["weight_decay"] > 0
+
     def direction(theta: Tensor, phi: Tensor, state: State, g: Tensor) -> tuple[Tensor, State]:
         m, v, count = state
         rate, b1, b2, e, decay = (_at(value, theta, phi, count) for value in hyper.values())
@@ -148,9 +153,12 @@ def adamw(
         m = b1 * m + (1 - b1) * g
         v = b2 * v + (1 - b2) * g * g
         d = m / (1 - b1**count) / (_root(v / (1 - b2**count)) + e)
-        return rate * (d if weight_decay == 0.0 else d + decay * phi), (m, v, count)
+        return rate * (d + decay * phi if decays else d), (m, v, count)
 
-    return Transform(lambda phi: (torch.zeros_like(phi), torch.zeros_like(phi), phi.new_zeros(())), direction, hyper)
+    def start(phi: Tensor) -> State:
+        return torch.zeros_like(phi), torch.zeros_like(phi), phi.new_zeros(())
+
+    return Transform(start, direction, hyper, _constant(hyper) and not decays)
 
 
 def clip_by_global_norm(max_norm: Hyperparameter) -> Transform:
@@ -162,7 +170,7 @@ def clip_by_global_norm(max_norm: Hyperparameter) -> Transform:
         over = square > most**2
         return torch.where(over, most / torch.where(over, square, 1).sqrt(), 1) * g, _next(state)
 
-    return Transform(lambda phi: _counter(hyper, phi), direction, hyper)
+    return Transform(lambda phi: _counter(hyper, phi), direction, hyper, _constant(hyper))
 
 
 def chain(*transforms: Transform) -> Transform:
@@ -180,7 +188,8 @@ def chain(*transforms: Transform) -> Transform:
         return g, tuple(following)
 
     names = {f"{name} of part {i}": h for i, t in enumerate(transforms, 1) for name, h in t.hyperparameters.items()}
-    return Transform(lambda phi: tuple(t.start(phi) for t in transforms), direction, names)
+    identity = all(t.held_identity for t in transforms)
+    return Transform(lambda phi: tuple(t.start(phi) for t in transforms), direction, names, identity)
 
 
 def _hyper(name: str, value: Any, least: float, below: float = float("inf")) -> Hyperparameter:
@@ -227,6 +236,11 @@ def _root(square: Tensor) -> Tensor:
 def _counter(hyper: Mapping[str, Hyperparameter], phi: Tensor) -> State:
     """A count of steps from 0, if a hyperparameter may need it; else no state."""
     return () if all(isinstance(value, float) for value in hyper.values()) else phi.new_zeros(())
+
+
+def _constant(hyper: Mapping[str, Hyperparameter]) -> bool:
+    """Whether no hyperparameter is a function of θ."""
+    return not any(map(callable, hyper.values()))
 
 
 def _only(counter: State) -> Tensor | None:

@@ -8,8 +8,19 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
-from ufom_runtime.derivatives import Losses, count_calls, leaf, row_losses, start, watch_losses
+from ufom_runtime.derivatives import (
+    Losses,
+    count_calls,
+    inner_tasks,
+    leaf,
+    phi_of,
+    pulled_back,
+    row_losses,
+    start,
+    watch_losses,
+)
 from ufom_runtime.problem import BilevelProblem, Tasks, all_finite
+from ufom_runtime.steps import Steps
 from ufom_theory import UfomError
 
 _GROWN = 1e3  # times as large as at the start: the loop has diverged
@@ -50,7 +61,8 @@ def refuse_non_finite(
     total = None if seen is None else seen.total
     if total is None:
         with torch.no_grad():
-            total = row_losses(problem, "inner_loss", theta, start(problem, theta, tasks), tasks).sum()
+            phi = phi_of(problem, theta, start(problem, theta, tasks), tasks)
+            total = row_losses(problem, "inner_loss", theta, phi, inner_tasks(problem, tasks, 0)).sum()
     if not (all_finite(total) and all(map(all_finite, gradients))):
         raise UfomError(where_not_finite(problem, theta, tasks, range(len(tasks)) if names is None else names))
 
@@ -74,22 +86,26 @@ def _of_task(problem: BilevelProblem, theta: Tensor, task: Tasks) -> str:
     held = (
         f" (the task itself holds NaN or ±inf, in tensor {data[0]} of {len(task.parts)}: mend the data)" if data else ""
     )
-    phi = start(problem, theta, task).detach()
-    first, states = float(phi.norm()), [phi]
-    if not all_finite(phi):
+    x = start(problem, theta, task).detach()
+    phi, steps = phi_of(problem, theta, x, task), Steps(problem, theta, task)
+    first, states = float(phi.norm()), [x]
+    if not all_finite(x):
         return f"start returned a φ_0 that is not finite{held}"
-    for j, alpha in enumerate(problem.alphas):
-        loss, _, slope = _slopes(problem, "inner_loss", theta, phi, task)
+    for j in range(problem.r):
+        loss, _, slope = _slopes(problem, "inner_loss", theta, phi, inner_tasks(problem, task, j))
         grown = _grown(phi, first)
         if not all_finite(loss):
             return f"inner_loss is {float(loss)} at φ_{j}{held or grown or f', which is finite; {_LOSS}'}"
         if not all_finite(slope):
             said = f"; inner_loss is {float(loss):.3g} there; {_SLOPE}"
             return f"∂L_in/∂φ is not finite at φ_{j}{held or grown or said}"
-        phi = phi.sub(slope, alpha=alpha)
-        if not all_finite(phi):
+        x = steps.following(theta, leaf(x), j, graph=False)[0]
+        phi = phi_of(problem, theta, x, task)
+        if not all_finite(x):
+            if problem.update is not None and not grown:
+                return f"the inner update made a φ_{j + 1} or a state that is not finite; {_SLOPE}"
             return f"φ_{j + 1} overflows{grown or ': the inner loop diverged; take smaller inner step_sizes'}"
-        states.append(phi)
+        states.append(x)
     grown = _grown(phi, first)
     loss, b1, b2 = _slopes(problem, "outer_loss", theta, phi, task)
     if not all_finite(loss):
@@ -97,6 +113,8 @@ def _of_task(problem: BilevelProblem, theta: Tensor, task: Tasks) -> str:
     if not (all_finite(b1) and all_finite(b2)):
         said = f"; outer_loss is {float(loss):.3g} there; {_SLOPE}"
         return f"the gradient of outer_loss is not finite at φ_r{held or grown or said}"
+    if problem.update is not None:
+        return _backwards_by_steps(steps, theta, states, steps.outer(x)[1])
     return _backwards(problem, theta, task, states, b2)
 
 
@@ -104,7 +122,7 @@ def _backwards(problem: BilevelProblem, theta: Tensor, task: Tasks, states: list
     last = float(b2.norm())
     for j in reversed(range(problem.r)):
         theta, phi = leaf(theta), leaf(states[j])
-        loss = row_losses(problem, "inner_loss", theta, phi, task)
+        loss = row_losses(problem, "inner_loss", theta, phi, inner_tasks(problem, task, j))
         (slope,) = grad(loss, phi, create_graph=True)
         if not slope.requires_grad:
             continue
@@ -118,6 +136,21 @@ def _backwards(problem: BilevelProblem, theta: Tensor, task: Tasks, states: list
             b2 = b2.sub(blocks[1], alpha=problem.alphas[j])
         if not all_finite(b2):
             return f"the backward loop overflows at φ_{j}{_grown(b2, last, 'the adjoint ∂L_out/∂φ')}"
+    return ""
+
+
+def _backwards_by_steps(steps: Steps, theta: Tensor, states: list[Tensor], b2: Tensor) -> str:
+    last = float(b2.norm())
+    for j in reversed(range(steps.problem.r)):
+        theta, x = leaf(theta), leaf(states[j])
+        following, _ = steps.following(theta, x, j)
+        # a direction of its own, too: the adjoint may have grown, or be zero where the product is not finite
+        for direction in (torch.ones_like(b2), b2):
+            found = pulled_back(following, theta, x, direction, retain_graph=True)
+            if not all(y is None or all_finite(y) for y in found):
+                grown = "" if direction is not b2 else _grown(b2, last, "the adjoint ∂L_out/∂φ")
+                return f"the derivative of inner step {j + 1} is not finite{grown or f'; {_SLOPE}'}"
+        b2 = found[1]
     return ""
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, replace
 from functools import cached_property
+from types import SimpleNamespace
+from typing import cast
 
 import torch
 from torch import Generator, Tensor
 
+from ufom_runtime.inner import Update
 from ufom_runtime.kept import kept
 from ufom_runtime.trial import draw_apart
 from ufom_theory import UfomError
-from ufom_theory.checks import instance
+from ufom_theory.checks import instance, integer, scalar
 
 Task = Tensor | tuple[Tensor, ...]  # what a loss sees: a tensor, a tuple or a named tuple of tensors
 Loss = Callable[[Tensor, Tensor, Task], Tensor]
@@ -92,6 +95,28 @@ class Tasks:
         """The same tasks with all floating-point tensors in `dtype`."""
         return self._each(lambda t: t.to(dtype) if t.is_floating_point() else t)
 
+    def map(self, change: Callable[[Task], Task]) -> Tasks:
+        """`change` of every task, by vmap; what it returns is stacked again."""
+        if len(self) == 1:
+            changed = Tasks._of_one(change(self.one()))
+            return Tasks(tuple(t[None] for t in changed.parts), changed.form)
+        forms = []
+
+        def parts(*row: Tensor) -> tuple[Tensor, ...]:
+            changed = Tasks._of_one(change(self.form(row)))
+            forms.append(changed.form)
+            return changed.parts
+
+        return Tasks(torch.func.vmap(parts)(*self.parts), forms[0])
+
+    @classmethod
+    def _of_one(cls, task: Task) -> Tasks:
+        """The tensors of one task and its form, not stacked."""
+        parts = task if isinstance(task, tuple) else (task,)
+        if not parts or not all(isinstance(t, Tensor) for t in parts):
+            raise UfomError(f"a task must be a tensor or a tuple of tensors, not a {type(task).__name__}")
+        return cls(parts, _alone if isinstance(task, Tensor) else getattr(type(task), "_make", tuple))
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> Tasks:
         return Tasks(tuple(change(t) for t in self.parts), self.form)
 
@@ -104,6 +129,8 @@ def _alone(parts: tuple[Tensor, ...]) -> Tensor:
 class BilevelProblem:
     """min_θ E_T L_out(θ, φ_r, T), where φ_0 = V(θ, T) and φ_j = φ_{j−1} − α_j·∂L_in/∂φ(θ, φ_{j−1}, T); (2)–(4).
 
+    With an `update`, φ_j is what it makes of φ_{j−1}, its own state and ∂L_in/∂φ.
+
     The functions see one θ of shape (s,), one φ of shape (p,) and one task; batches are made around them by
     `torch.func.vmap`, so they must be written in torch, deterministic, and free of data-dependent branches.
 
@@ -112,27 +139,35 @@ class BilevelProblem:
         outer_loss: L_out(θ, φ, T), a scalar.
         start: V(θ, T), shape (p,).
         step_sizes: α_1 … α_r, shape (r,), copied to float64 on the CPU. Give floats or a float64 tensor: a float32 0.01
-            is off by 2e-8, and stays so. They are constants; learnt ones belong into θ and the inner loss.
+            is off by 2e-8, and stays so. They are constants; for learnt ones give an `update`, and `steps`.
         sample_tasks: draws n tasks, stacked in the leading dimension, from a CPU generator. If None, tasks are drawn
             from `tasks` with equal probabilities. Before tasks that were not drawn by `sample` are used, one task may
             be drawn to see how many dimensions a stack has.
         tasks: the finite, equally likely Ω, if the problem has one: expectations are then exact sums.
         initial: θ where training starts, shape (s,), or several worth measuring at, shape (k, s); optional. Where it is
             given, θ of another length is refused.
+        update: the inner update, as those of `ufom_runtime.inner`; None: gradient descent with `step_sizes`.
+        steps: r, the number of inner steps, with an `update`.
+        inner_batch: (task, j) → the task that inner step j = 1 … r sees, such as its mini-batch, of one shape for all
+            j. The start and the outer loss see the whole task.
         compile: refused; pass compile=True to the call, as `hypergradient(..., compile=True)`.
 
     Raises:
-        UfomError: step sizes that are not r ≥ 1 finite numbers > 0 or that require a gradient, neither `sample_tasks`
-            nor `tasks`, or an `initial` that is not a finite floating-point tensor of one of these shapes.
+        UfomError: step sizes that are not r ≥ 1 finite numbers > 0 or that require a gradient; both or neither of them
+            and of `update` with `steps` ≥ 1; neither `sample_tasks` nor `tasks`; an `initial` that is not a finite
+            floating-point tensor of one of these shapes.
     """
 
     inner_loss: Loss
     outer_loss: Loss
     start: Callable[[Tensor, Task], Tensor]
-    step_sizes: Tensor | Sequence[float]
+    step_sizes: Tensor | Sequence[float] | None = None
     sample_tasks: Callable[[int, Generator], Task] | None = None
     tasks: Task | None = None
     initial: Tensor | None = None
+    update: Update | None = None
+    steps: int | None = None
+    inner_batch: Callable[[Task, int], Task] | None = None
     compile: InitVar[bool] = False
 
     def __post_init__(self, compile: bool) -> None:
@@ -141,11 +176,27 @@ class BilevelProblem:
                 "compile is how a problem is run, not a part of it: pass compile=True to the call, as "
                 "hypergradient(problem, theta, tasks, estimator, compile=True)"
             )
+        if self.update is None:
+            object.__setattr__(self, "step_sizes", self._checked_step_sizes())
+        else:
+            self._check_update()
+        if self.tasks is not None:
+            Tasks.of(self.tasks)
+        elif self.sample_tasks is None:
+            raise UfomError("the problem has no tasks: give sample_tasks, or the finite set of tasks")
+        if self.initial is not None:
+            finite_theta("initial", self.initial, (1, 2))
+
+    def _checked_step_sizes(self) -> Tensor:
+        if self.steps is not None:
+            raise UfomError("steps is for an inner update; r is the number of step_sizes: leave steps out")
+        if self.step_sizes is None:
+            raise UfomError("the inner loop has no steps: give step_sizes, or an update and the number of its steps")
         given = self.step_sizes if isinstance(self.step_sizes, list | tuple) else (self.step_sizes,)
         if any(isinstance(alpha, Tensor) and alpha.requires_grad for alpha in given):
             raise UfomError(
                 "step_sizes require a gradient, but they are constants here: give step_sizes.detach(); to learn a "
-                "rate, make it a part of θ that multiplies the inner loss, theta[-1].exp() * loss with step size 1"
+                "rate, make it a part of θ, update=sgd(lr=lambda theta: theta[-1].exp())"
             )
         try:
             alphas = torch.as_tensor(self.step_sizes, dtype=torch.float64, device="cpu").clone()
@@ -156,13 +207,20 @@ class BilevelProblem:
         bad = alphas[~(torch.isfinite(alphas) & (alphas > 0))]
         if len(bad):
             raise UfomError(f"step size α = {bad[0].item():g} must be a finite number > 0")
-        object.__setattr__(self, "step_sizes", alphas)
-        if self.tasks is not None:
-            Tasks.of(self.tasks)
-        elif self.sample_tasks is None:
-            raise UfomError("the problem has no tasks: give sample_tasks, or the finite set of tasks")
-        if self.initial is not None:
-            finite_theta("initial", self.initial, (1, 2))
+        return alphas
+
+    def _check_update(self) -> None:
+        if self.step_sizes is not None:
+            raise UfomError("both step_sizes and an update are given: rates are the update's, as in momentum(lr=0.1)")
+        for name in ("init", "update"):
+            if not callable(getattr(self.update, name, None)):
+                raise UfomError(
+                    f"update = {self.update!r} has no function {name}: give an update of ufom_runtime.inner, or an "
+                    "object with init(theta, phi, task) and update(theta, phi, state, grad, task, j)"
+                )
+        if self.steps is None:
+            raise UfomError("an update needs the number of inner steps: give steps=")
+        scalar("steps, the number of inner steps,", self.steps, integer, 1)
 
     def __repr__(self) -> str:
         of = "tasks drawn by sample_tasks" if self.tasks is None else f"{len(Tasks.of(self.tasks))} tasks"
@@ -172,12 +230,27 @@ class BilevelProblem:
     @property
     def r(self) -> int:
         """Number of inner steps."""
-        return len(self.step_sizes)
+        return len(self.alphas) if self.steps is None else self.steps
 
     @cached_property
     def alphas(self) -> tuple[float, ...]:
-        """α_1 … α_r as Python floats, so that a step costs no transfer between devices."""
+        """α_1 … α_r as Python floats, so that a step costs no transfer between devices.
+
+        Raises:
+            UfomError: an inner update takes the steps.
+        """
+        if self.step_sizes is None:
+            raise UfomError("the steps of this problem are taken by its inner update, which has no step_sizes")
         return tuple(torch.as_tensor(self.step_sizes, device="cpu").tolist())
+
+    def cut(self, steps: int) -> BilevelProblem:
+        """The same problem with the first `steps` inner steps alone."""
+        if self.update is None:
+            return replace(self, step_sizes=self.alphas[:steps])
+        bare = SimpleNamespace(  # whose rates are not checked again
+            init=self.update.init, update=self.update.update, held_identity=held_identity(self)
+        )
+        return replace(self, update=cast(Update, bare), steps=steps)
 
     def sample(self, n: int, generator: Generator) -> Task:
         """Draw n ≥ 1 tasks from a CPU `generator`, stacked in the leading dimension; else `UfomError`."""
@@ -202,6 +275,18 @@ class BilevelProblem:
         assert self.tasks is not None
         known = Tasks.of(self.tasks)
         return known.take(torch.randint(len(known), (n,), generator=generator, device="cpu")).stack
+
+
+def refuse_update(problem: BilevelProblem, what: str, why: str) -> None:
+    """`UfomError` where the inner loop is not plain gradient descent on all of each task."""
+    if problem.update is not None or problem.inner_batch is not None:
+        named = "an inner update" if problem.update is not None else "other data at each inner step"
+        raise UfomError(f"{what} cannot be used with {named}: {why}")
+
+
+def held_identity(problem: BilevelProblem) -> bool:
+    """Whether the inner step, its gradient held constant, has the identity for a Jacobian and no θ in it."""
+    return problem.update is None or bool(getattr(problem.update, "held_identity", False))
 
 
 def all_finite(tensor: Tensor) -> bool:

@@ -130,15 +130,22 @@ class Truncated:
 
     Attributes:
         steps: K, an integer ≥ 0.
+        held: at K = 0, the inner steps are differentiated with their gradients held constant, as other libraries do in
+            their first-order mode; otherwise their Jacobians are taken for the identity, as in the paper. For gradient
+            descent with fixed step sizes the two are equal. It costs no further gradients or products, but holds the r
+            states and gradients of the inner loop.
 
     Raises:
-        UfomError: K < 0, or no integer.
+        UfomError: K < 0 or not an integer, or K > 0 with `held`.
     """
 
     steps: int = 0
+    held: bool = False
 
     def __post_init__(self) -> None:
         scalar("proxy length K", self.steps, integer, 0)
+        if self.held and self.steps:
+            raise UfomError(f"proxy length K = {self.steps} with held=True: only K = 0 can hold the gradients constant")
 
     def refuse_beyond(self, r: Any) -> None:
         """`UfomError` where K is longer than an inner loop of r steps, r an int or an array of them."""

@@ -41,8 +41,10 @@ def states_held(r: int, proxy: Truncated, sweep: Sweep) -> int:
     """Inner states held by a proxy and a sweep of r steps: K for the ring, and the sweep's for the other r − K.
 
     They are added: the ring is counted until the call returns. An implementation that frees it before the exact sweep
-    starts needs only the larger of the two, so what is planned here always fits.
+    starts needs only the larger of the two, so what is planned here always fits. A proxy with held gradients holds r.
     """
+    if proxy.held:
+        return max(r, sweep.states_held(r))
     return proxy.steps + sweep.states_held(r - proxy.steps)
 
 

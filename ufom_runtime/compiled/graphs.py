@@ -37,38 +37,39 @@ class _Made:
 
 
 class Graphs:
-    """The compiled steps at rows of θ, shape (n, s), and their tasks.
+    """The compiled steps at rows of θ, shape (n, s).
 
     A trace bakes in what the losses read outside their arguments. So all that they can reach is compared with what they
     reached when the steps were made; where it cannot be followed, each step is compared with the plain one at its first
     call here. What is stale is made anew, but no more than twice for a problem.
     """
 
-    def __init__(self, problem: BilevelProblem, theta: Tensor, tasks: Tasks, unrolled: bool) -> None:
-        self._problem, self._unrolled, self._form = problem, unrolled, tasks.form
-        self._inputs = tuple(t.contiguous() for t in (theta.detach(), *tasks.parts))
+    def __init__(self, problem: BilevelProblem, theta: Tensor, unrolled: bool) -> None:
+        self._problem, self._unrolled, self._theta = problem, unrolled, theta.detach().contiguous()
         self._ready: dict[Step, _Made | None] = {}
         device = theta.device.type
         self._state = (
-            tasks.form,
             torch.get_default_dtype(),
             torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
         )
-        self._reached, self._graphs = reach(problem.inner_loss, problem.outer_loss), kept(problem, "graphs")
+        self._reached, self._graphs = (
+            reach(problem.inner_loss, problem.outer_loss, problem.update),
+            kept(problem, "graphs"),
+        )
         self._known = kept(problem, "reached")
         if "last" in self._known and not self._known["last"].same(self._reached):
             self._forget()
         self._known["last"] = self._reached
 
-    def run(self, step: Step, *state: Tensor) -> Found:
+    def run(self, step: Step, tasks: Tasks, *state: Tensor) -> Found:
         """The step, compiled; or as it is, where it cannot be or what the losses read keeps changing."""
-        arguments = self._arguments(state)
+        arguments = self._arguments(tasks, state)
         if step not in self._ready:
-            self._ready[step] = self._find(step, arguments, halve=False)
+            self._ready[step] = self._find(step, tasks, arguments, halve=False)
         made = self._ready[step]
-        return made.whole(*arguments) if made else self._plain(step)(*arguments)
+        return made.whole(*arguments) if made else self._plain(step, tasks)(*arguments)
 
-    def first(self, step: Step, phi: Tensor, alpha: Tensor) -> tuple[Tensor, list[Tensor]] | None:
+    def first(self, step: Step, tasks: Tasks, phi: Tensor, alpha: Tensor) -> tuple[Tensor, list[Tensor]] | None:
         """The first half of a step of φ, α and b2 that is cut in two: the next φ, and the residuals.
 
         None where the state is to be kept: the residuals take more bytes than it (unless the sweep is unrolled), there
@@ -77,25 +78,25 @@ class Graphs:
         if step not in self._ready:
             generator = torch.Generator().manual_seed(0)
             b2 = torch.randn(phi.shape, generator=generator, dtype=phi.dtype, device="cpu").to(phi.device)
-            self._ready[step] = self._find(step, self._arguments((phi, alpha, b2)), halve=True)
+            self._ready[step] = self._find(step, tasks, self._arguments(tasks, (phi, alpha, b2)), halve=True)
         made = self._ready[step]
         if made is None:
             return None
-        following, *residuals = made.graphs[0](*self._arguments((phi, alpha)))
+        following, *residuals = made.graphs[0](*self._arguments(tasks, (phi, alpha)))
         return cast(Tensor, following), cast(list[Tensor], residuals)
 
-    def second(self, step: Step, alpha: Tensor, b2: Tensor, residuals: list[Tensor]) -> Found:
+    def second(self, step: Step, tasks: Tasks, alpha: Tensor, b2: Tensor, residuals: list[Tensor]) -> Found:
         """The second half: what the step gives besides the next φ."""
         made = self._ready[step]
         assert made is not None
-        return made.graphs[1](*self._arguments((alpha, b2)), *residuals)
+        return made.graphs[1](*self._arguments(tasks, (alpha, b2)), *residuals)
 
-    def _arguments(self, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (*self._inputs, *(t.contiguous() for t in state))
+    def _arguments(self, tasks: Tasks, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (self._theta, *(t.contiguous() for t in (*tasks.parts, *state)))
 
-    def _plain(self, step: Step) -> Graph:
+    def _plain(self, step: Step, tasks: Tasks) -> Graph:
         """The step as a function of tensors alone."""
-        problem, form, n = self._problem, self._form, len(self._inputs)
+        problem, form, n = self._problem, tasks.form, 1 + len(tasks.parts)
 
         @torch.enable_grad()
         def plain(*tensors: Tensor) -> Found:
@@ -104,17 +105,17 @@ class Graphs:
 
         return cast(Graph, plain)
 
-    def _find(self, step: Step, arguments: tuple[Tensor, ...], halve: bool) -> _Made | None:
+    def _find(self, step: Step, tasks: Tasks, arguments: tuple[Tensor, ...], halve: bool) -> _Made | None:
         if self._known.get("changes", 0) > _MOST_CHANGES:
             return None
         kinds = ((t.shape, t.dtype, t.device) for t in arguments)
-        key = (step, halve and self._unrolled, self._state, *kinds)
+        key = (step, halve and self._unrolled, tasks.form, self._state, *kinds)
         made: _Made | None = self._graphs.get(key)
         if key not in self._graphs:
-            made = self._graphs[key] = (self._in_two if halve else self._whole)(step, arguments)
-        elif made and not self._reached.followed and _how_different(made, self._plain(step), arguments):
+            made = self._graphs[key] = (self._in_two if halve else self._whole)(step, tasks, arguments)
+        elif made and not self._reached.followed and _how_different(made, self._plain(step, tasks), arguments):
             self._forget()
-            return self._find(step, arguments, halve)
+            return self._find(step, tasks, arguments, halve)
         return made
 
     def _forget(self) -> None:
@@ -124,8 +125,8 @@ class Graphs:
         if self._known["changes"] == _MOST_CHANGES + 1:
             warnings.warn(_CHANGING, stacklevel=2)
 
-    def _whole(self, step: Step, arguments: tuple[Tensor, ...]) -> _Made | None:
-        plain = self._plain(step)
+    def _whole(self, step: Step, tasks: Tasks, arguments: tuple[Tensor, ...]) -> _Made | None:
+        plain = self._plain(step, tasks)
         expected = plain(*arguments)  # first, so that an error of the user's own comes out as it is
         if not any(tensor is not None for tensor in expected):
             return None
@@ -139,13 +140,13 @@ class Graphs:
         made = _attempt(compiled, f"the plain path is used, since the {step.__name__} cannot be compiled")
         return _held(step, made, plain, arguments)
 
-    def _in_two(self, step: Step, arguments: tuple[Tensor, ...]) -> _Made | None:
+    def _in_two(self, step: Step, tasks: Tasks, arguments: tuple[Tensor, ...]) -> _Made | None:
         *inputs, phi, alpha, b2 = arguments
         generator = torch.Generator().manual_seed(1)
         noise = torch.randn(phi.shape, generator=generator, dtype=phi.dtype, device="cpu").to(phi.device)
         # any φ will do; but since the halves are compared with the plain step there, let it not be a special one
         given = (*inputs, phi + 0.01 * (1 + phi.abs()) * noise, alpha, b2)
-        plain = self._plain(step)
+        plain = self._plain(step, tasks)
         expected = plain(*given)
         if not any(tensor is not None for tensor in expected[1:]):
             return None

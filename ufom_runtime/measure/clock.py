@@ -68,7 +68,7 @@ def measure_cost(
         return steps.record(phi, 0) if sweep.keeps_steps else steps.inner(phi, 0)
 
     def product() -> object:
-        return steps.back(record, 0, b2)
+        return steps.back(record, 0, None, b2)
 
     gradient(), product()  # warm-up: allocators, kernels chosen
     times = np.array(_alternate((gradient, product), theta.device, seconds, repeats)) / n

@@ -18,7 +18,7 @@ from ufom_runtime.algorithms import first_state
 from ufom_runtime.derivatives import leaf, start, total_loss
 from ufom_runtime.estimators import EXACT, in_chunks, refuse_divergence
 from ufom_runtime.non_finite import refuse_non_finite
-from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
+from ufom_runtime.problem import BilevelProblem, Task, Tasks, check, refuse_update
 from ufom_runtime.steps import Steps
 from ufom_theory import AssumptionConstants, bias_bound, gradient_bound, smoothness_bound
 from ufom_theory.checks import instance, integer
@@ -179,6 +179,7 @@ def compare_bounds(
 
 def _pairs(problem: BilevelProblem, thetas: Tensor, tasks: Task | Tasks) -> tuple[Tensor, Tasks, Tensor]:
     """Every θ with every task: θ of shape (k·n, s), the tasks stacked alike, and the indices that pair the two."""
+    refuse_update(problem, "Assumption 1", "its constants and the bounds (15)–(16) are those of gradient descent")
     tasks = check(problem, thetas, tasks, dimensions=(1, 2))
     thetas = thetas[None] if thetas.ndim == 1 else thetas
     n, k = len(tasks), len(thetas)

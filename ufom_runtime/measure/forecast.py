@@ -91,7 +91,7 @@ def _bytes(problem: BilevelProblem, theta: Tensor, tasks: Tasks, estimator: Esti
     exact, k = estimator.q > 0, estimator.proxy.steps
 
     def peak(steps: int) -> int:
-        short = replace(problem, step_sizes=problem.alphas[:steps])
+        short = problem.cut(steps)
         probe = Estimator(float(exact), sweep, Truncated(0 if exact else min(k, steps)))
         return peak_bytes(lambda: hypergradient(short, theta, tasks, probe, chunk=chunk), (theta, *tasks.parts))
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ufom_runtime.algorithms import first_order_vanishes
-from ufom_runtime.estimators import EXACT, Each, in_chunks, refuse_divergence
+from ufom_runtime.estimators import EXACT, Each, Estimator, as_proxy, in_chunks, proxy_length, refuse_divergence
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_theory import Moments, Truncated, UfomError
 from ufom_theory.checks import instance
@@ -32,7 +32,8 @@ class MeasuredMoments(Moments):
         bias_sq: ‖E(G_proxy − G)‖² at D²'s θ, unbiased (so it can be slightly negative): what debiasing removes.
         bias_sq_sem: its standard error.
         cosine: cosine between the mean proxy and the mean exact gradient at D²'s θ; nan where one of them vanishes.
-        vanishes: the proxy is FOM, and identically zero: neither the start nor the outer loss contains θ.
+        vanishes: the proxy is FOM or HELD, and identically zero: θ stands in nothing that it differentiates, which is
+            the start and the outer loss, with HELD the inner update too.
         per_theta: one entry a θ, from all tasks: d2, d2_sem, v2, v2_sem, cross, proxy_sq, mean_gradient_sq, mean_cross,
             mean_proxy_sq, bias_sq, cosine.
     """
@@ -49,7 +50,7 @@ def measure_moments(
     problem: BilevelProblem,
     thetas: Tensor,
     tasks: Task | Tasks | None = None,
-    proxy: Truncated | None = None,
+    proxy: Truncated | Estimator | None = None,
     *,
     chunk: int | None = None,
     compile: bool = False,
@@ -66,7 +67,7 @@ def measure_moments(
         thetas: outer parameters to measure at, shape (k, s), or (s,) for one.
         tasks: n stacked tasks, drawn from the problem; None for the problem's finite Ω. At least 2, or 4
             where several θ ask for a split.
-        proxy: FOM if not given.
+        proxy: FOM if not given; HELD, or Truncated(K).
         chunk: (θ, task) pairs run together; None: as many as the memory budget holds. Besides, all n gradients at
             one θ are held.
         compile: as in `hypergradient`.
@@ -78,8 +79,8 @@ def measure_moments(
     Raises:
         UfomError: wrong shapes, too few tasks, an inner loop that diverged, or a gradient that vanishes everywhere.
     """
-    proxy = Truncated() if proxy is None else proxy
-    return moments_by_proxy(problem, thetas, tasks, (proxy,), chunk=chunk, compile=compile, progress=progress)[proxy]
+    one = as_proxy(proxy)
+    return moments_by_proxy(problem, thetas, tasks, (one,), chunk=chunk, compile=compile, progress=progress)[one]
 
 
 def moments_by_proxy(
@@ -126,16 +127,16 @@ def moments_by_proxy(
     if not exact_sums and n < (4 if split else 2):
         raise UfomError(f"{n} task(s) give no standard error: draw at least {4 if split else 2}")
     judged = slice(n // 2 if split else 0, n)
-    lengths = sorted({p.steps for p in proxies} | {problem.r})
+    lengths = sorted({proxy_length(problem, p) for p in proxies} | {problem.r})
     rows: dict[Truncated, list[_AtTheta]] = {p: [] for p in proxies}
     for found in _by_theta(problem, thetas, tasks, tuple(lengths), chunk, compile, progress, each):
         exact = refuse_divergence(found[-1])
         for p in proxies:
-            rows[p].append(_AtTheta.of(found[lengths.index(p.steps)], exact, judged, exact_sums))
+            rows[p].append(_AtTheta.of(found[lengths.index(proxy_length(problem, p))], exact, judged, exact_sums))
     choosing, one = slice(0, judged.start or n), tasks.take(slice(1))
-    vanishes = first_order_vanishes(problem, thetas[:1], one)
+    vanishes = {held: first_order_vanishes(problem, thetas[:1], one, held) for held in {p.held for p in proxies}}
     return {
-        p: replace(_supremum(p, rows[p], choosing, judged, exact_sums), vanishes=vanishes and p.steps == 0)
+        p: replace(_supremum(p, rows[p], choosing, judged, exact_sums), vanishes=vanishes[p.held] and p.steps == 0)
         for p in proxies
     }
 

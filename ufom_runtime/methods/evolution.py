@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from ufom_runtime.algorithms import first_state, inner_gd, sweep_gradients
-from ufom_runtime.derivatives import Calls, count_rows, row_losses
+from ufom_runtime.algorithms import first_state, inner_loop, sweep_gradients
+from ufom_runtime.derivatives import Calls, count_rows, phi_of, row_losses
 from ufom_runtime.methods.method import RowMethod, Rows
 from ufom_runtime.problem import BilevelProblem, Tasks, cpu_generator
 from ufom_runtime.steps import Steps
@@ -118,9 +118,10 @@ def antithetic(problem: BilevelProblem, theta: Tensor, tasks: Tasks, moves: Tens
     ends = []
     for sign in (1, -1):
         at = theta + sign * moves
-        phi, _ = inner_gd(Steps(problem, at, tasks, compile=compile, products=False), first_state(problem, at, tasks))
+        steps = Steps(problem, at, tasks, compile=compile, products=False)
+        x, _ = inner_loop(steps, first_state(problem, at, tasks))
         count_rows("gradients", len(theta))
-        ends.append(row_losses(problem, "outer_loss", at, phi, tasks).detach())
+        ends.append(row_losses(problem, "outer_loss", at, phi_of(problem, at, x, tasks), tasks).detach())
     return moves * ((ends[0] - ends[1]) / 2).reshape(-1, 1)
 
 

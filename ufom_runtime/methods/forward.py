@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from ufom_runtime.derivatives import Calls, count_rows, derivative, graph_of_inner_gradient, leaf, start
+from ufom_runtime.derivatives import Calls, count_rows, derivative, leaf, start
 from ufom_runtime.methods.method import RowMethod, Rows
 from ufom_runtime.problem import BilevelProblem, Tasks
 from ufom_runtime.steps import Steps
@@ -56,18 +56,16 @@ class Forward(RowMethod):
         for part in torch.split(basis, self.chunk or s):
             theta = leaf(theta)
             state = start(problem, theta, tasks)
-            phi, tangents = state.detach(), along("start", state, (theta,), [(v.expand(n, s),) for v in part])
-            for alpha in problem.alphas:
+            x, tangents = leaf(state), along("start", state, (theta,), [(v.expand(n, s),) for v in part])
+            for j in range(problem.r):
                 count_rows("gradients", n)
                 count_rows("hessian_vector_products", n * len(part))
-                phi = leaf(phi)
-                g = graph_of_inner_gradient(problem, theta, phi, tasks)
+                following, _ = steps.following(theta, x, j)
                 moves = [(v.expand(n, s), tangent) for v, tangent in zip(part, tangents, strict=True)]
-                turned = along("inner_loss", g, (theta, phi), moves)
-                phi = phi.detach().sub(g.detach(), alpha=alpha)
-                tangents = [t.sub(dt, alpha=alpha) for t, dt in zip(tangents, turned, strict=True)]
+                tangents = along("the inner step", following, (theta, x), moves)
+                x = leaf(following)
             if not columns:
-                b1, b2 = steps.outer(phi)
+                b1, b2 = steps.outer(x.detach())
             columns += [(tangent * b2).sum(1) for tangent in tangents]
         gradient = torch.stack(columns, dim=1)
         return gradient if b1 is None else gradient + b1, {}

@@ -13,10 +13,10 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from ufom_runtime.algorithms import first_state, inner_gd
+from ufom_runtime.algorithms import first_state, inner_loop
 from ufom_runtime.derivatives import Calls, count_rows, derivative, graph_of_inner_gradient, leaf
 from ufom_runtime.methods.method import RowMethod, Rows
-from ufom_runtime.problem import BilevelProblem, Task, Tasks
+from ufom_runtime.problem import BilevelProblem, Task, Tasks, refuse_update
 from ufom_runtime.steps import Steps
 from ufom_theory import UfomError
 from ufom_theory.checks import finite, integer, positive, scalar
@@ -75,11 +75,16 @@ class Implicit(RowMethod):
         self, problem: BilevelProblem, theta: Tensor, tasks: Tasks, generator: Generator | None, compile: bool
     ) -> Rows:
         """As `RowMethod.rows`."""
+        refuse_update(
+            problem,
+            "implicit differentiation",
+            "it takes φ_r for a stationary point of inner_loss, which other steps need not approach; use EXACT",
+        )
         steps, n = Steps(problem, theta, tasks, compile=compile), len(theta)
         first = first_state(problem, theta, tasks)
         phi = steps.inner(first, 0)
         g0 = (first - phi).norm(dim=1) / problem.alphas[0]
-        phi, _ = inner_gd(steps, phi, 1)
+        phi, _ = inner_loop(steps, phi, 1)
         b1, b = steps.outer(phi)
         theta, phi = leaf(theta), leaf(phi)
         count_rows("gradients", n)

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ufom_runtime.algorithms import first_state, inner_gd
-from ufom_runtime.derivatives import Calls, Losses, watch_losses
+from ufom_runtime.algorithms import first_state, inner_loop
+from ufom_runtime.derivatives import Calls, Losses, phi_of, watch_losses
 from ufom_runtime.estimators import Direction, Draws, State
 from ufom_runtime.non_finite import refuse_non_finite
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
@@ -64,11 +64,12 @@ class Reptile:
         each = []
         for index in torch.split(torch.arange(n, device="cpu"), n if chunk is None else integer("chunk", chunk, 1)):
             rows, piece = theta.detach().expand(len(index), -1), tasks.take(index)
-            phi = first_state(problem, rows, piece)
-            if not torch.equal(phi, rows):
+            x = first_state(problem, rows, piece)
+            if not torch.equal(phi_of(problem, rows, x, piece), rows):
                 raise UfomError("Reptile moves θ towards φ_r, so the inner loop must start at θ: use a V(θ, T) = θ")
             with watch_losses(seen := Losses()):
-                moved = rows - inner_gd(Steps(problem, rows, piece, compile=compile, products=False), phi)[0]
+                x, _ = inner_loop(Steps(problem, rows, piece, compile=compile, products=False), x)
+            moved = rows - phi_of(problem, rows, x, piece)
             refuse_non_finite(problem, rows, piece, [moved], seen, index.tolist())
             total += moved.sum(0) / n
             if per_task:

@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from ufom_runtime.algorithms import first_state
 from ufom_runtime.derivatives import Calls, count_rows, hessian_vector_products, inner_gradient, pull_back
 from ufom_runtime.methods.method import RowMethod, Rows
-from ufom_runtime.problem import BilevelProblem, Tasks
+from ufom_runtime.problem import BilevelProblem, Tasks, refuse_update
 from ufom_runtime.steps import Steps
 from ufom_theory import UfomError
 from ufom_theory.checks import integer, scalar
@@ -85,6 +85,7 @@ class Reversible(RowMethod):
         self, problem: BilevelProblem, theta: Tensor, tasks: Tasks, generator: Generator | None, compile: bool
     ) -> Rows:
         """As `RowMethod.rows`."""
+        refuse_update(problem, "Reversible", "it takes its own momentum steps and undoes them; use Sweep.checkpointed")
         loop = Loop(self, problem, theta, tasks)
         first = loop.phi
         for j in range(problem.r):

@@ -7,7 +7,7 @@ sample Δ_N/p_N, p_i = P(N = i).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from ufom_runtime.algorithms import first_state, minus
+from ufom_runtime.algorithms import first_state
 from ufom_runtime.derivatives import Calls, pull_back
 from ufom_runtime.estimators import EXACT, hypergradient
 from ufom_runtime.methods.method import RowMethod, Rows
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check, cpu_generator
-from ufom_runtime.steps import Steps
+from ufom_runtime.steps import Steps, minus
 from ufom_theory import UfomError
 from ufom_theory.checks import finite, integer
 
@@ -103,7 +103,7 @@ class Telescoping(RowMethod):
         tasks = check(problem, theta, tasks)
         g = [
             hypergradient(
-                replace(problem, step_sizes=problem.alphas[:steps]),
+                problem.cut(steps),
                 theta,
                 tasks,
                 EXACT,
@@ -159,8 +159,7 @@ class Telescoping(RowMethod):
                 b1, b2 = minus(b1, -enters[j], outer1), b2 + enters[j] * outer2
             if j:
                 phi = states.pop()
-                h1, b2 = steps.back(phi, j - 1, b2)
-                b1 = minus(b1, problem.alphas[j - 1], h1)
+                b1, b2 = steps.back(phi, j - 1, b1, b2)
         return pull_back(problem, theta, tasks, b1, b2)
 
     def rows(

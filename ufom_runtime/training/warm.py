@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Generator, Tensor
 
-from ufom_runtime.algorithms import first_state, inner_gd
+from ufom_runtime.algorithms import first_state, inner_loop
+from ufom_runtime.derivatives import layout_of
+from ufom_runtime.inner import State, Update
 from ufom_runtime.problem import BilevelProblem, Task, Tasks
+from ufom_runtime.states import Layout
 from ufom_runtime.steps import Steps
 from ufom_theory import UfomError
 
 States = tuple[Tensor, Tensor]
-"""The last φ_r of each task of Ω, shape (N, p), and which of them have one, boolean, shape (N,)."""
+"""The last x_r of each task of Ω, φ_r and the inner update's state, shape (N, P); and which have one, shape (N,)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +27,8 @@ class WarmStarts:
     A stored state is a constant of the task: from then on ∂V/∂θ = 0.
 
     Attributes:
-        problem: the problem of tasks that carry their state; its start is torch.where(seen, φ, V(θ, T)).
+        problem: the problem of tasks that carry their state; its start is torch.where(seen, φ, V(θ, T)), and its
+            update's first state likewise.
         known: Ω.
     """
 
@@ -43,19 +48,30 @@ class WarmStarts:
         def plain(task: Task) -> Task:
             return known.form(tuple(task[:-2]))
 
+        def warm(theta: Tensor, task: Task) -> Tensor:
+            phi = start(theta, plain(task))
+            return torch.where(task[-1], task[-2][: len(phi)], phi)
+
+        batch = problem.inner_batch
         kept = {field.name: getattr(problem, field.name) for field in fields(BilevelProblem) if field.init}
         changed = {
-            "inner_loss": lambda theta, phi, task: inner(theta, phi, plain(task)),
+            # with an inner_batch the inner loop sees only what that makes of the plain task
+            "inner_loss": inner if batch else lambda theta, phi, task: inner(theta, phi, plain(task)),
             "outer_loss": lambda theta, phi, task: outer(theta, phi, plain(task)),
-            "start": lambda theta, task: torch.where(task[-1], task[-2], start(theta, plain(task))),
+            "start": warm,
+            "inner_batch": batch and (lambda task, j: batch(plain(task), j)),
+            "update": problem.update and _WarmUpdate(problem.update, plain, batch is None),
         }
         return cls(BilevelProblem(**{**kept, **changed}), known)
 
     def begin(self, theta: Tensor, problem: BilevelProblem) -> States:
         """No task has a state; `problem` is the plain one."""
-        phi = first_state(problem, theta[None], self.known.take(slice(0, 1)))
-        states = phi.new_zeros(len(self.known), phi.shape[1])
-        return states, torch.zeros_like(states[:, 0], dtype=torch.bool)
+        one = self.known.take(slice(0, 1))
+        x = first_state(problem, theta[None], one)
+        if isinstance(self.problem.update, _WarmUpdate):
+            self.problem.update.layout = layout_of(problem, theta[None], one)
+        n = len(self.known)
+        return x.new_zeros(n, x.shape[1]), torch.zeros(n, dtype=torch.bool, device=x.device)
 
     def sample(self, n: int, generator: Generator, states: States) -> tuple[Tensor, Task]:
         """n indices into Ω, those that `BilevelProblem.sample` draws, and the tasks with their states."""
@@ -67,7 +83,27 @@ class WarmStarts:
         """The states after the inner loops of these tasks at θ: r gradients a task, which are counted."""
         rows, stack = theta.expand(len(index), -1), Tasks.of(tasks)
         steps = Steps(self.problem, rows, stack, compile=compile)
-        phi, _ = inner_gd(steps, first_state(self.problem, rows, stack))
+        x, _ = inner_loop(steps, first_state(self.problem, rows, stack))
         found, seen = (x.clone() for x in states)
-        found[index.to(found.device)], seen[index.to(seen.device)] = phi.detach(), True
+        found[index.to(found.device)], seen[index.to(seen.device)] = x.detach(), True
         return found, seen
+
+
+class _WarmUpdate:
+    """An inner update whose state starts as the task carries it, once there is one."""
+
+    def __init__(self, update: Update, plain: Callable[[Task], Task], carried: bool) -> None:
+        self._update, self._plain, self._carried = update, plain, carried
+        self.layout: Layout | None = None
+
+    def init(self, theta: Tensor, phi: Tensor, task: Task) -> State:
+        """The state before the first step, or that after the last one."""
+        assert self.layout is not None
+        fresh = self.layout.join(phi, self._update.init(theta, phi, self._plain(task)))
+        return self.layout.split(torch.where(task[-1], task[-2], fresh))[1]
+
+    def update(
+        self, theta: Tensor, phi: Tensor, state: State, grad: Tensor, task: Task, j: int
+    ) -> tuple[Tensor, State]:
+        """The update's own step."""
+        return self._update.update(theta, phi, state, grad, self._plain(task) if self._carried else task, j)

@@ -1,0 +1,81 @@
+"""What the inner loop ends at, without derivatives by θ: the adapted parameters, and both losses there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ufom_runtime.algorithms import first_state, inner_loop
+from ufom_runtime.derivatives import inner_tasks, phi_of, row_losses
+from ufom_runtime.estimators import refuse_divergence, rows_together
+from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
+from ufom_runtime.steps import Steps
+from ufom_theory import Sweep
+
+
+def adapt(
+    problem: BilevelProblem,
+    theta: Tensor,
+    tasks: Task | Tasks,
+    *,
+    with_state: bool = False,
+    chunk: int | None = None,
+    compile: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """φ_r of each task, shape (n, p): the parameters that the inner loop ends at.
+
+    Args:
+        problem: the problem.
+        theta: outer parameters, shape (s,).
+        tasks: n tasks, stacked in the leading dimension.
+        with_state: return (φ_r, state), the state of the inner update after its last step as one vector a task.
+        chunk, compile: as in `hypergradient`.
+
+    Raises:
+        UfomError: as `hypergradient`.
+    """
+    tasks = check(problem, theta, tasks)
+    found = [(phi_of(problem, rows, x, piece), x) for rows, piece, x in _ends(problem, theta, tasks, chunk, compile)]
+    phi = refuse_divergence(torch.cat([phi for phi, _ in found]))
+    return (phi, torch.cat([x[:, phi.shape[1] :] for _, x in found])) if with_state else phi
+
+
+def losses(
+    problem: BilevelProblem,
+    theta: Tensor,
+    tasks: Task | Tasks,
+    *,
+    chunk: int | None = None,
+    compile: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """L_in(θ, φ_r, T) and L_out(θ, φ_r, T) of each task, shapes (n,) and (n,).
+
+    With an `inner_batch` the inner loss is that of the data that the last step saw. Arguments and errors as `adapt`'s.
+    """
+    tasks = check(problem, theta, tasks)
+    inner, outer = [], []
+    for rows, piece, x in _ends(problem, theta, tasks, chunk, compile):
+        phi, last = phi_of(problem, rows, x, piece), inner_tasks(problem, piece, problem.r - 1)
+        with torch.no_grad():
+            inner.append(row_losses(problem, "inner_loss", rows, phi, last).reshape(-1))
+            outer.append(row_losses(problem, "outer_loss", rows, phi, piece).reshape(-1))
+    return torch.cat(inner), torch.cat(outer)
+
+
+def _ends(
+    problem: BilevelProblem, theta: Tensor, tasks: Tasks, chunk: int | None, compile: bool
+) -> Iterator[tuple[Tensor, Tasks, Tensor]]:
+    """Rows of θ, their tasks and x_r, chunk by chunk."""
+    index = torch.arange(len(tasks))
+    pairs = torch.stack([torch.zeros_like(index), index])
+    size = rows_together(problem, theta[None], tasks, pairs, (0,), Sweep.recomputed(), chunk, 0, compile)
+    for piece in torch.split(index, size):
+        some = tasks.take(piece)
+        rows = theta.detach().expand(len(piece), -1)
+        with torch.enable_grad():
+            x, _ = inner_loop(
+                Steps(problem, rows, some, compile=compile, products=False), first_state(problem, rows, some)
+            )
+        yield rows, some, x
