@@ -10,22 +10,25 @@ from typing import Any
 
 import ufom_runtime
 import ufom_theory
-from ufom_theory import claims, derivations
-from ufom_theory.claims import CLAIMS
+from ufom_theory import derivations
+from ufom_theory.derivations.registry import load
 
 # "(21)", but not the (1) of O(1); "Algorithm 4", "Lemma 1"
 MENTION = re.compile(r"(?<![\w)\]])\((\d{1,2})\)|\b(Algorithm|Theorem|Lemma|Proposition) (\d)\b")
 QUOTED = re.compile(r"(`+[^`]*`+)")
 properties: dict[str, list[str]] = {}
+CLAIMS = load()
 
 
 def _ids() -> dict[str, str]:
-    """What a docstring may mention → the claim's id; "2" → "2-3"."""
-    found = {}
-    for id in CLAIMS:
-        first, _, last = id.partition("-")
-        if first.isdigit():
-            found |= {str(n): id for n in range(int(first), int(last or first) + 1)}
+    """What a docstring may mention, a number or "Lemma 1" → the id of the first claim about it, errata left out."""
+    found: dict[str, str] = {}
+    for claim in CLAIMS.values():
+        if not claim.id.startswith("erratum"):
+            for first, last in re.findall(r"\((\d+)\)(?:–\((\d+)\))?", claim.equation):
+                found = {str(n): claim.id for n in range(int(first), int(last or first) + 1)} | found
+            for name in re.findall(r"(?:Algorithm|Theorem|Lemma|Proposition) \d", claim.equation):
+                found.setdefault(name, claim.id)
     return found
 
 
@@ -35,44 +38,41 @@ IDS = _ids()
 def mentioned(match: re.Match[str]) -> str | None:
     """The id of the claim that is mentioned."""
     number, kind, of_kind = match.groups()
-    id = IDS.get(number) if number else f"{kind.lower()}-{of_kind}"
-    return id if id in CLAIMS else None
+    return IDS.get(number or f"{kind} {of_kind}")
 
 
 def documented() -> Iterator[tuple[str, Any]]:
-    """Everything that has a place on the site: the public face, the derivations, the claims."""
+    """Everything that has a place on the site: the public face and the derivations."""
     for package in (ufom_theory, ufom_runtime):
         for name in package.__all__:
             if callable(value := getattr(package, name)):  # FOM and the like speak through their class
                 yield f"{package.__name__}.{name}", value
-    for package in (derivations, claims):
-        for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-            if not info.name.endswith("__main__"):
-                module = importlib.import_module(info.name)
-                for name, value in vars(module).items():
-                    unwrapped = inspect.unwrap(value) if callable(value) else None
-                    if inspect.isfunction(unwrapped) and unwrapped.__module__ == info.name and name[0] != "_":
-                        yield f"{info.name}.{name}", value
+    for info in pkgutil.iter_modules(derivations.__path__, "ufom_theory.derivations."):
+        if not info.name.endswith("__main__"):
+            module = importlib.import_module(info.name)
+            for name, value in vars(module).items():
+                unwrapped = inspect.unwrap(value) if callable(value) else None
+                if inspect.isfunction(unwrapped) and unwrapped.__module__ == info.name and name[0] != "_":
+                    yield f"{info.name}.{name}", value
 
 
 def link_equations(app: Any, docname: str, source: list[str]) -> None:
-    """In equations.md: an anchor for every claim, links to what decides it and to the code that mentions it."""
-    if docname != "equations":
+    """In the pages of the proofs: links from each claim to the code that mentions it."""
+    if not docname.startswith("proofs/"):
         return
     code: dict[str, list[str]] = {}
+    deciding = {claim.decide_form for claim in CLAIMS.values()}
     for name, value in documented():
         for match in MENTION.finditer(inspect.getdoc(value) or ""):
             id = mentioned(match)
-            if id and name not in code.setdefault(id, []) and not name.startswith("ufom_theory.claims."):
+            if id and value not in deciding and name not in code.setdefault(id, []):
                 code[id].append(name)
-    text = re.sub(r"`(ufom_theory\.claims\.[\w.]+)`", r"{py:obj}`\1`", source[0])
-    parts = re.split(r"^(?=### )", text, flags=re.M)
+    parts = re.split(r"^(?=\(equation-)", source[0], flags=re.M)
     for i, part in enumerate(parts):
-        if head := re.match(r"### ([\w-]+):", part):
-            names = ", ".join(f"{{py:obj}}`{name}`" for name in code.get(head[1], []))
-            section, _, rest = part.rstrip().partition("\n## ")
-            said = f"\n\nIn code: {names}.\n\n" if names else "\n\n"
-            parts[i] = f"(equation-{head[1]})=\n{section}{said}" + (f"## {rest}\n\n" if rest else "")
+        head = re.match(r"\(equation-([\w/-]+)\)=", part)
+        if head and code.get(head[1]):
+            names = ", ".join(f"{{py:obj}}`{name}`" for name in code[head[1]])
+            parts[i] = f"{part.rstrip()}\n\nIn code: {names}.\n\n"
     source[0] = "".join(parts)
 
 
@@ -92,7 +92,7 @@ def link_docstrings(app: Any, what: str, name: str, obj: Any, options: Any, line
         line = re.sub(r"^( *)UfomError:", r"\1ufom_theory.UfomError:", line)
         lines[i] = "".join(p if p.startswith("`") else MENTION.sub(link, escape(p)) for p in QUOTED.split(line))
     for claim in CLAIMS.values():
-        if claim.evidence is obj:
+        if claim.decide_form is obj:
             lines += ["", f"Decides :ref:`{claim.id}, {claim.equation} <equation-{claim.id}>`: {claim.status}.", ""]
     properties[name] = list(lines)
 

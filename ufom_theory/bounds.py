@@ -15,13 +15,17 @@ from ufom_theory.cost import CostModel, Truncated
 from ufom_theory.quantities import AssumptionConstants, Moments
 
 
-def _factors(constants: AssumptionConstants, step_sizes: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _factors(
+    constants: AssumptionConstants, step_sizes: ArrayLike, effective: bool = True
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """α_j and 1 + α_j·L, L = L_eff or L2."""
     instance("constants", constants, AssumptionConstants, "write AssumptionConstants(M1, M2, L1, L2, L3)")
+    curvature = effective_curvature(constants) if effective else constants.L2
     alphas = np.asarray(positive("step size α_j", step_sizes))
     if alphas.ndim != 1:
         raise UfomError(f"step sizes have shape {alphas.shape}, but α_1 … α_r are one vector of shape (r,)")
     with np.errstate(over="ignore"):
-        return alphas, 1 + alphas * constants.L2
+        return alphas, 1 + alphas * curvature
 
 
 def _reach(constants: AssumptionConstants, theta_in_losses: bool) -> float:
@@ -36,13 +40,20 @@ def _representable(name: str, value: float) -> float:
     return float(value)
 
 
+def effective_curvature(constants: AssumptionConstants) -> float:
+    """L_eff = min(L2, √(2·L1·L3)): a bound of every inner Hessian block. A bounded slope bounds the curvature, too."""
+    return min(constants.L2, math.sqrt(2) * math.sqrt(constants.L1) * math.sqrt(constants.L3))
+
+
 def bias_bound(
     constants: AssumptionConstants,
     step_sizes: ArrayLike,
     proxy: Truncated | None = None,
     theta_in_losses: bool = True,
 ) -> float:
-    """The tight D_bound: D = (1 + M1)·L1·(P − ∏_{j>r−K}(1 + α_j·L2)), P the product over all j; K = 0 is FOM.
+    """The least D_bound: D = (1 + M1)·L1·(P − ∏_{j>r−K}(1 + α_j·L_eff)), P the product over all j; K = 0 is FOM.
+
+    L_eff = min(L2, √(2·L1·L3)), see `effective_curvature`.
 
     Args:
         constants: Assumption 1.
@@ -51,7 +62,8 @@ def bias_bound(
         theta_in_losses: False where no loss contains θ.
 
     Returns:
-        A bound of ‖G_proxy − G‖ (its square bounds D²), attained by `derivations.bias_bound.sharp_problem`.
+        A bound of ‖G_proxy − G‖ (its square bounds D²), attained for all constants by
+        `derivations.bias_bound.sharp_problem`.
 
     Raises:
         UfomError: a step size that is not > 0, K > r, or a bound beyond floating point.
@@ -62,7 +74,9 @@ def bias_bound(
     proxy.refuse_beyond(len(factors))
     split = len(factors) - proxy.steps
     with np.errstate(over="ignore", invalid="ignore"):
-        growth = np.expm1(np.log1p(alphas[:split] * constants.L2).sum())  # ∏ − 1, without cancellation
+        growth = np.expm1(
+            np.log1p(alphas[:split] * effective_curvature(constants)).sum()
+        )  # ∏ − 1, without cancellation
         value = _reach(constants, theta_in_losses) * constants.L1 * growth * np.prod(factors[split:])
     return _representable("D_bound", value)
 
@@ -70,8 +84,8 @@ def bias_bound(
 def bias_bound_printed(constants: AssumptionConstants, step_sizes: ArrayLike) -> float:
     """D_bound as the paper prints it, (15): (1 + M1)·L1·L2·Σ_j α_j·∏_{j'≥j}(1 + α_{j'}·L2).
 
-    Its product starts at j where the proof needs j + 1, so it is larger than `bias_bound` by a factor between
-    1 + min(α)·L2 and 1 + max(α)·L2.
+    Its product starts at j where the proof needs j + 1, and it leaves out that L1 and L3 bound the curvature, too. It
+    is larger than `bias_bound` by a factor 1 + min(α)·L2 or more.
 
     Args:
         constants: Assumption 1.
@@ -80,7 +94,7 @@ def bias_bound_printed(constants: AssumptionConstants, step_sizes: ArrayLike) ->
     Raises:
         UfomError: a step size that is not > 0, or a bound beyond floating point.
     """
-    alphas, factors = _factors(constants, step_sizes)
+    alphas, factors = _factors(constants, step_sizes, effective=False)
     with np.errstate(over="ignore", invalid="ignore"):
         tails = np.cumprod(factors[::-1])[::-1]
         value = (1 + constants.M1) * constants.L1 * constants.L2 * np.sum(alphas * tails)
@@ -88,7 +102,7 @@ def bias_bound_printed(constants: AssumptionConstants, step_sizes: ArrayLike) ->
 
 
 def gradient_bound(constants: AssumptionConstants, step_sizes: ArrayLike, theta_in_losses: bool = True) -> float:
-    """V_bound = (1 + M1)·L1·P: a bound of ‖G‖ (its square bounds V²), P the product of all 1 + α_j·L2.
+    """V_bound = (1 + M1)·L1·P: a bound of ‖G‖ (its square bounds V²), P the product of all 1 + α_j·L_eff.
 
     Args:
         constants: Assumption 1.
@@ -105,9 +119,9 @@ def gradient_bound(constants: AssumptionConstants, step_sizes: ArrayLike, theta_
 
 
 def smoothness_bound(constants: AssumptionConstants, step_sizes: ArrayLike, theta_in_losses: bool = True) -> float:
-    """L_M = M2·L1·P + (1 + M1)²·P·[L2·P + L1·L3·Σ_j α_j·P_{j−1}/(1 + α_j·L2)]: a Lipschitz constant of ∇M.
+    """L_M = M2·L1·P + (1 + M1)²·P·[L2·P + L1·L3·Σ_j α_j·P_{j−1}/(1 + α_j·L_eff)]: a Lipschitz constant of ∇M.
 
-    P_j = ∏_{i≤j}(1 + α_i·L2), P = P_r. Added here: see `derivations/smoothness.py`.
+    P_j = ∏_{i≤j}(1 + α_i·L_eff), P = P_r; the bare L2 is L_out's. Added here: see `derivations/smoothness.py`.
 
     Args:
         constants: Assumption 1.
@@ -150,9 +164,10 @@ def rate_bound(gap: float, smoothness: float, second_moment: float, outer_steps:
 
 
 def rate_constant(gap: float, smoothness: float, v2: float, epsilon: float) -> float:
-    """H(ε) = [Δ/V² + (L_M/2)·e^(ε−1)/ε]/(2(√2 − 1)), the constant that (18) hides: min E‖∇M‖² ≤ A(q)·H(ε)·τ^(−1/2+ε).
+    """H(ε), the constant that (18) hides: min E‖∇M‖² ≤ A(q)·H(ε)·τ^(−1/2+ε) for γ_k = k^(−1/2).
 
-    For γ_k = k^(−1/2). It does not depend on q, and grows as 1/ε: at ε = 0 there is no such constant.
+    H = ½[(1 + √2)·Δ/V² + (L_M/2)·(e^(ε−1)/ε + √2·e^(ε−1/2)/(ε + 1/2))]. It does not depend on q, and grows as 1/ε:
+    at ε = 0 it gives no constant.
 
     Args:
         gap: Δ = M(θ_0) − M_*, ≥ 0.
@@ -169,8 +184,9 @@ def rate_constant(gap: float, smoothness: float, v2: float, epsilon: float) -> f
     gap, smoothness = scalar("Δ", gap, finite, "≥ 0", 0.0), scalar("L_M", smoothness, finite, "≥ 0", 0.0)
     v2 = scalar("V²", v2, positive)
     with np.errstate(over="ignore"):
-        value = np.float64(gap) / v2 + np.float64(smoothness) / 2 * math.exp(epsilon - 1) / epsilon
-    return _representable("H(ε)", value / (2 * (math.sqrt(2) - 1)))
+        noise = sum(weight * math.exp(p - 1) / p for weight, p in ((1, epsilon), (math.sqrt(2), epsilon + 0.5)))
+        value = ((1 + math.sqrt(2)) * np.float64(gap) / v2 + np.float64(smoothness) / 2 * noise) / 2
+    return _representable("H(ε)", value)
 
 
 def time_bound(

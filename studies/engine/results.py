@@ -23,6 +23,7 @@ import pandas as pd
 from studies.engine.configuration import build
 from studies.shared.verdicts import Verdict
 from ufom_runtime.files import DamagedFile, digest, read_whole, write_whole
+from ufom_runtime.verdicts import publish
 from ufom_theory import UfomError
 
 if TYPE_CHECKING:
@@ -102,8 +103,10 @@ class Results:
         return json.loads(read_whole(self.path.with_suffix(".verdicts.json"), _MOST_BYTES))  # type: ignore[no-any-return]
 
     def write_verdicts(self, verdicts: list[Verdict]) -> None:
-        """Write them; errors as `write_whole`."""
+        """Write them, the repository's own into the package too, where they decide a claim; errors as `write_whole`."""
         write_whole(self.path.with_suffix(".verdicts.json"), as_json([asdict(v) for v in verdicts]))
+        if self.path.resolve().parent == Path(__file__).resolve().parents[1] / "results":
+            publish(self.path.stem, self.verdicts())
 
     def draw(self, study: Study[Config], table: pd.DataFrame, config: Config) -> Path:
         """The figure in all formats and its caption; the PNG's path. Errors as `write_whole`."""

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import sympy as sp
+import torch
 
 from ufom_theory import (
     AssumptionConstants,
@@ -22,7 +24,23 @@ from ufom_theory import (
 )
 from ufom_theory.derivations import bias_bound as bias_derivation
 from ufom_theory.derivations import convergence, smoothness
-from ufom_theory.derivations.symbols import A_Q, EPSILON, GAP, L1, L2, L3, L_M, M1, M2, TAU, V2, step_sizes
+from ufom_theory.derivations.registry import CLAIMS
+from ufom_theory.derivations.symbols import (
+    A_Q,
+    EPSILON,
+    GAP,
+    L1,
+    L2,
+    L3,
+    L_EFF,
+    L_M,
+    M1,
+    M2,
+    TAU,
+    V2,
+    at_length,
+    step_sizes,
+)
 
 
 class SineProblem:
@@ -79,7 +97,7 @@ def test_bounds_hold_on_random_problems(seed):
         assert measured <= bias_bound(constants, alphas, Truncated(kept)) * (1 + 1e-12) + 1e-12
         assert kept == problem.r or measured > 0
     assert bias_bound(constants, alphas) <= bias_bound_printed(constants, alphas)
-    assert np.linalg.norm(exact, axis=1).max() <= gradient_bound(constants, alphas)
+    assert np.linalg.norm(exact, axis=1).max() <= gradient_bound(constants, alphas) * (1 + 1e-12)
     near = thetas + rng.normal(size=thetas.shape) * 1e-4
     apart = np.linalg.norm([problem.gradient(x) for x in near] - exact, axis=1) / np.linalg.norm(near - thetas, axis=1)
     assert 0 < apart.max() <= smoothness_bound(constants, alphas)
@@ -130,55 +148,95 @@ def test_toys_gradient_against_differences():
         np.testing.assert_allclose(problem.gradients(theta)[1], numeric, rtol=1e-4)
 
 
-def test_bounds_are_attained_by_the_sharp_example():
-    """L_in = −h(θ + φ), L_out = L1·(θ + φ), V = M1·θ with h the convex piece (a = L2, A = 1/5), run in floats at θ = 0.
+class SharpProblem:
+    """L_in = −h(oθ + φ), L_out = ℓ(oθ + φ), V = M1·θ, o = 1 or 0, in floats: admissible for any constants.
 
-    The exact gradient is a difference of the unrolled outer loss, which is linear near 0.
+    h' is c·z − sgn(z)·L3·z²/2 up to |z| = c/L3 and constant beyond, with c = min(L2, √(2·L1·L3)); ℓ' is L1 above 0 and
+    falls smoothly to 0 below, so that M is bounded from below.
     """
-    m1, l1, l2 = 0.3, 5.0, 1.5
-    alphas = np.array([0.5, 0.1, 0.9, 0.02, 0.3])
-    constants = AssumptionConstants(m1, 0.0, l1, l2, l2)
 
-    def states(theta: float) -> list[float]:
-        visited = [m1 * theta]
-        for alpha in alphas:
-            x, t = theta + visited[-1], np.clip(abs(theta + visited[-1]) - 0.2, 0, 1)
-            visited.append(visited[-1] + alpha * l2 * np.sign(x) * (min(abs(x), 0.2) + t - t**2 / 2))
-        return visited
+    def __init__(self, constants: AssumptionConstants, own: bool):
+        self.c, self.own = constants, float(own)
+        self.curvature = min(constants.L2, np.sqrt(2 * constants.L1 * constants.L3))
 
-    def proxy(theta: float, kept: int) -> float:
-        visited, b1, b2 = states(theta), l1, l1
-        for j in range(len(alphas), len(alphas) - kept, -1):
-            curvature = -l2 * (1 - np.clip(abs(theta + visited[j - 1]) - 0.2, 0, 1))
-            b1, b2 = b1 - alphas[j - 1] * curvature * b2, b2 - alphas[j - 1] * curvature * b2
-        return b1 + m1 * b2
+    def inner(self, x: torch.Tensor) -> torch.Tensor:
+        end = self.curvature / self.c.L3
+        z = x.abs().clamp(max=end)
+        return -(self.curvature * z**2 / 2 - self.c.L3 * z**3 / 6 + self.curvature * end / 2 * (x.abs() - z))
 
-    h = 1e-3
-    exact = l1 * (2 * h + states(h)[-1] - states(-h)[-1]) / (2 * h)
-    assert exact / gradient_bound(constants, alphas) == pytest.approx(1, abs=1e-12)
-    for kept in range(len(alphas) + 1):
-        bias = bias_bound(constants, alphas, Truncated(kept))
-        assert exact - proxy(0.0, kept) == pytest.approx(bias, rel=1e-12, abs=1e-12 * exact)
-        for theta in np.linspace(-1, 1, 41):
-            assert abs(proxy(theta, len(alphas)) - proxy(theta, kept)) <= bias * (1 + 1e-12) + 1e-12
-    assert bias == 0  # all steps kept
+    def outer(self, x: torch.Tensor) -> torch.Tensor:
+        t = (-x * 2 * self.c.L2 / (3 * self.c.L1)).clamp(0, 1)  # ℓ' = L1·(1 − 3t² + 2t³)
+        return self.c.L1 * x.clamp(min=0) - 3 * self.c.L1**2 / (2 * self.c.L2) * (t - t**3 + t**4 / 2)
+
+    def gradient(self, theta: float, alphas: np.ndarray, kept: int) -> float:
+        """The gradient that keeps the last steps: autodiff through the unrolled loop, the first steps detached."""
+        x = torch.tensor(theta, dtype=torch.float64, requires_grad=True)
+        phi = self.c.M1 * x
+        for j, alpha in enumerate(alphas):
+            (slope,) = torch.autograd.grad(self.inner(self.own * x + phi).sum(), phi, create_graph=True)
+            phi = phi - alpha * (slope if j >= len(alphas) - kept else slope.detach())
+        return float(torch.autograd.grad(self.outer(self.own * x + phi), x)[0])
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_bounds_are_attained_for_all_constants(seed):
+    rng = np.random.default_rng(seed)
+    values, own = 10 ** rng.uniform(-1.5, 1.0, 5), bool(seed % 4)
+    constants = AssumptionConstants(*values)
+    alphas = rng.uniform(0.01, 1.0, int(rng.integers(1, 8))) / max(1.0, constants.L2)
+    problem, kept = SharpProblem(constants, own), int(rng.integers(len(alphas) + 1))
+    exact = problem.gradient(1e-300, alphas, len(alphas))
+    assert exact == pytest.approx(gradient_bound(constants, alphas, own), rel=1e-12)
+    found = exact - problem.gradient(1e-300, alphas, kept)
+    assert found == pytest.approx(bias_bound(constants, alphas, Truncated(kept), own), rel=1e-12, abs=1e-12 * exact)
+    for theta in rng.normal(size=2):
+        there = problem.gradient(theta, alphas, len(alphas)), problem.gradient(theta, alphas, kept)
+        assert abs(there[0] - there[1]) <= found * (1 + 1e-12) + 1e-12 * exact
+        assert abs(there[0]) <= exact * (1 + 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("constants", "bias"), [((1, 0, 1, 10, 1), 5.506), ((1, 0, 2, 2, 0.1), 3.3858), ((1, 0, 1, 3, 0), 0)]
+)
+def test_slope_and_third_derivative_bound_the_bias(constants, bias):
+    assert bias_bound(AssumptionConstants(*constants), np.full(10, 0.1)) == pytest.approx(bias, rel=1e-3)
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_bounds_without_theta_in_the_losses_are_the_derived_ones(own):
-    values, alphas = {M1: 0.4, M2: 0.0, L1: 1.7, L2: 0.8, L3: 0.0}, [0.3, 0.05, 0.7]
-    constants, point = AssumptionConstants(*values.values()), values | dict(zip(step_sizes(3), alphas, strict=True))
-    bias = float(bias_derivation.bias(3, 1, int(own)).subs(point))
-    assert bias_bound(constants, alphas, Truncated(1), own) == pytest.approx(bias, rel=1e-13)
+def test_bounds_are_the_derived_ones(own):
+    values, alphas = {M1: 0.4, M2: 0.0, L1: 1.7, L2: 0.8, L3: 2.0}, [0.3, 0.05, 0.7]
+    constants, point = AssumptionConstants(*values.values()), dict(zip(step_sizes(3), alphas, strict=True))
+    point |= values | {L_EFF: 0.8}
+    for kept in range(4):
+        bias = float((sp.S.Zero + bias_derivation.bias(3, kept, int(own))).subs(point))
+        assert bias_bound(constants, alphas, Truncated(kept), own) == pytest.approx(bias, rel=1e-13, abs=1e-13)
     gradient = float(bias_derivation.gradient(3, int(own)).subs(point))
     assert gradient_bound(constants, alphas, own) == pytest.approx(gradient, rel=1e-13)
+    printed = at_length(CLAIMS["15"].printed, 3).subs(point)
+    assert bias_bound_printed(constants, alphas) == pytest.approx(float(printed), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("constants", "alpha", "r", "tight", "printed", "gradient"),
+    [
+        ((1, 2, 0.7), 0.1, 10, 3.868605429, 4.139407809, 7.868605429),
+        ((0.3, 5, 1.5), 0.5, 4, 54.462890625, 95.31005859, 60.962890625),
+    ],
+)
+def test_bounds_at_the_reference_points(constants, alpha, r, tight, printed, gradient):
+    m1, l1, l2 = constants
+    assumed = AssumptionConstants(M1=m1, M2=0, L1=l1, L2=l2, L3=l2)
+    alphas = np.full(r, alpha)
+    assert bias_bound(assumed, alphas) == pytest.approx(tight, rel=1e-9)
+    assert bias_bound_printed(assumed, alphas) == pytest.approx(printed, rel=1e-9)
+    assert gradient_bound(assumed, alphas) == pytest.approx(gradient, rel=1e-9)
 
 
 @pytest.mark.parametrize("own", [True, False])
 def test_smoothness_is_the_derived_one(own):
     alphas = [0.3, 0.05, 0.7]
     values = {M1: 0.4, M2: 0.9, L1: 1.7, L2: 0.8, L3: 2.3}
-    point = values | dict(zip(step_sizes(3), alphas, strict=True))
+    point = values | {L_EFF: 0.8} | dict(zip(step_sizes(3), alphas, strict=True))
     derived = float(smoothness.recursion(3, int(own)).subs(point))
     assert smoothness_bound(AssumptionConstants(*values.values()), alphas, own) == pytest.approx(derived, rel=1e-13)
 

@@ -288,20 +288,21 @@ def claims_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/equations.md, deciding nothing.")] = False,
 ) -> None:
-    """Decide every numbered statement of the paper again; exit status 1 if one comes out other than recorded.
-
-    A statement that a study decided needs the study's stored results: without a checkout it awaits the study.
-    """
-    from ufom_theory.claims import chosen, markdown
+    """Decide every numbered statement of the paper again; exit status 1 if one comes out other than recorded."""
+    from ufom_runtime.verdicts import stored_verdicts
+    from ufom_theory.derivations.report import chosen, markdown
 
     if as_markdown:
         print(markdown(), end="")
         return
-    found = [(claim, claim.decide()) for claim in chosen(id)]
+    verdicts = stored_verdicts()
+    found = [(claim, claim.decide(verdicts)) for claim in chosen(id)]
     if as_json or latex:
         rows = [
-            {"id": c.id, "equation": c.equation, "statement": c.statement, "printed": c.printed,
-             "derived": c.derived_latex, "recorded": c.status, "found": status, "agrees": status == c.status}
+            {"id": c.id, "equation": c.equation, "statement": c.statement,
+             "printed": "" if c.printed is None else c.latex(c.printed),
+             "derived": "" if c.form is None else c.latex(c.form),
+             "recorded": c.status, "found": status, "agrees": status == c.status}
             for c, status in found
         ]  # fmt: skip
         if as_json:
@@ -312,7 +313,7 @@ def claims_command(
         from ufom_runtime.command.printing import print_claims
 
         print_claims(found)
-    if any(status not in (claim.status, "awaits a study") for claim, status in found):
+    if any(status != claim.status for claim, status in found):
         raise typer.Exit(1)
 
 

@@ -20,15 +20,12 @@ def formulas() -> str:
     import sympy as sp
 
     from ufom_theory.derivations import complexity, optimum
-    from ufom_theory.derivations.symbols import C1, C2, KAPPA, RHO, K, R
+    from ufom_theory.derivations.symbols import C1, C2, KAPPA, RHO, K
 
     extra = sp.Symbol("extra", nonnegative=True)  # inner steps that the sweep repeats
-    n, c = sp.symbols("n c", integer=True, positive=True)
     c_det = complexity.c_det().subs(K, 0)
     c_rnd = complexity.c_rnd().subs(K, 0).subs(C1, 0) + C1 * extra
     by_rho, by_kappa = optimum.slopes()
-    # from its breakpoint at C(c + n, c) the count falls by n for every state fewer
-    binomial_steps = complexity.binomial_schedule() - n * (sp.binomial(c + n, c) - R)
     expressions = {
         "root": optimum.root(),
         "rootSmallExponent": optimum.root_small_exponent(),
@@ -39,7 +36,7 @@ def formulas() -> str:
         "cRnd": c_rnd,
         "logKappaSlope": sp.factor(C2 * sp.diff(sp.log(c_det / c_rnd), C2)),  # against log(C2/C1)
         "repeatedSteps": complexity.repeated_gradients().subs(K, 0),
-        "binomialSteps": sp.expand(binomial_steps),
+        "binomialSteps": complexity.BINOMIAL,
     }
     return "\n".join(_function(name, expression) for name, expression in expressions.items())
 

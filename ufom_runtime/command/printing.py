@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
-_STATUS_COLOURS = {"proved": "green", "refuted": "red", "loose": "yellow", "awaits a study": "dim"}
+_STATUS_COLOURS = {"proved": "green", "refuted": "red", "loose": "yellow", "not established": "dim"}
 
 
 def console(stderr: bool = False) -> Console:
@@ -122,14 +123,12 @@ def print_plan(rows: list[dict[str, Any]]) -> None:
 
 
 def print_claims(found: Sequence[tuple[Any, str]]) -> None:
-    """`ufom claims`: each claim with the status that was found, and the recorded one where it differs."""
-
-    def cells(claim: Any, status: str) -> list[str]:
+    """`ufom claims`: each claim with the status that was found, and the recorded one where it differs; its statement
+    below."""
+    for claim, status in found:
         shown = status if status == claim.status else f"{status}, recorded as {claim.status}"
         colour = _STATUS_COLOURS.get(status, "cyan")
-        statement = claim.statement.replace("[", r"\[")
-        return [claim.id, claim.equation, f"[{colour}]{shown}[/{colour}]", statement]
-
-    headings = ["claim", "equation", "status", "statement"]
-    print_table(headings, (cells(*pair) for pair in found), left=headings)
-    console().print(", ".join(f"{n} {status}" for status, n in Counter(status for _, status in found).items()))
+        equation = "" if claim.equation == "ours" else f"  {claim.equation}"
+        console().print(f"[bold]{claim.id}[/bold]{equation}  [{colour}]{shown}[/{colour}]")
+        console().print(Padding(claim.statement.replace("[", r"\["), (0, 0, 0, 2)))
+    console().print("\n" + ", ".join(f"{n} {status}" for status, n in Counter(status for _, status in found).items()))

@@ -1,7 +1,12 @@
 """Theorem 2: a two-task problem on which FOM's stationary point has the squared gradient norm 2D."""
 
+from __future__ import annotations
+
+from functools import cache
+
 import sympy as sp
 
+from ufom_theory.derivations.registry import bounds, claim, holds, step, vanishes, worst
 from ufom_theory.derivations.symbols import ALPHA, R
 
 X, CENTRE_B = sp.symbols("x b", real=True)
@@ -18,75 +23,88 @@ def pieces(z: sp.Expr, a: sp.Expr = CURVATURE, reach: sp.Expr = REACH) -> tuple[
     return inner, fading, beyond
 
 
-def convex_piece(x: sp.Expr, a: sp.Expr = CURVATURE, b: sp.Expr = CENTRE_B, reach: sp.Expr = REACH) -> sp.Expr:
-    """f_{a,b,A}(x), the loss of Theorem 2's counterexample; without |·| near b/a, to be differentiated there."""
-    z = sp.Abs(x - b / a)
-    inner, fading, beyond = pieces(z, a, reach)
-    return sp.Piecewise((inner.subs(z, x - b / a), z <= reach), (fading, z <= reach + 1), (beyond, True))
+Z, PAST = sp.symbols("z t", positive=True)
 
 
-def joints() -> list[sp.Expr]:
-    """Jumps of f, f', f'' at z = A and at z = A + 1: all zero, so f is C². (At z = 0 f is a polynomial in z².)"""
-    z = sp.Symbol("z", positive=True)
-    inner, fading, beyond = pieces(z)
+@claim(
+    "counterexample",
+    "ours",
+    says=r"f = %s \;(z \le A),\quad %s \;(z \le A + 1),\quad %s,\quad f' \le %s",
+    form=(*pieces(Z), CURVATURE / 2 + CURVATURE * REACH),
+)
+def counterexample(inner: sp.Expr, fading: sp.Expr, beyond: sp.Expr, slope: sp.Expr) -> str:
+    """Theorem 2's loss, z = |x − b/a|, satisfies Assumption 1: f, f', f'' join at A and A + 1, f'' is a, then a(1 − t)
+    with t = z − A, then 0. So it is convex and C², L2 = L3 = a, and L1 is the slope beyond A + 1."""
     meets = ((inner, fading, REACH), (fading, beyond, REACH + 1))
-    return [sp.simplify(sp.diff(u - v, z, order).subs(z, at)) for u, v, at in meets for order in range(3)]
+    joints = [sp.diff(u - v, Z, order).subs(Z, at) for u, v, at in meets for order in range(3)]
+    curvatures = (
+        sp.diff(inner, Z, 2) - CURVATURE,
+        sp.diff(fading, Z, 2).subs(Z, REACH + PAST) - CURVATURE * (1 - PAST),
+        sp.diff(beyond, Z) - slope,
+    )
+    return vanishes(*joints, *curvatures, inner.subs(Z, 0), sp.diff(inner, Z).subs(Z, 0))
 
 
-def curvatures() -> tuple[sp.Expr, sp.Expr, sp.Expr]:
-    """f'' on the three pieces, with t = z − A ∈ [0, 1] on the second: a, a(1 − t), 0. So f is convex, L2 = L3 = a."""
-    z, t = sp.symbols("z t", positive=True)
-    inner, fading, beyond = (sp.diff(piece, z, 2) for piece in pieces(z))
-    return inner, sp.factor(fading.subs(z, REACH + t)), beyond
+CENTRE = CENTRE_B / CURVATURE
 
 
-def slope_bound() -> sp.Expr:
-    """L1 = a/2 + a·A, the slope beyond A + 1: f' grows up to there because f'' ≥ 0."""
-    z = sp.Symbol("z", positive=True)
-    return sp.diff(pieces(z)[2], z)
+@claim("2-3", "(2)–(3)", says=r"\phi_r - \frac{b}{a} = %s", form=(1 - ALPHA * CURVATURE) ** R * (THETA - CENTRE))
+def inner_descent(form: sp.Expr) -> str:
+    """r inner steps on a quadratic with curvature a and minimum b/a, from V(θ) = θ: by induction over r."""
+    base = form.subs(R, 0) - (THETA - CENTRE)
+    stepped = form - ALPHA * CURVATURE * form  # (3): the slope is a·(φ − b/a)
+    return vanishes(base, sp.powsimp(sp.expand(stepped - form.subs(R, R + 1))))
 
 
-def inner_descent() -> sp.Expr:
-    """φ_r − b/a on the quadratic piece, from the recurrence (3): (1 − αa)^r·(θ − b/a)."""
-    y = sp.Function("y")
-    n = sp.Symbol("n", integer=True, nonnegative=True)
-    start = THETA - CENTRE_B / CURVATURE
-    solved = sp.rsolve(y(n) - (1 - ALPHA * CURVATURE) * y(n - 1), y(n), {y(0): start})
-    return solved.subs(n, R)
+@claim("1", "(1)", says=r"\lim_{r \to \infty} \phi_r = %s", form=CENTRE)
+def exact_bilevel_problem(form: sp.Expr) -> str:
+    """On a quadratic with 0 < αa < 1 inner GD ends at the minimum: as r → ∞ problem (4) tends to (1)."""
+    left = 1 / (1 + Z)  # 1 − αa
+    return vanishes(sp.limit(left**R * (THETA - CENTRE), R, sp.oo) + CENTRE - form)
 
 
+@cache
 def fields() -> tuple[sp.Expr, sp.Expr]:
     """E G_FO and ∇M near the stationary points: means over the tasks of p_i(a_iθ − b_i) and p_i²(a_iθ − b_i), b1 = 0.
 
-    The outer slope at φ_r is a·(φ_r − b/a) = p(aθ − b), and the exact gradient has ∂φ_r/∂θ = p as one more factor.
+    p_i = (1 − αa_i)^r. The outer slope at φ_r is a·(φ_r − b/a) = p(aθ − b), and the exact gradient has ∂φ_r/∂θ = p as
+    one more factor.
     """
     first, second = A1 * THETA, A2 * THETA - B2
     return (P1 * first + P2 * second) / 2, (P1**2 * first + P2**2 * second) / 2
 
 
-def theta_fo() -> sp.Expr:
-    """FOM's stationary point, p2·b2/(a1·p1 + a2·p2).
-
-    It is the only one: for α·a < 1 both φ_r(θ) and f' do not decrease, so neither does E G_FO.
-    """
-    (solution,) = sp.solve(fields()[0], THETA)
-    return sp.factor(solution)
+WEIGHTS = A1 * P1 + A2 * P2
+POINT, GRADIENT = P2 * B2 / WEIGHTS, A1 * B2 * P1 * P2 * (P1 - P2) / (2 * WEIGHTS)
 
 
-def gradient() -> sp.Expr:
-    """∇M(θ_FO) = a1·b2·p1·p2·(p1 − p2)/(2(a1·p1 + a2·p2))."""
-    return sp.factor(fields()[1].subs(THETA, theta_fo()))
+@step("fom-point", POINT, r"\theta_{FO} = %s")
+def theta_fo(form: sp.Expr) -> str:
+    """FOM's stationary point, E G_FO = 0. It is the only one: for α·a < 1 both φ_r(θ) and f' do not decrease, so
+    neither does E G_FO."""
+    return worst(vanishes(fields()[0].subs(THETA, form)), holds(sp.diff(fields()[0], THETA).is_positive))
 
 
-def offset() -> sp.Expr:
-    """The b2 > 0 at which ‖∇M(θ_FO)‖² = 2D; ∇M is linear in b2, so b2 = √(2D)/|∇M(θ_FO)/b2|."""
-    return sp.sqrt(2 * BIAS) / sp.Abs(sp.cancel(gradient() / B2))
+@step("fom-gradient", GRADIENT, r"\nabla M(\theta_{FO}) = %s")
+def gradient(form: sp.Expr) -> str:
+    """The gradient there, not 0 unless p_1 = p_2."""
+    return vanishes(fields()[1].subs(THETA, POINT) - form)
 
 
-def room() -> tuple[sp.Expr, sp.Expr]:
-    """A less the distances of θ_FO to both minima, for A = b2/a2 + 1: at least 1, since 0 < θ_FO < b2/a2.
+SHORTER = sp.Symbol("x", positive=True)  # |p1 − p2|
 
-    Inner GD only comes nearer to its minimum (0 < p < 1), so all that `fields` uses lies on the quadratic piece.
-    """
-    reach = B2 / A2 + 1
-    return sp.factor(reach - theta_fo() - 1), sp.factor(reach - (B2 / A2 - theta_fo()) - 1)
+
+@claim(
+    "theorem-2",
+    "Theorem 2",
+    says=r"\|\nabla M(\theta_{FO})\|^2 = %s > D,\quad b_2 = %s,\quad A = %s",
+    form=(2 * BIAS, 2 * sp.sqrt(2 * BIAS) * WEIGHTS / (A1 * P1 * P2 * SHORTER), B2 / A2 + 1),
+)
+def divergence_of_fom(squared: sp.Expr, offset: sp.Expr, reach: sp.Expr) -> str:
+    """On a convex C² two-task problem FOM's only stationary point has ‖∇M‖² = 2D > D, for any D, r, and α with αa < 1,
+    a1 ≠ a2; x = |p1 − p2|. A leaves room for 1 beyond the largest distance from θ_FO to a minimum, as 0 < θ_FO < b2/a2;
+    inner GD only comes nearer (0 < p < 1), so all this lies on the quadratic pieces."""
+    there = (GRADIENT**2).subs((P1 - P2) ** 2, SHORTER**2).subs(B2, offset)
+    farthest = [sp.limit(d, p, 0) for d, p in ((POINT, P1), (B2 / A2 - POINT, P2))]
+    room = bounds(reach - 1, farthest[0]) if farthest[0] == farthest[1] else "refuted"
+    return worst(vanishes(there - squared), holds((squared - BIAS).is_positive, offset.is_positive), room)

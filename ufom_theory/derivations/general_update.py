@@ -6,6 +6,8 @@ same trajectory: the identity proxy (the paper's FOM) has J̃ = I and B̃ = 0, t
 
 import sympy as sp
 
+from ufom_theory.derivations.registry import claim, same, vanishes
+
 ALPHA, BETA = sp.symbols("alpha beta", positive=True)
 HESSIAN = sp.Symbol("H", real=True)
 DECAY = sp.Symbol("w", real=True)
@@ -85,3 +87,22 @@ def weight_decay() -> tuple[sp.Expr, sp.Expr]:
     phi = sp.Symbol("phi", real=True)
     step = sp.Matrix([phi - ALPHA * (HESSIAN * phi + DECAY * phi)])
     return _jacobians(step, sp.Matrix([phi]), HESSIAN * phi, DECAY)[3][0], sp.S.Zero
+
+
+S, P = sp.symbols("s p", integer=True, positive=True)
+STEP, MIXED = sp.MatrixSymbol("J_j", P, P), sp.MatrixSymbol("B_j", P, S)
+BEFORE, ADJOINT = sp.MatrixSymbol("D_{j-1}", P, S), sp.MatrixSymbol("b_j", P, 1)
+
+
+@claim("any-step", "ours", says=r"b_1 \mathrel{+}= %s,\quad b_{j-1} = %s", form=(MIXED.T * ADJOINT, STEP.T * ADJOINT))
+def backward_step(own: sp.Expr, adjoint: sp.Expr) -> str:
+    """(6)–(9) for any differentiable inner step φ_j = Φ_j(θ, φ_{j−1}), for every s and p: D_j = J_jD_{j−1} + B_j, and
+    b_1 + D_jᵀb_j is kept."""
+    return same((own + BEFORE.T * adjoint, (STEP * BEFORE + MIXED).T * ADJOINT))
+
+
+@claim("held-decay", "ours", says=r"\tilde B = %s", form=-ALPHA * sp.Symbol("phi", real=True))
+def held_decay(form: sp.Expr) -> str:
+    """Decoupled weight decay, φ − α(L' + wφ), in w: the proxy that holds the gradient constant sees it; the identity
+    proxy gives 0."""
+    return vanishes(weight_decay()[0] - form)

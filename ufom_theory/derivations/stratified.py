@@ -1,7 +1,10 @@
 """Stratified coins: exactly k of B tasks are corrected, drawn without replacement. One coordinate of each gradient."""
 
+from functools import cache
+
 import sympy as sp
 
+from ufom_theory.derivations.registry import claim, vanishes
 from ufom_theory.derivations.symbols import D2, Q
 
 BATCH = sp.Symbol("B", positive=True)
@@ -38,6 +41,7 @@ def _over_count(expression: sp.Expr, whole: sp.Expr) -> sp.Expr:
     return (1 - PART) * expression.subs(COUNT, whole) + PART * expression.subs(COUNT, whole + 1)
 
 
+@cache
 def by_probability() -> tuple[sp.Expr, sp.Expr]:
     """Mean and what the coins add to the second moment, weight 1/q, with q = (k_0 + f)/B."""
     whole = Q * BATCH - PART
@@ -50,6 +54,7 @@ def by_probability_form() -> sp.Expr:
     return (1 / Q - 1) * (D2 - MEAN_D**2) / BATCH + PART * (1 - PART) * MEAN_D**2 / (Q * BATCH) ** 2
 
 
+@cache
 def by_count() -> tuple[sp.Expr, sp.Expr]:
     """Mean and what the coins add, weight B/k, for a given k: its average over k follows, the mean being G for each."""
     mean, second = (x.subs(WEIGHT, BATCH / COUNT) for x in given_count())
@@ -79,3 +84,19 @@ def best_scale() -> sp.Expr:
     scale, covariance, variance = sp.symbols("c Cov_GF Var_F", real=True)
     (best,) = sp.solve(sp.diff(VAR - 2 * scale * covariance + scale**2 * variance, scale), scale)
     return best
+
+
+@claim(
+    "stratified",
+    "ours",
+    says=r"\mathbb{E}\|G\|^2 - \mathbb{E}_{coins = 1} = %s \;(1/q),\quad %s \;(B/k)",
+    form=(
+        (1 / Q - 1) * (D2 - MEAN_D**2) / BATCH + PART * (1 - PART) * MEAN_D**2 / (Q * BATCH) ** 2,
+        (BATCH / COUNT - 1) * (D2 - MEAN_D**2) / BATCH,
+    ),
+)
+def stratified_coins(by_q: sp.Expr, by_k: sp.Expr) -> str:
+    """What k of B corrected tasks add, drawn without replacement, with the weight 1/q, k = ⌊qB⌋ + Bernoulli(f), or B/k:
+    ‖E d‖² = e² is taken off D² wherever 1/q − 1 stands. Both are unbiased."""
+    (mean_q, second_q), (mean_k, second_k) = by_probability(), by_count()
+    return vanishes(mean_q - MEAN_G, mean_k - MEAN_G, second_q - by_q, second_k - by_k)
