@@ -181,7 +181,7 @@ def _quadratic(m: Any = None, batch: Any = None, c_det: Any = None, c_rnd: Any =
     terms = ((one, rnd, moment - D2, Q**2), (by_q, D2, rnd, Q), (free, D2, det))
     small = exponent.is_number and exponent < 1
     root = (optimum.root_small_exponent() if small else optimum.root()).subs(M, exponent)
-    value = root.subs({RHO: D2 / moment, KAPPA: det / rnd})
+    value = sp.simplify(root.subs({RHO: D2 / moment, KAPPA: det / rnd}))
     return Derived("21", "", terms, "= 0", value)
 
 
