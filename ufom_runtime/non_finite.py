@@ -26,7 +26,7 @@ from ufom_theory import UfomError
 _GROWN = 1e3  # times as large as at the start: the loop has diverged
 _LOSS = (
     "what gives this: the logarithm of 0 or of a negative number, 0/0, a mean over nothing (are all labels ignored?), "
-    "overflow in half precision"
+    "overflow, of a large θ or in half precision"
 )
 _SLOPE = (
     "what gives this where the value is finite: √x, ‖x‖ or a distance at 0, x·log x at 0, the standard deviation of "
