@@ -44,17 +44,24 @@ def dangers(source):
             return f"{full(node.value)}.{node.attr}"
         return "?"
 
-    for node in ast.walk(tree):
+    def visit(node, ours):
+        """`ours`: the parameters in scope; one named `compile` is not the builtin."""
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            ours = ours | {a.arg for a in ast.walk(node.args) if isinstance(a, ast.arg)}
         if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load):
             name = full(node)
-            if name in FORBIDDEN or (isinstance(node, ast.Attribute) and node.attr in METHODS):
+            if (name in FORBIDDEN and name not in ours) or (isinstance(node, ast.Attribute) and node.attr in METHODS):
                 found.append((node.lineno, name))
         elif isinstance(node, ast.Call):
             name, words = full(node.func), [a.value for a in node.args if isinstance(a, ast.Constant)]
             if name.endswith(("import_module", "getattr")):
-                found += [(node.lineno, w) for w in words if w in MODULES | METHODS | {"eval", "exec"}]
-            found += [(node.lineno, k.arg) for k in node.keywords if k.arg in METHODS]
-            found += [(node.lineno, name)] * (name == "sympy.S")  # as an object, S holds constants
+                found.extend((node.lineno, w) for w in words if w in MODULES | METHODS | {"eval", "exec"})
+            found.extend((node.lineno, k.arg) for k in node.keywords if k.arg in METHODS)
+            found.extend([(node.lineno, name)] * (name == "sympy.S"))  # as an object, S holds constants
+        for child in ast.iter_child_nodes(node):
+            visit(child, ours)
+
+    visit(tree, frozenset())
     return sorted(set(found))
 
 
@@ -105,6 +112,8 @@ def test_nor_do_the_examples_in_the_pages():
         "import builtins as b\nb.exec('1')",
         "from builtins import eval as e\ne('1')",
         "compile('1', '', 'eval')",
+        "def f(compile): return compile\ncompile('1', '', 'eval')",
+        "def f(read=compile): return read",
         "import sympy\nsympy.sympify('1')",
         "import sympy as sp\nsp.sympify('1')",
         "from sympy import sympify as s\ns('1')",
@@ -133,6 +142,7 @@ def test_a_planted_call_is_found(planted):
         "from safetensors.torch import load\nload(b'')",
         "import sympy as sp\nsp.Symbol('x') + sp.S.Half",
         "frame.eval",
+        "def f(compile): return g(compile=compile)",
         "'eval(1)  # pickle'",
     ],
 )
