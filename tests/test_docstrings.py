@@ -1,4 +1,4 @@
-"""Every public name says what it is, names each parameter, and says what it raises."""
+"""Every public name says what it is and what it raises; what it says of a parameter, it has."""
 
 import dataclasses
 import inspect
@@ -25,8 +25,8 @@ def sections(docstring):
     return parts[0].strip().split("\n\n")[0], dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def faults(name, documented, function, section, base=""):
-    """What is missing from one docstring; `function` gives the parameters and the source that may refuse them.
+def faults(name, documented, function, base=""):
+    """What is missing from one docstring or wrong in it; `function` gives the parameters and the source.
 
     A method that overrides another may leave to that one's docstring, `base`, what both have.
     """
@@ -34,15 +34,12 @@ def faults(name, documented, function, section, base=""):
     summary, found = sections(docstring)
     if not re.search(r"\w", summary):
         yield f"{name} has no summary"
-    if section:
-        named = re.findall(r"^    (\w[\w, ]*):", found.get(section, ""), re.M)
-        named = [one for line in named for one in line.split(", ")]
-        yield from (f"{name}: {section} does not name {p}" for p in parameters(function) if p not in named)
-    else:  # a method's few parameters may be named in its text
-        yield from (f"{name} does not name {p}" for p in parameters(function) if not re.search(rf"\b{p}\b", docstring))
+    named = re.findall(r"^    (\w[\w, ]*):", found.get("Args", ""), re.M)
+    named = [one for line in named for one in line.split(", ")]
+    yield from (f"{name} has no parameter {one}" for one in named if one not in parameters(function))
     source = inspect.getsource(inspect.unwrap(function))
     said = "Raises" in found or re.search(r"\brefused\b|UfomError|[Ee]rrors\b", docstring)
-    if (REFUSES if section else RAISES).search(source) and not said:
+    if (RAISES if "." in name else REFUSES).search(source) and not said:
         yield f"{name} does not say what it raises"
 
 
@@ -51,8 +48,8 @@ def of_class(name, cls):
     docstring = inspect.cleandoc(cls.__doc__ or "")
     _, found = sections(docstring)
     named = re.findall(r"^    (\w+):", found.get("Attributes", ""), re.M)
-    fields = [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
-    yield from (f"{name}: Attributes do not name {f}" for f in fields if f not in named)
+    fields = [f.name for f in dataclasses.fields(cls)] + parameters(cls) if dataclasses.is_dataclass(cls) else []
+    yield from (f"{name} has no field {one}" for one in named if fields and one not in fields)
     if builder and REFUSES.search(inspect.getsource(builder)) and "Raises" not in found:
         yield f"{name} does not say what it raises"
     if not docstring:
@@ -65,7 +62,7 @@ def of_class(name, cls):
         member = getattr(member, "__func__", getattr(member, "func", member))  # class methods, cached properties
         if inspect.isfunction(member):
             bases = [inspect.getdoc(vars(base)[key]) or "" for base in cls.__mro__[1:] if key in vars(base)]
-            yield from faults(f"{name}.{key}", member, member, None, "\n".join(["", *bases]))
+            yield from faults(f"{name}.{key}", member, member, "\n".join(["", *bases]))
 
 
 @pytest.mark.parametrize(("module", "name"), PUBLIC, ids=[name for _, name in PUBLIC])
@@ -74,7 +71,7 @@ def test_it_is_documented(module, name):
     if inspect.isclass(documented):
         assert list(of_class(name, documented)) == []
     elif inspect.isfunction(documented):
-        assert list(faults(name, documented, documented, "Args" if parameters(documented) else None)) == []
+        assert list(faults(name, documented, documented)) == []
     else:  # an instance: its class is documented, or Python's own, and it itself where it is made
         own = type(documented).__module__ != "builtins"
         assert not own or list(of_class(name, type(documented))) == []
@@ -93,9 +90,9 @@ def test_a_missing_part_is_found():
         """What it does.
 
         Args:
-            x: a number.
+            z: a number.
         """
         raise ufom_theory.UfomError(x, y)
 
-    found = list(faults("refuses", refuses, refuses, "Args"))
-    assert found == ["refuses: Args does not name y", "refuses does not say what it raises"]
+    found = list(faults("refuses", refuses, refuses))
+    assert found == ["refuses has no parameter z", "refuses does not say what it raises"]

@@ -148,6 +148,9 @@ def compare_bounds(
         Three rows, each with "quantity"; "bound" at the known constants; "estimate", the same formula at
         `estimate_constants`; "observed", the largest ‖G_FO − G‖, ‖G‖ and ‖∇M(θ') − ∇M(θ'')‖/‖θ' − θ''‖ over the
         given θ and tasks. None where there is nothing to fill in: no known constants, or a single θ.
+
+    Raises:
+        UfomError: `known` of another type; as `hypergradient`.
     """
     tasks = check(problem, thetas, tasks, dimensions=(1, 2))
     if known is not None:
