@@ -26,6 +26,7 @@ MODULES = (
     "bias_bound",
     "smoothness",
     "convergence",
+    "exponents",
     "local_law",
     "complexity",
     "optimum",

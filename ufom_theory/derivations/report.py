@@ -17,6 +17,7 @@ TITLES = {
     "bias_bound": "The bounds of bias and gradient, (14)–(16)",
     "smoothness": "The smoothness of the objective",
     "convergence": "Theorem 1: convergence of UFOM, (17)–(19)",
+    "exponents": "The exponent of the time, by the outer steps",
     "local_law": "The local law",
     "complexity": "Proposition 1: what a gradient costs",
     "optimum": "The optimal q, (20)–(21)",
