@@ -290,13 +290,13 @@ def claims_command(
 ) -> None:
     """Decide every numbered statement of the paper again; exit status 1 if one comes out other than recorded."""
     from ufom_runtime.verdicts import stored_verdicts
-    from ufom_theory.derivations.report import chosen, markdown
+    from ufom_theory.derivations.report import chosen, decide, markdown
 
     if as_markdown:
         print(markdown(), end="")
         return
-    verdicts = stored_verdicts()
-    found = [(claim, claim.decide(verdicts)) for claim in chosen(id)]
+    claims = chosen(id)
+    found = list(zip(claims, decide(claims, stored_verdicts()), strict=True))
     if as_json or latex:
         rows = [
             {"id": c.id, "equation": c.equation, "statement": c.statement,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from math import comb
 
 import sympy as sp
 
@@ -117,12 +118,14 @@ def binomial_count(form: sp.Expr) -> str:
     for every state between two breakpoints)."""
     rise = (form - form.subs(PASSES, PASSES - 1).subs(R, R)).subs(R, BREAKPOINT.subs(PASSES, PASSES - 1))
 
+    stated = sp.lambdify((R, SLOTS, PASSES), form, [{"binomial": lambda n, k: comb(n, k) if n >= k >= 0 else 0}])
+
     def decided() -> Iterator[str]:
         for r in range(1, 41):
             for slots in range(7):
-                n = next(n for n in range(0, 41) if sp.binomial(slots + 1 + n, n) >= r)
-                stated = form.subs({R: r, SLOTS: slots + 1, PASSES: n})
-                yield holds(stated == fewest_steps(r, slots), Sweep.checkpointed(slots).extra_steps(r) == stated)
+                n = next(n for n in range(41) if comb(slots + 1 + n, n) >= r)
+                least = fewest_steps(r, slots)
+                yield holds(stated(r, slots + 1, n) == least, Sweep.checkpointed(slots).extra_steps(r) == least)
         yield vanishes(sp.combsimp(sp.gammasimp(rise.rewrite(sp.gamma))))
 
     return instances(worst(decided()), "checked on 280 instances")

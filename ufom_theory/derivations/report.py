@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from importlib import import_module
 
 import sympy as sp
 
 from ufom_theory.checks import UfomError
-from ufom_theory.derivations.registry import MEANING, MODULES, Claim, load
+from ufom_theory.derivations.registry import MEANING, MODULES, Claim, Verdicts, load
 
 TITLES = {
     "chain_rule": "The gradient, (6)–(11), and Algorithms 2–4",
@@ -45,6 +48,19 @@ def chosen(id: str | None = None) -> list[Claim]:
     if id not in found:
         raise UfomError(f"claim {id!r} is unknown: `ufom claims` lists them")
     return [found[id]]
+
+
+def _status(verdicts: Mapping[str, Verdicts], id: str) -> str:
+    return load()[id].decide(verdicts)
+
+
+def decide(claims: list[Claim], verdicts: Mapping[str, Verdicts]) -> list[str]:
+    """Their statuses, decided now: many in one process a core."""
+    status = partial(_status, verdicts)
+    if len(claims) < 10:
+        return [status(c.id) for c in claims]
+    with ProcessPoolExecutor() as pool:
+        return list(pool.map(status, [c.id for c in claims]))
 
 
 def _named(module: str) -> list[Claim]:
@@ -112,7 +128,9 @@ def page(module: str) -> str:
         kind = "Step" if c.equation == "step" else c.equation if c.equation != "ours" else "Claim"
         lines += [f"(equation-{c.id})=", f"## {number}. {kind}: `{c.id}`", "", c.statement, "", *_equations(c)]
         decided = f"Decided: {c.status}" + ("" if not c.study else f", by the stored verdicts of `{c.study}`")
-        lines += [f"*{decided}*, by {{py:obj}}`ufom_theory.derivations.{module}.{c.decide_form.__name__}`.", ""]
+        function = f"{{py:obj}}`ufom_theory.derivations.{module}.{c.decide_form.__name__}`"
+        by = f", by {function}" if c.form is not None or c.study else ""
+        lines += [f"*{decided}*{by}.", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
