@@ -8,8 +8,8 @@ seeds choose γ, the odd ones judge.
 The first-order gradient is identically zero here, since neither the start nor the outer loss contains θ. Then D² = V²,
 (20) fails, and (21) gives q* = 1; with D² times 0.1 it gives a q* below 1 that knows nothing of the data. UFOM(q) is
 then the exact gradient times 1/q with probability q: at the same γ it makes 1/q times longer steps, and costs
-C_det/q + C_rnd for each. At a γ of its own it should be slower than the exact gradient by just
-(C_det/q + C_rnd)/(C_det + C_rnd), which is (19) with m = 1. A proxy that keeps K backward steps is no such case: it is
+C_det/q + C_rnd for each. At its own best γ it should be slower than the exact gradient by just
+(C_det/q + C_rnd)/(C_det + C_rnd), which is (19) with m = 1. A proxy that keeps K backward steps differs: it is
 run at its own q*, m = 1 and moments at θ_0.
 """
 
@@ -113,7 +113,7 @@ SIZES = {
 
 
 def budget(r: int, exact_steps: int) -> float:
-    """Function calls of so many exact gradients, recomputed."""
+    """Function calls of this many exact gradients, recomputed."""
     cost = CostModel(r=r)
     return float(exact_steps * (cost.c_det + cost.c_rnd))
 

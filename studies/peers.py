@@ -1,6 +1,6 @@
 """Hypergradients of one task by the libraries people use, each as its users write it, as functions to be timed.
 
-An adapter takes (problem, θ, task) and returns the gradient as a flat vector; those that need a set-up of their own
+An adapter takes (problem, θ, task) and returns the gradient as a flat vector; those that need a separate set-up
 return the function that does. Each imports its library inside, so that a missing one fails alone. The inner parameters
 are one flat vector to all of them, which spares a library the loop over a net's parameters.
 

@@ -1,7 +1,7 @@
 """How long does a hypergradient take and how much memory, by our estimators and by the libraries people use?
 
 Time is given over the floor, r + 1 bare gradients of the inner loss, which is timed alternately with the method in one
-process; a fresh process for every row. The floor has noise of its own, so in rows of a second kind all methods of one
+process; a fresh process for every row. The floor is noisy, so in rows of a second kind all methods of one
 gradient take turns in one process, over plain autograd by hand. What computes another gradient is not timed. Memory is
 the most that one call holds besides what was there before, by two meters: the tensors' bytes, where all tensors are
 this interpreter's; and for every method the growth of resident memory, which also counts a kernel's inner buffers. Run
@@ -72,7 +72,7 @@ def _jobs(config: Config) -> Iterator[dict[str, Any]]:
 
 
 def _in_process(config: Config, job: dict[str, Any]) -> list[dict[str, Any]]:
-    """Do a job in an interpreter of its own; a crash, too, is a row."""
+    """Do a job in a fresh interpreter; a crash is a row, too."""
     command = [sys.executable, "-m", "studies.performance", json.dumps(asdict(config)), json.dumps(job)]
     settings = {"OMP_NUM_THREADS": str(config.threads), "MKL_NUM_THREADS": str(config.threads), **RETURNING}
     try:

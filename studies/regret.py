@@ -6,7 +6,7 @@ reading says where D² and V² are taken and with which exponent m; all were fix
 does and in seconds by the measured C1 and C2 (their ratio is what matters); the gradients, the same ones, are computed
 with the stored sweep.
 
-A pilot run at q = 1, on a seed of its own, gives the moments at its start, along it and at its end, and the precision
+A pilot run at q = 1, on a separate seed, gives the moments at its start, along it and at its end, and the precision
 δ: where it ends (the geometric mean of its last quarter). For quadratics E‖∇M(θ_k)‖² is known exactly, over tasks and
 coins, and a seed is a start; for hypercleaning ‖∇M(θ_k)‖² is an exact sum, of one run; for few-shot the precision is
 M(θ_k) on fixed tasks. Between two evaluations the time is interpolated in the precision's logarithm. Every q has the
@@ -86,7 +86,7 @@ class Setting:
         gamma: γ of the outer steps γ·k0/(k + k0).
         delay: k0.
         steps: of the pilot.
-        every: the precision is evaluated every so many steps.
+        every: steps between two evaluations of the precision.
         proxy: K of the truncated proxy that is debiased.
         batch: tasks a step, each with its own coin.
         tasks: sampled for the evaluation, and four times as many for the moments; none where expectations are exact.
@@ -266,7 +266,7 @@ def run(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def steps_to(delta: float, precision: Array, every: int) -> float | None:
-    """The step at which the precision, evaluated every so many steps from 0 on, first falls to δ; None if it does not.
+    """The step at which the precision, evaluated at regular steps from 0 on, first falls to δ; None if it does not.
 
     Between two evaluations its logarithm is taken to be linear.
     """

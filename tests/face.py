@@ -1,6 +1,6 @@
 """Random calls of every public function, with arguments that are right, nearly right, or of another kind altogether.
 
-`python -m tests.face 5000` makes so many calls and prints what else than `UfomError` and `TypeError` came out.
+`python -m tests.face 5000` makes that many calls and prints everything but `UfomError` and `TypeError` came out.
 """
 
 from __future__ import annotations

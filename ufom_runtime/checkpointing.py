@@ -24,7 +24,7 @@ def next_checkpoint(states: int, slots: int) -> int:
 def backwards(step: Callable[[State, int], State], first: State, states: int, slots: int) -> Iterator[State]:
     """Yield x_{states−1}, …, x_0, where x_0 = `first` and x_{j+1} = step(x_j, j).
 
-    Holds `slots` states besides x_0 and the one at hand, and takes the fewest steps possible with so many:
+    Holds `slots` states besides x_0 and the current one, and takes the fewest steps possible with them:
     `ufom_theory.Sweep.checkpointed(slots).extra_steps(states)`; slots = 0 starts from x_0 each time (Algorithm 4).
     """
     held = [(0, first)]

@@ -126,7 +126,7 @@ def _backwards(problem: BilevelProblem, theta: Tensor, task: Tasks, states: list
         (slope,) = grad(loss, phi, create_graph=True)
         if not slope.requires_grad:
             continue
-        # a direction of its own, too: the adjoint may have grown, or be zero where the product is not finite
+        # also along a fixed direction: the adjoint may have grown, or be zero where the product is not finite
         for direction in (torch.ones_like(b2), b2):
             blocks = grad(slope, (theta, phi), grad_outputs=direction, allow_unused=True, retain_graph=True)
             if not all(x is None or all_finite(x) for x in blocks):
@@ -144,7 +144,7 @@ def _backwards_by_steps(steps: Steps, theta: Tensor, states: list[Tensor], b2: T
     for j in reversed(range(steps.problem.r)):
         theta, x = leaf(theta), leaf(states[j])
         following, _ = steps.following(theta, x, j)
-        # a direction of its own, too: the adjoint may have grown, or be zero where the product is not finite
+        # also along a fixed direction: the adjoint may have grown, or be zero where the product is not finite
         for direction in (torch.ones_like(b2), b2):
             found = pulled_back(following, theta, x, direction, retain_graph=True)
             if not all(y is None or all_finite(y) for y in found):

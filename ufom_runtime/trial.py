@@ -19,7 +19,7 @@ _GENERATORS = (Generator, np.random.Generator, np.random.RandomState, random.Ran
 
 
 def draw_apart(sample_tasks: Callable[[int, Generator], Any] | None) -> Any:
-    """One task by a generator of its own, or None where none comes out.
+    """One task from a separate generator, or None where none comes out.
 
     The global generators are put back. A function that reaches a generator or an iterator of the user's is not called,
     since it would draw other tasks afterwards.

@@ -41,7 +41,7 @@ def stratified_second_moment(progress: Progress, q: float, batch: int, weight: W
 
     k = ⌊qB⌋ + Bernoulli(f), f = frac(qB). The coins add (1/B)(1/q − 1)(D² − ‖E d‖²) + f(1 − f)·‖E d‖²/(qB)² where a
     correction has the weight 1/q, and (1/B)(E[B/k] − 1)(D² − ‖E d‖²) where it has B/k. Where qB is an integer both are
-    UFOM's with D² − ‖E d‖² in the place of D².
+    UFOM's, with D² − ‖E d‖² for D².
 
     Args:
         progress: numbers, not arrays.

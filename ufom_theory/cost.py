@@ -31,16 +31,16 @@ def binomial_steps(r: int, slots: int) -> int:
 
 @dataclass(frozen=True)
 class Sweep:
-    """How the backward loop of the exact gradient comes by the states φ_0 … φ_{r−1}.
+    """How the backward loop of the exact gradient recovers the states φ_0 … φ_{r−1}.
 
     Build one with `stored()` (Algorithm 2), `recomputed()` (Algorithm 4), `checkpointed(slots)` (binomial schedule) or
-    `unrolled()` (the autodiff graph of the whole loop is kept). The paper's backward loop begins at φ_0 again, when φ_r
-    is known; with `one_pass`, which needs the coin before the first step, the way to φ_r is the first of its own.
+    `unrolled()` (the autodiff graph of the whole loop is kept). The paper reruns the loop from φ_0 after reaching φ_r.
+    With `one_pass` the forward pass itself stores the first checkpoints; the coin must be drawn beforehand.
 
     Attributes:
         kind: "stored", "recomputed", "checkpointed" or "unrolled".
         slots: states besides φ_0 that `checkpointed` keeps, ≥ 0.
-        one_pass: whether the steps to φ_r are used as the way to the first states; for recomputed and checkpointed.
+        one_pass: whether the forward pass stores the first checkpoints; for recomputed and checkpointed.
 
     Raises:
         UfomError: another kind, slots < 0 or for another kind, one_pass where no step is repeated.
@@ -99,7 +99,7 @@ class Sweep:
 
     @property
     def keeps_steps(self) -> bool:
-        """Whether of every step on the way to φ_r something is kept, so that none is repeated."""
+        """Whether something of every forward step is kept, so that none is repeated."""
         return self.kind in ("stored", "unrolled")
 
     def extra_steps(self, n: Any) -> Any:
@@ -164,7 +164,7 @@ class CostModel:
         r: inner steps, at most 3e9; an integer, or an array of them that broadcasts with the costs.
         c1: cost of a gradient ∂L/∂φ, in function calls or in seconds.
         c2: cost of a Hessian-vector product (both blocks), in the same unit.
-        sweep: how the exact gradient comes by its states.
+        sweep: how the exact gradient recovers the inner states.
         proxy: what is debiased.
         c1_sem: standard error of c1, 0 where it is given.
         c2_sem: standard error of c2.

@@ -58,7 +58,7 @@ def _sweeps(r: int, proxy: Truncated, budget: int) -> list[Sweep]:
 
 
 def _exact(r: int, states: int) -> Sweep:
-    """The quickest sweep of the exact gradient that holds so many states; its coin is known before the first step."""
+    """The quickest sweep of the exact gradient within this many states; its coin is known before the first step."""
     if states >= r:
         return Sweep.stored()
     return Sweep.checkpointed(states - 1, one_pass=True) if states > 1 else Sweep.recomputed(one_pass=True)

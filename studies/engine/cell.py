@@ -108,7 +108,7 @@ class Cell:
         `sys.exit` in a cell is a failure, too.
 
         Raises:
-            UfomError: the store cannot be read or written; this is no failure of the cell.
+            UfomError: the store cannot be read or written; the cell itself has not failed.
         """
         wanted = self.read(self.wanted)
         if wanted is not None and self.read(self.done) is None:

@@ -33,7 +33,7 @@ class Slurm:
     Attributes:
         jobs: of the array.
         partition: where they run; None: the cluster's default.
-        minutes: a job may take. One that ran out of time oftener than it has cells goes back no more.
+        minutes: a job may take. One that ran out of time more often than it has cells is not queued again.
         gpus: of each job.
 
     A cell that takes nearly as long as a job may is ended and recorded as failed: it would never be done.
@@ -134,7 +134,7 @@ class Share:
 
 
 def _active(array: str) -> bool | None:
-    """Whether any of its jobs waits or runs; None where there is no answer, as of a busy controller."""
+    """Whether any of its jobs waits or runs; None without an answer, as from a busy controller."""
     command = ["squeue", "--noheader", f"--jobs={array}", "--format=%i"]
     try:
         found = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_SECONDS)

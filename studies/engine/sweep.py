@@ -197,5 +197,5 @@ def _state(cell: Cell, path: Path, kind: str) -> str:
 
 def _plain(config: Config) -> str:
     if not isinstance(config, Mapping) or any(not isinstance(key, str) for key in config):
-        raise UfomError(f"the cell {config!r} is no mapping of names: give a dict")
+        raise UfomError(f"the cell {config!r} is not a mapping: give a dict")
     return canonical(config, finite=True)

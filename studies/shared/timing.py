@@ -55,7 +55,7 @@ def resident_bytes(call: Callable[[], object]) -> float:
         gc.collect()
         try:
             for _ in range(3):
-                time.sleep(0.1)  # jax frees in threads of its own, after the call
+                time.sleep(0.1)  # jax frees memory in its own threads, after the call
                 ctypes.CDLL(None).malloc_trim(0)
                 Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
                 before = _resident("VmRSS")

@@ -17,7 +17,7 @@ from tests.faults.common import CELLS, recovers, refused, rows, warned
 
 @contextmanager
 def disk(folder: Path, options: str) -> Iterator[bool]:
-    """A small disk of its own, where root may mount one; whether it is one."""
+    """A small separate disk, where root may mount one; and whether it is one."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
     mounted = os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0

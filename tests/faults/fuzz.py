@@ -173,7 +173,7 @@ def apart(function: Callable[[], object]) -> Any:
 
 
 def fuzz(reader: Reader, number: int, seed: int = 0) -> Found:
-    """`try_out` in a process of its own."""
+    """`try_out` in a separate process."""
     return Found(**apart(lambda: asdict(try_out(reader, number, seed))))
 
 

@@ -142,7 +142,7 @@ def test_on_a_line_an_unexplained_factor_is_no_explanation(dim):
     tasks = problem.sample(4, torch.Generator().manual_seed(0))
     fn = lambda t, x: 0.37 * maml(problem)(t, x)  # noqa: E731
     why = audit_gradient(fn, problem, problem.initial, tasks, repeats=10).why
-    assert why.startswith("it is no truncated" if dim == 1 else "it is 0.37 × the exact gradient")
+    assert why.startswith("it is not a truncated" if dim == 1 else "it is 0.37 × the exact gradient")
 
 
 def estimator(problem, theta, tasks, q, weight, noise=0.0):

@@ -89,7 +89,7 @@ def test_missing_data_are_named(folder, monkeypatch):
     [
         (png(), "holds 1 characters"),
         (png((3, 3)), r"\(3, 3\)"),
-        (b"no image", "no readable PNG"),
+        (b"no image", "not a readable PNG"),
         (b"x" * 2**17, "too many"),
     ],
 )

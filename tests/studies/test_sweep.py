@@ -327,8 +327,8 @@ def test_a_pipe_or_device_in_a_cell_s_place_is_moved_aside(tmp_path, kind):
         ([{"x": math.nan}], {}, "cannot be stored as JSON"),
         ([{"x": object()}], {}, "cannot be stored as JSON"),
         ([{"x": os.fsdecode(b"\xff")}], {}, "cannot be stored as JSON: .*surrogates not allowed"),
-        ([3], {}, "no mapping of names"),
-        ([{3: 1}], {}, "no mapping of names"),
+        ([3], {}, "is not a mapping"),
+        ([{3: 1}], {}, "is not a mapping"),
         (CELLS, {"jobs": 0}, "jobs = 0 must be at least 1"),
     ],
 )

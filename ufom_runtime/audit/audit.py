@@ -91,7 +91,7 @@ def audit_gradient(
         The verdict with its numbers; it holds at this θ and for these tasks.
 
     Raises:
-        UfomError: wrong shapes, an output of `fn` that is no finite real tensor (s,), the mean over the tasks, or
+        UfomError: wrong shapes, an output of `fn` that is not a finite real tensor (s,), the mean over the tasks, or
             (n, s), a task each; or an exact gradient that is lost in the rounding noise.
     """
     stack = check(problem, theta, tasks)
@@ -139,7 +139,7 @@ def audit_gradient(
 def _call(
     fn: Callable[[Tensor, Task], Tensor], theta: Tensor, tasks: Task, shapes: tuple[tuple[int, ...], ...]
 ) -> Tensor:
-    """One output of the user's code, in float64; refused if it is no gradient of one of the shapes."""
+    """One output of the user's code, in float64; refused if it has none of a gradient's shapes."""
     with torch.enable_grad():
         g = fn(theta.detach().clone().requires_grad_(), tasks)
     if not isinstance(g, Tensor) or not g.is_floating_point() or g.shape not in shapes:
@@ -197,7 +197,10 @@ def _name_fault(g: Tensor, oracle: Oracle) -> str:
         c = float(g @ target / (target @ target)) if target.any() else 0.0
         if float((g - c * target).norm()) <= abs(c) * limit:
             return f"it is {c:.6g} × {name}"
-    return "it is no truncated gradient, no multiple of one, no usual slip: are losses, start and step sizes the same?"
+    return (
+        "it is not a truncated gradient or a multiple of one, and not a usual slip: are losses, start and step sizes "
+        "the same?"
+    )
 
 
 def _of_draws(draws: Tensor, oracle: Oracle) -> tuple[str, str, float]:

@@ -13,7 +13,7 @@ from ufom_runtime.estimators import EXACT, in_chunks, refuse_divergence
 from ufom_runtime.problem import BilevelProblem, Tasks
 from ufom_theory import UfomError
 
-_MARGIN = 5  # tolerance over the measured rounding error, of which the user's code has a draw of its own
+_MARGIN = 5  # tolerance over the measured rounding error, which in the user's code is another draw
 
 
 @dataclass(frozen=True, eq=False)

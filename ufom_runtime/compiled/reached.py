@@ -202,7 +202,7 @@ def _hides(cls: type) -> bool:
 
 
 def _members(cls: type) -> list[Any]:
-    """The descriptors of its own `__slots__`."""
+    """The descriptors of the class's `__slots__`."""
     own = vars(cls)
     return [d for d in own.values() if isinstance(d, MemberDescriptorType)] if "__slots__" in own else []
 

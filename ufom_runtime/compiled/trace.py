@@ -86,7 +86,7 @@ def build(traced: GraphModule, arguments: Sequence[Tensor], like: Found | None =
     # the casts of autocast are in the graph already
     uncast = partial(torch.autocast, device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext
     with torch.no_grad(), uncast(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what the compiler says of its own parts
+        warnings.simplefilter("ignore")  # about the compiler's own parts
         if device == "cuda":  # small steps are bound by their launches: CUDA graphs
             compiled = torch.compile(traced, dynamic=False, fullgraph=True, mode="reduce-overhead")
             compiled(*arguments)  # compiles it

@@ -1,4 +1,4 @@
-"""Reptile (Nichol et al. 2018): the mean of θ − φ_r, an update direction that is no gradient of M."""
+"""Reptile (Nichol et al. 2018): the mean of θ − φ_r, an update direction that is not a gradient of M."""
 
 from __future__ import annotations
 

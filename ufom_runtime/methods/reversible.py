@@ -30,7 +30,7 @@ class Reversible(RowMethod):
 
         v_j = γ·v_{j−1} − (1 − γ)·∂L_in/∂φ(φ_{j−1}),  φ_j = φ_{j−1} + α_j·v_j,
 
-    with φ and v rounded to `bits` binary places. It is no estimate of ∇M^(r), which is of plain gradient descent. For
+    with φ and v rounded to `bits` binary places. It does not estimate ∇M^(r), which is of plain gradient descent. For
     each task `bits_stored` reports the bits of all words kept, v's and the lost bits', and `bits_naive` those of r
     stored states in φ's dtype.
 
@@ -51,7 +51,7 @@ class Reversible(RowMethod):
             gamma = Fraction(self.momentum)
         except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
             raise UfomError(
-                f"momentum = {self.momentum!r} is no fraction: give one, Fraction(9, 10) or '9/10'"
+                f"momentum = {self.momentum!r} is not a fraction: give one, Fraction(9, 10) or '9/10'"
             ) from error
         if not 0 < gamma < 1 or gamma.denominator > 2**16:
             raise UfomError(f"momentum = {gamma} must be a fraction n/d in (0, 1) with d ≤ 2^16, as '9/10'")

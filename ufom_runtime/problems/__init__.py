@@ -41,7 +41,7 @@ def load_problem(name: str, device: str | None = None) -> BilevelProblem:
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UfomError(f"device {device!r} is not to be had here: {str(error).splitlines()[0]}") from error
+        raise UfomError(f"device {device!r} is not available here: {str(error).splitlines()[0]}") from error
     path = BUILT_IN.get(name, name)
     module_name, colon, attribute = path.partition(":")
     if not (colon and module_name and attribute):

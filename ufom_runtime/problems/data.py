@@ -179,7 +179,7 @@ def _read_png(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np
     except UfomError:
         raise
     except Exception as error:  # of a damaged image, Pillow's are of every kind
-        raise UfomError(f"{path}: {info.filename} is no readable PNG: {error}") from error
+        raise UfomError(f"{path}: {info.filename} is not a readable PNG: {error}") from error
     return 1 - np.asarray(small, dtype=np.float32) / 255
 
 

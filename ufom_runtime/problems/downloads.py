@@ -72,7 +72,8 @@ def fetch(name: str) -> list[Path]:
         The files that were fetched.
 
     Raises:
-        UfomError: another name, UFOM_DATA that is no folder, or a file that no mirror gave with the right content.
+        UfomError: another name, a UFOM_DATA that is not a folder, or a file that no mirror
+            served with the right content.
         ModuleNotFoundError: pooch is not installed.
     """
     if name not in SOURCES:

@@ -62,7 +62,7 @@ class Identity:
             if found.shape != here.shape or float((found - here).norm()) > tolerance * float(found.norm()):
                 raise UfomError(
                     f"{where} is of another run: on the first task its {said[name.partition('.')[2]]} is another than "
-                    "this problem's; give checkpoint= a folder of its own, or remove this one"
+                    "this problem's; give checkpoint= another folder, or remove this one"
                 )
 
 

@@ -93,7 +93,7 @@ class OuterSteps:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def take(self, gradient: Tensor) -> Tensor:
-        """θ after a step along `gradient`, in a tensor of its own."""
+        """θ after a step along `gradient`, in a new tensor."""
         if self.clip is not None:
             gradient = gradient * (self.clip / gradient.norm()).clamp(max=1.0)
         self.leaf.grad = gradient

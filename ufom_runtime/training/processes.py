@@ -76,7 +76,7 @@ class Processes:
 def join() -> Iterator[Processes]:
     """The group that torchrun's environment describes; without one, a process alone.
 
-    Over gloo on the CPU, over nccl between GPUs, each process on the GPU of its own local rank.
+    Over gloo on the CPU, over nccl between GPUs, each process on the GPU of its local rank.
 
     Raises:
         UfomError: torch without the backend, more processes than GPUs on a machine that has some, or a group that does

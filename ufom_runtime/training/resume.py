@@ -152,7 +152,7 @@ class Checkpoint:
             if stored.get(key) != self.config.get(key):
                 raise UfomError(
                     f"{path} is of another run: its {key} is {stored.get(key)}, not {self.config.get(key)}; give "
-                    "checkpoint= a folder of its own, or remove this one"
+                    "checkpoint= another folder, or remove this one"
                 )
         file = self.folder / name
         try:
@@ -163,7 +163,7 @@ class Checkpoint:
             raise UfomError(f"{file} is damaged: its content is not what {path.name} says; remove {self.folder}")
         try:
             return _safetensors().load(content), values
-        except Exception as error:  # the library's own class is no public name
+        except Exception as error:  # the library's own class is not public
             raise UfomError(f"{file} is damaged: {error}; remove {self.folder}") from error
 
 

@@ -95,7 +95,7 @@ class Kept:
             if loop.outer.rate and k <= step and gamma_at(loop.outer.rate, k) != gamma:
                 raise UfomError(
                     f"{self.store.folder} is of another run: its outer steps have γ_{k} = {gamma:g}, not "
-                    f"{gamma_at(loop.outer.rate, k):g}; give checkpoint= a folder of its own, or remove this one"
+                    f"{gamma_at(loop.outer.rate, k):g}; give checkpoint= another folder, or remove this one"
                 )
         rows, last = self.store.log.read(values["log"]), values["last"]
         if step < 1 or not all(isinstance(row, dict) for row in [*rows, last or {}]):

@@ -58,7 +58,7 @@ def train(
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 100,
 ) -> Run:
-    """Run `steps` outer steps from θ; every step draws `batch` tasks, each with a coin of its own.
+    """Run `steps` outer steps from θ; every step draws `batch` tasks, each with its own coin.
 
     Args:
         problem: the problem.
@@ -73,10 +73,10 @@ def train(
         clip: the gradient is shortened to this norm before the step; an unbiased estimate is then biased.
         seed: of tasks and coins, in [0, 2^63); two methods with one seed see the same tasks and paired coins.
         batch: tasks a step.
-        log_every: a row is logged every so many steps, and for the last one.
+        log_every: steps between two logged rows; the last step is always logged.
         evaluate: columns to add to a logged row, from θ; its calls and its time are not counted.
         until: ends the run sooner, after the first logged row of which it is true: a budget of calls or of seconds.
-        patience: ends the run after so many logged rows without a smaller value of `column`.
+        patience: ends the run after this many logged rows without a smaller value of `column`.
         keep: "best" returns θ of the logged row with the smallest value of `column`.
         column: a column of the log; None: the one that `evaluate` returns.
         progress: called with the share of the steps that are done.
@@ -86,7 +86,7 @@ def train(
         checkpoint: a folder of this run alone, made if missing, that keeps its state: called again with the same
             arguments, a run that was stopped goes on from there to the same θ and log (but for seconds), to the last
             bit where `chunk`, `compile` and device are the same, too.
-        checkpoint_every: the state is saved every so many steps, and after the last one.
+        checkpoint_every: steps between two saves; the last state is always saved.
 
     Returns:
         θ and the log.
