@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ufom_runtime.estimators import hypergradient as hypergradient
     from ufom_runtime.measure.clock import choose_chunk as choose_chunk
     from ufom_runtime.measure.clock import measure_cost as measure_cost
+    from ufom_runtime.measure.compare import Comparison as Comparison
+    from ufom_runtime.measure.compare import compare as compare
     from ufom_runtime.measure.constants import compare_bounds as compare_bounds
     from ufom_runtime.measure.constants import estimate_constants as estimate_constants
     from ufom_runtime.measure.curvature import measure_curvature as measure_curvature
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from ufom_runtime.methods import Telescoping as Telescoping
     from ufom_runtime.methods.adaptive import AdaptiveUFOM as AdaptiveUFOM
     from ufom_runtime.methods.reptile import REPTILE as REPTILE
+    from ufom_runtime.methods.switch import Switch as Switch
     from ufom_runtime.parameters import FlatModule as FlatModule
     from ufom_runtime.problem import BilevelProblem as BilevelProblem
     from ufom_runtime.training.log import Run as Run
@@ -51,6 +54,7 @@ _ROOMS = {
     "methods.adaptive": ["AdaptiveUFOM"],
     "audit.audit": ["Audit", "audit_gradient"],
     "measure.clock": ["choose_chunk", "measure_cost"],
+    "measure.compare": ["Comparison", "compare"],
     "measure.constants": ["compare_bounds", "estimate_constants"],
     "measure.curvature": ["measure_curvature"],
     "derivatives": ["count_calls"],
@@ -63,6 +67,7 @@ _ROOMS = {
     "parameters": ["FlatModule"],
     "problem": ["BilevelProblem"],
     "methods.reptile": ["REPTILE"],
+    "methods.switch": ["Switch"],
     "methods": ["ES", "METHODS", "Forward", "GuidedES", "Implicit", "Reversible", "Telescoping"],
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -84,3 +85,20 @@ def broadcast(**shapes: tuple[int, ...]) -> tuple[int, ...]:
     except ValueError as error:
         named = ", ".join(f"{name} {shape}" for name, shape in shapes.items() if shape)
         raise UfomError(f"the shapes of {named} do not broadcast: give single values or arrays of one shape") from error
+
+
+_UNITS = {"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def byte_count(name: str, value: Any) -> int:
+    """A number of bytes, at least 1, from an integer or a text with a unit: "50MB" is 5·10⁷, "1GiB" 2³⁰.
+
+    Raises:
+        UfomError: another text, a number that is not finite, less than one byte.
+    """
+    if isinstance(value, str):
+        written = re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:e\d{1,2})?)\s*([A-Za-z]*)\s*", value)
+        if written is None or written[2] not in _UNITS:
+            raise UfomError(f"{name} = {value!r}: give bytes as a number and one of {', '.join(filter(None, _UNITS))}")
+        value = float(written[1]) * _UNITS[written[2]]
+    return int(scalar(name, value, finite, "at least one byte", 1.0))

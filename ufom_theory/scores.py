@@ -65,15 +65,36 @@ def scores(
     chosen, floor = parse_outer(outer), scalar("q_min", q_min, positive)
     if floor > 1:
         raise UfomError(f"q_min = {floor:g} must lie in (0, 1]: it is a probability")
+    if takes_fixed_steps(chosen):
+        q = np.asarray(fixed_step_q(progress, cost, chosen.rate_at(step), batch, floor))
+    else:
+        q = np.maximum(_power_q(progress, cost, chosen, batch), floor)
+    ours, exact = (ufom_progress(progress, x, chosen, batch, step) for x in (np.where(np.isnan(q), 1.0, q), 1.0))
     law = f"'{chosen}', a {chosen.law}"
-    if chosen.rate is not None and chosen.kind != "adam":
-        rate = chosen.rate_at(step)
-        q = np.asarray(fixed_step_q(progress, cost, rate, batch, floor))
-        at = [fixed_step_decrease(progress, x, rate, batch) for x in (np.where(np.isnan(q), 1.0, q), 1.0)]
-        return _scores(q, at[0], at[1], fixed_step_fom(progress, rate, batch), cost, law)
-    q = np.maximum(_power_q(progress, cost, chosen, batch), floor)
-    ours, exact = (_power(chosen, progress, progress.second_moment(x, batch)) for x in (q, 1.0))
-    return _scores(q, ours, exact, _power_fom(chosen, progress, batch), cost, law)
+    return _scores(q, ours, exact, fom_progress(progress, chosen, batch, step), cost, law)
+
+
+def takes_fixed_steps(outer: Outer) -> bool:
+    """Whether the law of one step with a given γ is the one that holds; it needs curvatures."""
+    return outer.rate is not None and outer.kind != "adam"
+
+
+def ufom_progress(progress: Progress, q: Number, outer: Outer, batch: int = 1, step: int = 1) -> Any:
+    """Expected progress of one outer step of UFOM(q), in a unit of the law, which `fom_progress` shares; see `scores`.
+
+    Raises:
+        UfomError: q outside (0, 1], batch < 1, missing curvatures for a fixed step.
+    """
+    if takes_fixed_steps(outer):
+        return fixed_step_decrease(progress, q, outer.rate_at(step), batch)
+    return _power(outer, progress, progress.second_moment(q, batch))
+
+
+def fom_progress(progress: Progress, outer: Outer, batch: int = 1, step: int = 1) -> Any:
+    """Expected progress of one outer step along the proxy alone, in the unit of `ufom_progress`."""
+    if takes_fixed_steps(outer):
+        return fixed_step_fom(progress, outer.rate_at(step), batch)
+    return _power_fom(outer, progress, batch)
 
 
 def _scores(q: Any, ufom: Any, exact: Any, fom: Any, cost: CostModel, law: str) -> Scores:

@@ -1,0 +1,260 @@
+"""The decision against a direct simulation of expected progress on quadratics, what it runs, and what it refuses."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.oracles import unrolled_gradient
+from tests.runtime.conftest import F64, coupled
+from ufom_runtime import EXACT, FOM, UFOM, BilevelProblem, Estimator, Switch, compare, hypergradient, peak_bytes, train
+from ufom_runtime.measure import compare as module
+from ufom_runtime.measure.candidates import Time
+from ufom_runtime.measure.parts import Parts, binomial, measure_parts, script_gradient
+from ufom_runtime.methods import REPTILE
+from ufom_runtime.problem import Tasks
+from ufom_runtime.problems.quadratic import quadratic
+from ufom_theory import Sweep, Truncated, UfomError
+
+BATCH = 4
+# a gradient takes 1 s whatever the number of tasks, a backward step 2 s
+PARTS = Parts(5, BATCH, (6.0, 6.0), (2.0, 2.0), (2.5, 2.5), 7.0, 60.0, 500, 1000, 1100, 100, 3000)
+
+
+@pytest.fixture
+def fixed_costs(monkeypatch):
+    """The costs are those of PARTS, and whatever is timed takes what they say."""
+
+    def seconds(self, kinds, budget):
+        return {
+            k: Time(PARTS.script if k is None else PARTS.expected(k.q, k.proxy, k.sweep, k.coin), 0.01, "timed")
+            for k in kinds
+        }
+
+    monkeypatch.setattr(module, "measure_parts", lambda *_, **__: PARTS)
+    monkeypatch.setattr(module._Clock, "time", seconds)
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def finite(noise, **changes):
+    """A quadratic with six tasks whose mean is 0: every expectation is an exact sum."""
+    made = quadratic(dim=4, r=5, noise=noise, **changes)
+    half = made.sample(3, rng())
+    return replace(made, tasks=torch.cat([half, -half]), sample_tasks=None)
+
+
+def simulated_progress(problem, theta, e, rate, n=40_000):
+    """E[M(θ) − M(θ − γ·G)] over batches and coins, by the closed form of M, and its standard error."""
+    d, hessian = problem._maps()  # of F − G, and of G
+    tasks = problem.tasks[torch.randint(len(problem.tasks), (n, BATCH), generator=rng(5))]
+    exact, difference = (theta - tasks) @ hessian.T, (theta - tasks) @ d.T
+    coins = torch.rand(n, BATCH if e.coin == "task" else 1, 1, generator=rng(6), dtype=F64) < e.q
+    weight = 1 - coins / e.q if e.q else torch.ones(1, dtype=F64)
+    step = rate * (exact + weight * difference).mean(1)
+    after = theta - step
+    gains = (theta @ hessian @ theta - (after @ hessian * after).sum(1)) / 2
+    return float(gains.mean()), float(gains.std() / math.sqrt(n))
+
+
+def test_steps_over_exact_are_those_of_a_simulation(fixed_costs):
+    problem, rate = finite(noise=0.5), 0.2
+    table = compare(problem, problem.initial, None, f"sgd:{rate}", BATCH, budget=1).table
+    exact, error = simulated_progress(problem, problem.initial, EXACT, rate)
+    assert error < 0.01 * exact
+    for row in table[table.proxy == 0].itertuples():
+        if row.method in ("FOM", "UFOM"):
+            e = Estimator(row.q, coin=row.coin or "task")
+            progress, error = simulated_progress(problem, problem.initial, e, rate)
+            assert row.steps_over_exact == pytest.approx(exact / progress, rel=0.04)
+
+
+def test_the_regret_on_a_grid_is_small(fixed_costs):
+    """Time for the same progress at what is recommended, over that of the best of FOM, exact and ten q."""
+    regrets, names = [], []
+    for noise, rate, alpha in ((0.5, 0.3, 0.05), (0.05, 1.0, 0.3), (0.5, 4.0, 0.3)):
+        problem = finite(noise, alpha=alpha)
+        c = compare(problem, problem.initial, None, f"sgd:{rate}", BATCH, budget=1)
+
+        def speed(e, problem=problem, rate=rate):
+            spent = PARTS.expected(e.q, e.proxy, e.sweep, e.coin)
+            return simulated_progress(problem, problem.initial, e, rate)[0] / spent
+
+        grid = [FOM, EXACT, *(UFOM(q, Sweep.stored()) for q in np.geomspace(0.02, 0.9, 10))]
+        assert c.best.proxy.steps == 0
+        regrets.append(max(map(speed, grid)) / speed(c.best) - 1)
+        names.append(c.table.method[0])
+    assert np.median(regrets) <= 0.05
+    assert max(regrets) <= 0.25
+    assert len(set(names)) > 1
+
+
+def test_what_is_recommended_runs_and_was_timed():
+    problem = quadratic(dim=3, r=4, noise=0.2)
+    c = compare(problem, problem.initial, problem.sample(32, rng()), "sgd:0.2", BATCH, "1MB", budget=0.5)
+    run = train(problem, problem.initial, c.best, optimizer="sgd:0.2", steps=2, batch=BATCH)
+    assert torch.isfinite(run.theta).all()
+    assert list(c.table) == [
+        "method", "q", "sweep", "proxy", "coin", "ms", "clock", "bytes", "steps_over_exact", "time_over_plain", "low",
+        "high",
+    ]  # fmt: skip
+    timed = set(c.table[c.table.clock == "timed"].method)
+    assert {"script", "FOM", "exact"} <= timed
+    assert (c.table.low <= c.table.time_over_plain).all()
+    assert repr(c) == c.why
+    assert "script" in c.why
+
+
+def test_a_quicker_script_is_kept(fixed_costs, monkeypatch):
+    problem = finite(noise=0.5)
+    monkeypatch.setattr(
+        module._Clock, "time", lambda self, kinds, _: {k: Time(1.0 if k is None else 9.0, 0.01, "timed") for k in kinds}
+    )
+    c = compare(problem, problem.initial, None, "tuned", BATCH, budget=1)
+    assert c.why.startswith("keep your script")
+    assert c.best.q == 1
+
+
+def test_a_horizon_along_given_points_switches_from_fom(fixed_costs):
+    problem = quadratic(dim=3, r=5, noise=0.01)
+    # far away FOM is as good as exact; at its fixed point, θ = 0 but for a shift, it goes nowhere
+    thetas = torch.stack([problem.initial, 0.02 * problem.initial])
+    shifted = BilevelProblem(
+        problem.inner_loss,
+        lambda t, p, x: problem.outer_loss(t, p, x) + 0.05 * p.sum(),
+        problem.start,
+        problem.step_sizes,
+        tasks=0.01 * torch.eye(3, dtype=F64),
+    )
+    c = compare(shifted, thetas, None, "sgd:0.1", BATCH, steps=100, budget=1)
+    assert "next 100 steps" in c.why
+    assert c.table.method.str.startswith("FOM until").sum() == 1
+
+
+def test_memory_leaves_out_what_does_not_fit(fixed_costs):
+    problem = quadratic(dim=3, r=5)
+    tasks = problem.sample(16, rng())
+    table = compare(problem, problem.initial, tasks, "tuned", BATCH, 1400, budget=1).table
+    assert set(table.sweep) == {"", "recomputed:one-pass", "checkpointed:2:one-pass"}
+    with pytest.raises(UfomError, match=r"memory = '900B': a step of FOM holds 1000 bytes"):
+        compare(problem, problem.initial, tasks, "tuned", BATCH, "900B", budget=1)
+
+
+def test_a_gradient_within_its_noise_cannot_be_judged(fixed_costs):
+    problem = quadratic(dim=3, r=5, noise=5.0)
+    c = compare(problem, 0.01 * problem.initial, problem.sample(8, rng()), "tuned", BATCH, budget=1)
+    assert c.why.startswith("cannot tell: ‖∇M‖² = ")
+    assert "tasks or more" in c.why
+    assert c.best.q == 1
+    assert c.table[c.table.method == "FOM"].steps_over_exact.isna().all()
+
+
+def test_steps_that_are_too_long_are_named(fixed_costs):
+    problem = finite(noise=0.5)
+    c = compare(problem, problem.initial, None, "sgd:50", BATCH, budget=1)
+    assert "the exact gradient itself makes no expected progress" in c.why
+
+
+def test_a_vanishing_proxy_is_named(fixed_costs):
+    problem = BilevelProblem(
+        lambda t, p, x: ((p - x).square() * t.exp()).sum(), lambda t, p, x: (p - 1.0 - x).square().sum(),
+        lambda t, x: torch.zeros(2, dtype=F64), [0.05] * 10, tasks=torch.tensor([[0.1, 0.3], [0.2, -0.1]], dtype=F64),
+    )  # fmt: skip
+    c = compare(problem, torch.zeros(2, dtype=F64), None, "tuned", BATCH, budget=1)
+    assert "FOM is identically zero here" in c.why
+    assert np.isinf(c.table[c.table.method == "FOM"].steps_over_exact).all()
+
+
+def test_the_script_is_the_gradient_of_the_unrolled_loop():
+    for problem in (coupled(), quadratic(dim=3)):
+        tasks = problem.sample(3, rng())
+        expected = unrolled_gradient(problem, problem.initial, tasks).mean(0)
+        found = script_gradient(problem, problem.initial, Tasks.of(tasks))
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """A problem, three tasks, and the parts of their outer step."""
+    problem = quadratic(dim=100, r=12, alpha=0.01)
+    tasks = Tasks.of(problem.sample(3, rng()))
+    return problem, tasks, measure_parts(problem, problem.initial, tasks, seconds=0.01)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [FOM, Estimator(1.0, Sweep.stored()), Estimator(1.0, Sweep.unrolled()), UFOM(0.5, proxy=Truncated(3)),
+     Estimator(1.0, Sweep.recomputed(one_pass=True)), UFOM(0.5, Sweep.checkpointed(4, one_pass=True))],
+    ids=["fom", "stored", "unrolled", "truncated", "recomputed", "checkpointed"],
+)  # fmt: skip
+def test_bytes_are_the_sum_of_the_parts(measured, estimator):
+    problem, tasks, parts = measured
+    coins = torch.full((3,), estimator.q > 0)
+    known = (problem.initial, *tasks.parts)
+    peak = peak_bytes(lambda: hypergradient(problem, problem.initial, tasks, estimator, coins=coins), known)
+    assert parts.bytes(estimator.q, estimator.proxy, estimator.sweep) == pytest.approx(peak, rel=0.2)
+
+
+def test_expected_seconds_are_the_mean_over_the_coins():
+    assert binomial(3, 0.25).tolist() == pytest.approx([27 / 64, 27 / 64, 9 / 64, 1 / 64])
+    stored = Sweep.stored()
+    assert PARTS.expected(0.0, Truncated(), stored, "task") == 6
+    assert PARTS.expected(1.0, Truncated(), stored, "task") == 16
+    none, every = 0.75**4, 0.25**4
+    expected = none * 6 + (1 - none - every) * 17 + every * 16
+    assert PARTS.expected(0.25, Truncated(), stored, "task") == pytest.approx(expected)
+    assert PARTS.expected(0.25, Truncated(), stored, "batch") == pytest.approx(0.75 * 6 + 0.25 * 16)
+    # 2 backward steps of the proxies, 5 of the corrected task, and 3 repeated steps less 2 in one pass
+    one_pass = Sweep.recomputed(one_pass=True)
+    assert PARTS.seconds(1, Truncated(2), one_pass) == 7 + 2 * 2 + 5 * 2 + (3 - 2)
+
+
+def test_a_switch_goes_on_to_the_same_bits(tmp_path):
+    problem = quadratic(dim=3, r=4)
+    switch, options = Switch(FOM, until=3, then=UFOM(0.5)), {"optimizer": "sgd:0.1", "batch": 2}
+    whole = train(problem, problem.initial, switch, steps=6, **options)
+    for steps in (2, 4, 6):  # before and after the switch
+        run = train(problem, problem.initial, switch, steps=steps, checkpoint=tmp_path, checkpoint_every=1, **options)
+    assert torch.equal(run.theta, whole.theta)
+    early = train(problem, problem.initial, FOM, steps=3, **options)
+    assert torch.equal(train(problem, problem.initial, switch, steps=3, **options).theta, early.theta)
+    assert whole.log.exact.tolist()[:3] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Switch(FOM, 0, EXACT), "until.*= 0 must be at least 1"),
+        (lambda: Switch("FOM", 1, EXACT), "'FOM' is a name"),
+        (lambda: Switch(FOM, 1, REPTILE), "not a gradient: run it by itself"),
+    ],
+)
+def test_bad_switches_are_named(make, message):
+    with pytest.raises(UfomError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"outer": None}, "give outer, how the outer steps are taken"),
+        ({"outer": "sgd"}, "does not name an outer optimizer"),
+        ({"batch": 0}, "batch = 0 must be at least 1"),
+        ({"memory": "50 parsecs"}, "memory = '50 parsecs': give bytes as a number and one of B, kB"),
+        ({"memory": 0}, "memory = 0 must be at least one byte"),
+        ({"budget": 0}, "budget.*= 0 must be a finite number > 0"),
+        ({"steps": 3, "seconds": 2.0}, "steps and seconds each give the horizon"),
+        ({"steps": 3}, "'tuned' has no rate that a pilot run could follow"),
+        ({"theta": torch.ones(2, 3, dtype=F64)}, "give steps=, at which the last of them was"),
+        ({"tasks": None}, "no finite set of tasks"),
+    ],
+)
+def test_bad_input_is_named(fixed_costs, changes, message):
+    problem = quadratic(dim=3, r=5)
+    right = {"theta": problem.initial, "tasks": problem.sample(8, rng()), "outer": "tuned", "batch": BATCH, "budget": 1}
+    with pytest.raises(UfomError, match=message):
+        compare(problem, **{**right, **changes})

@@ -1,0 +1,202 @@
+"""The parts of one outer step, timed and weighed on the device in use; every estimator's cost is a sum of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ufom_runtime.estimators import Estimator, hypergradient
+from ufom_runtime.memory import peak_bytes
+from ufom_runtime.problem import BilevelProblem, Tasks
+from ufom_theory import Sweep, Truncated
+from ufom_theory.planner import states_held
+
+Array = NDArray[np.float64]
+_LEAST, _MOST = 3, 200  # rounds of a timing
+
+
+@torch.enable_grad()
+def script_gradient(problem: BilevelProblem, theta: Tensor, tasks: Tasks) -> Tensor:
+    """∇M of a batch, shape (s,), as plain scripts compute it: autograd through the unrolled loop, task after task."""
+    total = torch.zeros_like(theta)
+    for i in range(len(tasks)):
+        task, leaf = tasks.take(slice(i, i + 1)).one(), theta.detach().requires_grad_()
+        phi = problem.start(leaf, task).clone()  # a start that is θ itself must not be θ's leaf
+        phi = phi if phi.requires_grad else phi.requires_grad_()
+        for alpha in problem.alphas:
+            (slope,) = torch.autograd.grad(problem.inner_loss(leaf, phi, task), phi, create_graph=True)
+            phi = phi - alpha * slope
+        (gradient,) = torch.autograd.grad(problem.outer_loss(leaf, phi, task), leaf, materialize_grads=True)
+        total += gradient / len(tasks)
+    return total
+
+
+def alternated(functions: Sequence[Callable[[], object]], device: torch.device, seconds: float) -> Array:
+    """Seconds of each function in rounds, shape (rounds, functions), after one that does not count.
+
+    It ends after `seconds`, but not before three rounds.
+    """
+    end, rounds = time.perf_counter() + seconds, -1
+    found: list[list[float]] = []
+    while rounds < _LEAST or (rounds < _MOST and time.perf_counter() < end):
+        row = []
+        for function in functions:
+            begin = _now(device)
+            function()
+            row.append(_now(device) - begin)
+        found.append(row)
+        rounds += 1
+    return np.array(found[1:])
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Seconds and bytes of what an outer step of `batch` tasks is made of.
+
+    A pair (a, b) holds the seconds for one task and for the whole batch run together; between them they are taken as
+    affine in the number of tasks.
+
+    Attributes:
+        r: inner steps.
+        batch: B, tasks a step.
+        forward: a step of the proxy with K = 0, FOM.
+        back: one backward step.
+        graph: one backward step of the unrolled sweep, with what its graph adds to the way there.
+        mixed: the forward passes where some tasks of the batch are corrected and some are not.
+        script: a step of `script_gradient`.
+        bytes_script: the most that the script's tensors hold at once.
+        bytes_forward: the same of FOM.
+        bytes_back: the same with one state kept and one backward step.
+        bytes_state: what one more state adds.
+        bytes_unrolled: the most that the unrolled sweep holds at once.
+    """
+
+    r: int
+    batch: int
+    forward: tuple[float, float]
+    back: tuple[float, float]
+    graph: tuple[float, float]
+    mixed: float
+    script: float
+    bytes_script: int
+    bytes_forward: int
+    bytes_back: int
+    bytes_state: int
+    bytes_unrolled: int
+
+    def seconds(self, corrected: int, proxy: Truncated, sweep: Sweep) -> float:
+        """One outer step of which so many tasks are corrected."""
+        k, rest = proxy.steps, self.batch - corrected
+        if not corrected:
+            return self.forward[1] + k * self._of(self.back, rest)
+        back = self.graph if sweep.kind == "unrolled" else self.back
+        repeated = int(sweep.extra_steps(self.r - k if rest else self.r))
+        way = self.mixed + k * self._of(self.back, rest) if rest else self.forward[1]
+        again = repeated * self._of(self.forward, corrected) / (self.r + 1)
+        return way + self.r * self._of(back, corrected) + again
+
+    def expected(self, q: float, proxy: Truncated, sweep: Sweep, coin: str) -> float:
+        """The mean over the coins of `seconds`."""
+        if coin == "batch" or q in (0.0, 1.0):
+            ends = [self.seconds(k, proxy, sweep) if share else 0.0 for k, share in ((0, 1 - q), (self.batch, q))]
+            return (1 - q) * ends[0] + q * ends[1]
+        return float(sum(p * self.seconds(k, proxy, sweep) for k, p in enumerate(binomial(self.batch, q))))
+
+    def bytes(self, q: float, proxy: Truncated, sweep: Sweep) -> int:
+        """The most that the tensors of one outer step hold at once, all tasks corrected (if q > 0)."""
+        if not q and not proxy.steps:
+            return self.bytes_forward
+        if q and sweep.kind == "unrolled":
+            return self.bytes_unrolled
+        held = states_held(self.r, proxy if q < 1 else Truncated(), sweep) if q else proxy.steps
+        return self.bytes_back + (held - 1) * self.bytes_state
+
+    def _of(self, pair: tuple[float, float], tasks: int) -> float:
+        """The seconds of so many tasks."""
+        one, every = pair
+        if not tasks or self.batch == 1:
+            return one * tasks
+        return one + (every - one) * (tasks - 1) / (self.batch - 1)
+
+
+def binomial(n: int, q: float) -> Array:
+    """The probabilities of 0 … n successes in n trials."""
+    found = np.ones(1)
+    for _ in range(n):
+        found = np.convolve(found, (1 - q, q))
+    return found
+
+
+def measure_parts(
+    problem: BilevelProblem,
+    theta: Tensor,
+    tasks: Tasks,
+    memory: int | None = None,
+    seconds: float = 10.0,
+    *,
+    chunk: int | None = None,
+    compile: bool = False,
+) -> Parts:
+    """Time and weigh the parts of an outer step on a batch of tasks, alternately, for about so many seconds.
+
+    Args:
+        problem: the problem.
+        theta: θ, shape (s,).
+        tasks: the batch.
+        memory: bytes that may be held; the backward steps are timed over no more states than fit.
+        seconds: of timing, besides weighing.
+        chunk, compile: as in `hypergradient`.
+
+    Raises:
+        UfomError: as `hypergradient`.
+    """
+    r, batch, stored, unrolled = problem.r, len(tasks), Sweep.stored(), Sweep.unrolled()
+
+    def run(n: int, estimator: Estimator, compiled: bool, coins: Tensor | None = None) -> Callable[[], object]:
+        some = tasks if n == batch else tasks.take(slice(n))
+        return lambda: hypergradient(problem, theta, some, estimator, coins=coins, chunk=chunk, compile=compiled)
+
+    def weigh(sweep: Sweep, k: int) -> int:
+        call = run(batch, Estimator(0.0, sweep, Truncated(k)), False)
+        call()  # what is found out at first use is not weighed
+        return peak_bytes(call, (theta, *tasks.parts))
+
+    few = min(4, r)
+    by_script = peak_bytes(lambda: script_gradient(problem, theta, tasks), (theta, *tasks.parts))
+    bare, one = weigh(stored, 0), weigh(stored, 1)
+    state = weigh(stored, 2) - one if r > 1 else one
+    graph = weigh(unrolled, few)
+    by_graph = max(graph - weigh(unrolled, few - 1), 1) if few > 1 else graph
+    room = [r if memory is None else min(r, max(1, 1 + (memory - one) // max(1, x))) for x in (state, by_graph)]
+    kept, graphed = (Truncated(k) for k in room)
+    sizes = (1, batch) if batch > 1 else (1,)
+    timed = [Estimator(0.0), Estimator(0.0, stored, kept), Estimator(0.0, unrolled, graphed)]
+    calls = [run(n, estimator, compile) for estimator in timed for n in sizes]
+    sweep = stored if kept.steps == r else Sweep.recomputed(one_pass=True)
+    if batch > 1:
+        calls.append(run(batch, Estimator(0.5, sweep), compile, torch.arange(batch, device="cpu") == 0))
+    calls.append(lambda: script_gradient(problem, theta, tasks))
+    *found, script = np.median(alternated(calls, theta.device, seconds), axis=0).tolist()
+    forward = found[0], found[len(sizes) - 1]
+
+    def per_step(index: int, steps: int) -> tuple[float, float]:
+        first, last = found[index * len(sizes)], found[(index + 1) * len(sizes) - 1]
+        return max(first - forward[0], 0.0) / steps, max(last - forward[1], 0.0) / steps
+
+    back = per_step(1, kept.steps)
+    repeated = sweep.extra_steps(r) * forward[0] / (r + 1)
+    mixed = max(found[-1] - r * back[0] - repeated, forward[1]) if batch > 1 else forward[1]
+    weights = by_script, bare, one, state, graph + (r - few) * by_graph
+    return Parts(r, batch, forward, back, per_step(2, graphed.steps), mixed, script, *weights)
