@@ -68,30 +68,33 @@ class Search:
         batch: tasks an outer step.
         memory: bytes that may be held; None: any.
         parts: the costs.
+        held: whether HELD is another proxy than FOM.
     """
 
     outer: Outer
     batch: int
     memory: int | None
     parts: Parts
+    held: bool = False
     times: Times = field(default_factory=dict)
 
     @property
-    def lengths(self) -> list[int]:
-        """Lengths K of the proxies that are tried: none, one, a tenth and a third of the steps."""
+    def proxies(self) -> list[Truncated]:
+        """FOM, HELD, and the last one, tenth and third of the backward steps."""
         r = self.parts.r
-        every = sorted({0, 1, r // 10, r // 3} - {r})
-        return [k for k in every if self._fits(Estimator(0.0, proxy=Truncated(k)))]
+        every = [Truncated(), *[Truncated(held=True)] * self.held]
+        every += [Truncated(k) for k in sorted({1, r // 10, r // 3} - {0, r})]
+        return [proxy for proxy in every if self._fits(Estimator(0.0, proxy=proxy))]
 
-    def sweeps(self, k: int, q: float) -> list[Sweep]:
+    def sweeps(self, proxy: Truncated, q: float) -> list[Sweep]:
         """The sweeps that fit: every state again, a few checkpoints, all states, and the graph of the loop."""
-        r = self.parts.r
-        slots = [s for s in range(r - k - 2, 0, -1) if self._fits(Estimator(q, Sweep.checkpointed(s), Truncated(k)))]
+        r, k = self.parts.r, proxy.steps
+        slots = [s for s in range(r - k - 2, 0, -1) if self._fits(Estimator(q, Sweep.checkpointed(s), proxy))]
         few = math.isqrt(max(r - k, 1))
         chosen = [min(slots[0], few) if slots[0] == r - k - 2 else slots[0]] if slots else []
         every = [Sweep.recomputed(one_pass=True), *(Sweep.checkpointed(s, one_pass=True) for s in chosen)]
         every += [Sweep.stored(), Sweep.unrolled()]
-        return [sweep for sweep in every if self._fits(Estimator(q, sweep, Truncated(k)))]
+        return [sweep for sweep in every if self._fits(Estimator(q, sweep, proxy))]
 
     def _fits(self, e: Estimator) -> bool:
         return self.memory is None or self.parts.bytes(e.q, e.proxy, e.sweep) <= self.memory
@@ -104,36 +107,36 @@ class Search:
 
     def exact(self) -> list[Estimator]:
         """The exact gradient by each sweep that fits, the quickest first; none may fit."""
-        every = [Estimator(1.0, sweep) for sweep in self.sweeps(0, 1.0)]
+        every = [Estimator(1.0, sweep) for sweep in self.sweeps(Truncated(), 1.0)]
         return sorted(every, key=lambda e: self.predict(e).seconds)
 
     def unbiased(self, path: Path, first: int = 0) -> list[Row]:
         """UFOM with each proxy and sweep, at the q and the coin that are soonest from point `first` on."""
-        found: dict[tuple[int, Sweep], tuple[float, Row]] = {}
+        found: dict[tuple[Truncated, Sweep], tuple[float, Row]] = {}
         for e, ratios in self._every(path):
             row = Row((e,) * len(path.steps), ratios)
             self.predict(e)
             spent = float(row.ratios[first:, 0] @ np.asarray(path.weights[first:])) * self.times[e].seconds
-            key = (e.proxy.steps, e.sweep)
+            key = (e.proxy, e.sweep)
             if key not in found or spent < found[key][0]:
                 found[key] = spent, row
         return [row for _, row in found.values()]
 
     def _every(self, path: Path) -> Iterator[tuple[Estimator, Array]]:
         coins: tuple[Coin, ...] = ("task", "batch") if self.batch > 1 else ("task",)
-        for k in path.progress:
-            sweeps = self.sweeps(k, 0.5)
+        for proxy in path.progress:
+            sweeps = self.sweeps(proxy, 0.5)
             for q in _QS:
                 for coin in coins:
-                    ratios = path.ratios(k, q, coin, self.outer, self.batch)
+                    ratios = path.ratios(proxy, q, coin, self.outer, self.batch)
                     for sweep in sweeps:
-                        yield UFOM(q, sweep, Truncated(k), coin), ratios
+                        yield UFOM(q, sweep, proxy, coin), ratios
 
     def rows(self, path: Path) -> list[Row]:
         """FOM, the exact gradient by each sweep, UFOM with each proxy and sweep, and the best switch from FOM."""
         points = len(path.steps)
         self.predict(FOM)
-        fom = Row((FOM,) * points, path.ratios(0, 0.0, "task", self.outer, self.batch))
+        fom = Row((FOM,) * points, path.ratios(Truncated(), 0.0, "task", self.outer, self.batch))
         one = np.ones_like(fom.ratios)
         exact = [Row((e,) * points, one) for e in self.exact()]
         simple = [*exact, *self.unbiased(path)]
@@ -145,9 +148,9 @@ class Search:
         best = min(switched, key=lambda row: row.time(path.weights, self.times)[0], default=None)
         return [fom, *simple, *([best] if best and math.isfinite(best.steps(path.weights)[0]) else [])]
 
-    def shortlist(self, path: Path) -> list[int]:
-        """FOM, and the longer proxy that is soonest where each q has its own best step."""
-        tuned = Search(parse_outer("tuned"), self.batch, self.memory, self.parts)
-        longer = [row for row in tuned.unbiased(path) if row.by_point[0].proxy.steps]  # type: ignore[union-attr]
-        best = min(longer, key=lambda row: row.time(path.weights, tuned.times)[0], default=None)
-        return [0] + ([best.by_point[0].proxy.steps] if best else [])  # type: ignore[union-attr]
+    def shortlist(self, path: Path) -> list[Truncated]:
+        """FOM, and the other proxy that is soonest where each q has its own best step."""
+        tuned, fom = Search(parse_outer("tuned"), self.batch, self.memory, self.parts, self.held), Truncated()
+        found = [(row.time(path.weights, tuned.times)[0], row.by_point[0]) for row in tuned.unbiased(path)]
+        others = [(time, e.proxy) for time, e in found if e and e.proxy != fom]
+        return [fom, *[min(others, key=lambda x: x[0])[1]] * bool(others)]

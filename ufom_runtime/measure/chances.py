@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ufom_runtime.measure.curvature import MeasuredCurvature
 from ufom_runtime.measure.moments import MeasuredMoments
+from ufom_theory import Truncated
 from ufom_theory.laws import Outer, Progress
 from ufom_theory.quantities import ENTRIES, Z95
 from ufom_theory.scores import fom_progress, ufom_progress
@@ -67,26 +68,26 @@ class Path:
         horizon: outer steps of the exact gradient that are looked ahead.
         steps: outer steps at which it was measured, rising from 0.
         weights: the share of the horizon for which each point stands; their sum is 1.
-        progress: by the proxy's length K, one `Progress` of draws a point.
+        progress: by the proxy, one `Progress` of draws a point.
     """
 
     horizon: int
     steps: tuple[int, ...]
     weights: tuple[float, ...]
-    progress: dict[int, list[Progress]]
+    progress: dict[Truncated, list[Progress]]
 
     def exact(self, outer: Outer, batch: int) -> Array:
         """Progress of an exact step, shape (points, DRAWS + 1)."""
         first = next(iter(self.progress.values()))
         return np.array([ufom_progress(p, 1.0, outer, batch, k + 1) for p, k in zip(first, self.steps, strict=True)])
 
-    def ratios(self, k: int, q: float, coin: str, outer: Outer, batch: int) -> Array:
+    def ratios(self, proxy: Truncated, q: float, coin: str, outer: Outer, batch: int) -> Array:
         """Steps over exact's for the same progress, at each point, shape (points, DRAWS + 1); q = 0 is the proxy alone.
 
         ∞ where the estimator makes none.
         """
         found = []
-        for p, step in zip(self.progress[k], self.steps, strict=True):
+        for p, step in zip(self.progress[proxy], self.steps, strict=True):
             exact = ufom_progress(p, 1.0, outer, batch, step + 1)
             if not q:
                 ours = fom_progress(p, outer, batch, step + 1)

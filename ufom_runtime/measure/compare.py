@@ -19,7 +19,7 @@ from ufom_runtime.measure.moments import tasks_or_all
 from ufom_runtime.measure.parts import Parts, alternated, binomial, measure_parts, script_gradient
 from ufom_runtime.measure.path import CannotTell, measure_path, pilot_points
 from ufom_runtime.measure.verdict import decide, outcomes, table_of
-from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
+from ufom_runtime.problem import BilevelProblem, Task, Tasks, check, held_identity
 from ufom_theory import Sweep, UfomError
 from ufom_theory.checks import byte_count, integer, positive, scalar
 from ufom_theory.laws import parse_outer
@@ -36,10 +36,11 @@ class Comparison:
     """What `compare` found; it prints as its sentence.
 
     Attributes:
-        table: one row a way to compute the gradient, the soonest first. method, q, sweep, proxy (K), coin; ms of an
-            outer step and clock, "timed" or "predicted"; bytes at most; steps_over_exact, outer steps over those of the
-            exact gradient for the same progress; time_over_plain, the time for it over the plain script's, with its
-            95 % interval low, high. ∞ where the method makes no progress, nan where that cannot be told.
+        table: one row a way to compute the gradient, the soonest first. method, q, sweep; proxy ("" for FOM, "held", or
+            K), coin; ms of an outer step and clock, "timed" or "predicted"; bytes at most; steps_over_exact, outer
+            steps over those of the exact gradient for the same progress; time_over_plain, the time for it over the
+            plain script's, with its 95 % interval low, high. ∞ where the method makes no progress, nan where that
+            cannot be told.
         best: what to run, for `train`; the quickest exact gradient where the answer is "keep your script" or "cannot
             tell".
         why: what to run, in a sentence.
@@ -106,7 +107,7 @@ def compare(
     if limit is not None and parts.bytes_forward > limit:
         held = f"a step of FOM holds {parts.bytes_forward} bytes at most"
         raise UfomError(f"memory = {memory!r}: {held}; give more memory, or a smaller batch or chunk")
-    search = Search(chosen, batch, limit, parts)
+    search = Search(chosen, batch, limit, parts, not held_identity(problem))
     search.times[None] = Time(parts.script)
     horizon = _horizon(steps, seconds, pilot, parts)
     if horizon > 1 and theta.ndim == 1 and chosen.rate is None:
@@ -127,7 +128,7 @@ def compare(
             fits = most if pilot is not None else int(budget / 4 / search.predict(exact).seconds)
             thetas, at = pilot_points(problem, here, exact, chosen, batch, min(horizon, most, fits), seed)
         path, vanishes = measure_path(
-            problem, thetas, at, horizon, given, chosen, batch, search.lengths, search.shortlist, chunk, compile
+            problem, thetas, at, horizon, given, chosen, batch, search.proxies, search.shortlist, chunk, compile
         )
     except CannotTell as reason:
         doubt = str(reason)

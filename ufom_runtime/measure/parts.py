@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ufom_runtime.estimators import Estimator, hypergradient
+from ufom_runtime.estimators import HELD, Estimator, hypergradient
 from ufom_runtime.memory import peak_bytes
-from ufom_runtime.problem import BilevelProblem, Tasks
+from ufom_runtime.problem import BilevelProblem, Tasks, held_identity
 from ufom_theory import Sweep, Truncated
 from ufom_theory.planner import states_held
 
@@ -29,9 +29,15 @@ def script_gradient(problem: BilevelProblem, theta: Tensor, tasks: Tasks) -> Ten
         task, leaf = tasks.take(slice(i, i + 1)).one(), theta.detach().requires_grad_()
         phi = problem.start(leaf, task).clone()  # a start that is θ itself must not be θ's leaf
         phi = phi if phi.requires_grad else phi.requires_grad_()
-        for alpha in problem.alphas:
-            (slope,) = torch.autograd.grad(problem.inner_loss(leaf, phi, task), phi, create_graph=True)
-            phi = phi - alpha * slope
+        update = problem.update
+        state = update.init(leaf, phi, task) if update else ()
+        for j in range(problem.r):
+            seen = problem.inner_batch(task, j + 1) if problem.inner_batch else task
+            (slope,) = torch.autograd.grad(problem.inner_loss(leaf, phi, seen), phi, create_graph=True)
+            if update:
+                phi, state = update.update(leaf, phi, state, slope, seen, j + 1)
+            else:
+                phi = phi - problem.alphas[j] * slope
         (gradient,) = torch.autograd.grad(problem.outer_loss(leaf, phi, task), leaf, materialize_grads=True)
         total += gradient / len(tasks)
     return total
@@ -74,12 +80,14 @@ class Parts:
         forward: a step of the proxy with K = 0, FOM.
         back: one backward step.
         graph: one backward step of the unrolled sweep, with what its graph adds to the way there.
+        held: the backward loop of HELD, 0 where it is FOM.
         mixed: the forward passes where some tasks of the batch are corrected and some are not.
         script: a step of `script_gradient`.
         bytes_script: the most that the script's tensors hold at once.
         bytes_forward: the same of FOM.
         bytes_back: the same with one state kept and one backward step.
         bytes_state: what one more state adds.
+        bytes_held: the most that HELD holds at once.
         bytes_unrolled: the most that the unrolled sweep holds at once.
     """
 
@@ -88,22 +96,26 @@ class Parts:
     forward: tuple[float, float]
     back: tuple[float, float]
     graph: tuple[float, float]
+    held: tuple[float, float]
     mixed: float
     script: float
     bytes_script: int
     bytes_forward: int
     bytes_back: int
     bytes_state: int
+    bytes_held: int
     bytes_unrolled: int
 
     def seconds(self, corrected: int, proxy: Truncated, sweep: Sweep) -> float:
         """One outer step of which so many tasks are corrected."""
         k, rest = proxy.steps, self.batch - corrected
+        # a corrected task takes its proxy's backward steps on the way, but for HELD, which has a loop of its own
+        by_proxy = k * self._of(self.back, rest) + proxy.held * self._of(self.held, self.batch)
         if not corrected:
-            return self.forward[1] + k * self._of(self.back, rest)
+            return self.forward[1] + by_proxy
         back = self.graph if sweep.kind == "unrolled" else self.back
         repeated = int(sweep.extra_steps(self.r - k if rest else self.r))
-        way = self.mixed + k * self._of(self.back, rest) if rest else self.forward[1]
+        way = (self.mixed if rest else self.forward[1]) + by_proxy
         again = repeated * self._of(self.forward, corrected) / (self.r + 1)
         return way + self.r * self._of(back, corrected) + again
 
@@ -116,12 +128,13 @@ class Parts:
 
     def bytes(self, q: float, proxy: Truncated, sweep: Sweep) -> int:
         """The most that the tensors of one outer step hold at once, all tasks corrected (if q > 0)."""
+        least = self.bytes_held if proxy.held and q < 1 else self.bytes_forward
         if not q and not proxy.steps:
-            return self.bytes_forward
+            return least
         if q and sweep.kind == "unrolled":
-            return self.bytes_unrolled
+            return max(least, self.bytes_unrolled)
         held = states_held(self.r, proxy if q < 1 else Truncated(), sweep) if q else proxy.steps
-        return self.bytes_back + (held - 1) * self.bytes_state
+        return max(least, self.bytes_back + (held - 1) * self.bytes_state)
 
     def _of(self, pair: tuple[float, float], tasks: int) -> float:
         """The seconds of so many tasks."""
@@ -168,21 +181,23 @@ def measure_parts(
         some = tasks if n == batch else tasks.take(slice(n))
         return lambda: hypergradient(problem, theta, some, estimator, coins=coins, chunk=chunk, compile=compiled)
 
-    def weigh(sweep: Sweep, k: int) -> int:
-        call = run(batch, Estimator(0.0, sweep, Truncated(k)), False)
+    def weigh(sweep: Sweep, proxy: Truncated) -> int:
+        call = run(batch, Estimator(0.0, sweep, proxy), False)
         call()  # what is found out at first use is not weighed
         return peak_bytes(call, (theta, *tasks.parts))
 
     few = min(4, r)
     by_script = peak_bytes(lambda: script_gradient(problem, theta, tasks), (theta, *tasks.parts))
-    bare, one = weigh(stored, 0), weigh(stored, 1)
-    state = weigh(stored, 2) - one if r > 1 else one
-    graph = weigh(unrolled, few)
-    by_graph = max(graph - weigh(unrolled, few - 1), 1) if few > 1 else graph
+    bare, one = weigh(stored, Truncated()), weigh(stored, Truncated(1))
+    state = weigh(stored, Truncated(2)) - one if r > 1 else one
+    graph = weigh(unrolled, Truncated(few))
+    by_graph = max(graph - weigh(unrolled, Truncated(few - 1)), 1) if few > 1 else graph
+    other = not held_identity(problem)  # whether HELD is another proxy than FOM
+    by_held = weigh(stored, HELD.proxy) if other else bare
     room = [r if memory is None else min(r, max(1, 1 + (memory - one) // max(1, x))) for x in (state, by_graph)]
     kept, graphed = (Truncated(k) for k in room)
     sizes = (1, batch) if batch > 1 else (1,)
-    timed = [Estimator(0.0), Estimator(0.0, stored, kept), Estimator(0.0, unrolled, graphed)]
+    timed = [Estimator(0.0), Estimator(0.0, stored, kept), Estimator(0.0, unrolled, graphed), *[HELD] * other]
     calls = [run(n, estimator, compile) for estimator in timed for n in sizes]
     sweep = stored if kept.steps == r else Sweep.recomputed(one_pass=True)
     if batch > 1:
@@ -198,5 +213,6 @@ def measure_parts(
     back = per_step(1, kept.steps)
     repeated = sweep.extra_steps(r) * forward[0] / (r + 1)
     mixed = max(found[-1] - r * back[0] - repeated, forward[1]) if batch > 1 else forward[1]
-    weights = by_script, bare, one, state, graph + (r - few) * by_graph
-    return Parts(r, batch, forward, back, per_step(2, graphed.steps), mixed, script, *weights)
+    weights = by_script, bare, one, state, by_held, graph + (r - few) * by_graph
+    held = per_step(3, 1) if other else (0.0, 0.0)
+    return Parts(r, batch, forward, back, per_step(2, graphed.steps), held, mixed, script, *weights)

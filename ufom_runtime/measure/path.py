@@ -61,37 +61,33 @@ def measure_path(
     tasks: Task | Tasks,
     outer: Outer,
     batch: int,
-    lengths: Sequence[int],
-    shortlist: Callable[[Path], Sequence[int]],
+    proxies: Sequence[Truncated],
+    shortlist: Callable[[Path], Sequence[Truncated]],
     chunk: int | None = None,
     compile: bool = False,
 ) -> tuple[Path, bool]:
-    """Moments, and for a fixed step curvatures, at each point, for the proxies of these lengths.
+    """Moments, and for a fixed step curvatures, at each point, for these proxies.
 
-    Curvatures cost several times what moments do: they are measured for the lengths that `shortlist` names, by what the
+    Curvatures cost several times what moments do: they are measured for those that `shortlist` names, by what the
     law of tuned steps says of them all. Also returned is whether FOM is identically zero.
 
     Raises:
         CannotTell: ‖∇M‖² is not above its noise, curvatures that do not settle, or no expected progress at this step.
     """
-    proxies = [Truncated(k) for k in lengths]
     found = [moments_by_proxy(problem, theta, tasks, proxies, chunk=chunk, compile=compile) for theta in thetas]
     for moments, step in zip(found, steps, strict=True):
         _refuse_noise(moments[proxies[0]], step)
-    weights, kept = weights_of(steps, horizon), list(lengths)
-    progress: dict[int, list[Progress]] = {k: [draws(m[Truncated(k)], None) for m in found] for k in lengths}
+    weights, kept = weights_of(steps, horizon), list(proxies)
+    progress: dict[Truncated, list[Progress]] = {p: [draws(m[p], None) for m in found] for p in proxies}
     if takes_fixed_steps(outer):
-        kept = sorted(shortlist(Path(horizon, steps, weights, progress)))
+        kept = list(shortlist(Path(horizon, steps, weights, progress)))
         try:
-            for k in kept:
-                curved = [
-                    measure_curvature(problem, theta, tasks, Truncated(k), chunk=chunk, compile=compile)
-                    for theta in thetas
-                ]
-                progress[k] = [draws(m[Truncated(k)], c) for m, c in zip(found, curved, strict=True)]
+            for p in kept:
+                curved = [measure_curvature(problem, theta, tasks, p, chunk=chunk, compile=compile) for theta in thetas]
+                progress[p] = [draws(m[p], c) for m, c in zip(found, curved, strict=True)]
         except UfomError as error:
             raise CannotTell(f"{error}; or outer = 'tuned', whose law needs no curvature") from error
-    path = Path(horizon, steps, weights, {k: progress[k] for k in kept})
+    path = Path(horizon, steps, weights, {p: progress[p] for p in kept})
     exact = path.exact(outer, batch)
     if not (exact[:, 0] > 0).all():
         raise CannotTell(

@@ -66,8 +66,16 @@ class Outcome:
         e = self.last
         if e is None or not e.q:
             return self.name
-        parts = [f"{e.q:g}"] * (e.q < 1) + [str(e.sweep)] + [f"K = {e.proxy.steps}"] * (e.q < 1 and e.proxy.steps > 0)
-        return f"{self.name}({', '.join(parts + ['one coin a batch'] * (e.q < 1 and e.coin == 'batch'))})"
+        proxy, coin = proxy_name(e), "one coin a batch" if e.coin == "batch" else ""
+        parts = (
+            [f"{e.q:g}", str(e.sweep), f"K = {proxy}" if e.proxy.steps else proxy, coin] if e.q < 1 else [str(e.sweep)]
+        )
+        return f"{self.name}({', '.join(filter(None, parts))})"
+
+
+def proxy_name(e: Estimator) -> str:
+    """ "" for FOM, "held" or the K of what is debiased."""
+    return "held" if e.proxy.held else str(e.proxy.steps or "")
 
 
 def outcomes(search: Search, path: Path | None, rows: list[Row]) -> list[Outcome]:
@@ -103,7 +111,7 @@ def table_of(search: Search, found: list[Outcome]) -> pd.DataFrame:
             held.append(by_kind)
         rows.append(
             {"method": o.name, "q": e.q if e else math.nan, "sweep": str(e.sweep) if e and e.q else "",
-             "proxy": e.proxy.steps if e and mixed else 0, "coin": e.coin if e and mixed else "",
+             "proxy": proxy_name(e) if e and mixed else "", "coin": e.coin if e and mixed else "",
              "ms": o.ms, "clock": "timed" if o.timed else "predicted", "bytes": max(held),
              "steps_over_exact": o.steps, "time_over_plain": float(o.over[0]), "low": low, "high": high}
         )  # fmt: skip
