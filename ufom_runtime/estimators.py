@@ -14,9 +14,9 @@ from torch import Generator, Tensor
 from ufom_runtime.algorithms import HELD as HELD_LENGTH
 from ufom_runtime.algorithms import sweep_gradients
 from ufom_runtime.derivatives import Calls, Losses, count_calls, count_rows, watch_losses
+from ufom_runtime.inspection.non_finite import refuse_non_finite
 from ufom_runtime.kept import kept
 from ufom_runtime.memory import budget, peak_bytes
-from ufom_runtime.non_finite import refuse_non_finite
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, all_finite, check, cpu_generator, held_identity
 from ufom_theory import CostModel, Sweep, Truncated, UfomError
 from ufom_theory.checks import integer, plain

@@ -27,7 +27,7 @@ from ufom_runtime.derivatives import (
     pulled_back,
     updated,
 )
-from ufom_runtime.first_use import check_first_use
+from ufom_runtime.inspection.first_use import check_first_use
 from ufom_runtime.kept import kept
 from ufom_runtime.problem import BilevelProblem, Tasks
 from ufom_runtime.states import Layout

@@ -103,6 +103,16 @@ def test_where_vmap_is_wrong_or_fails_the_right_number_comes_from_a_loop(make, t
     assert measure_cost(problem, net.vector(), tasks, seconds=0, repeats=5).c1 > 0
 
 
+def test_padding_that_the_first_batch_lacks_is_right_in_later_ones():
+    net = FlatModule(Padded())
+    problem, tasks = learning(net), padded_tasks()
+    first = tuple(t.clamp(min=1) if not t.is_floating_point() else t for t in tasks)
+    with pytest.warns(UserWarning, match="padding index"):
+        hypergradient(problem, net.vector(), first, EXACT)
+    found = hypergradient(problem, net.vector(), tasks, EXACT, per_task=True)
+    torch.testing.assert_close(found, unrolled_gradient(problem, net.vector(), tasks))
+
+
 def test_the_audit_holds_the_right_gradient_for_right_where_vmap_is_wrong():
     net, tasks = FlatModule(Padded()), padded_tasks()
     problem = learning(net)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ufom_runtime.algorithms import first_state
 from ufom_runtime.estimators import Estimator
-from ufom_runtime.non_finite import refuse_non_finite
+from ufom_runtime.inspection.non_finite import refuse_non_finite
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_runtime.steps import Steps
 from ufom_theory import CostModel, Sweep, UfomError

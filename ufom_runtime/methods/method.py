@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from ufom_runtime.derivatives import Calls, Losses, watch_losses
 from ufom_runtime.estimators import Direction, Draws, State
-from ufom_runtime.non_finite import refuse_non_finite
+from ufom_runtime.inspection.non_finite import refuse_non_finite
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_theory import UfomError
 from ufom_theory.checks import integer

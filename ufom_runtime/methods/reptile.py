@@ -11,7 +11,7 @@ from torch import Tensor
 from ufom_runtime.algorithms import first_state, inner_loop
 from ufom_runtime.derivatives import Calls, Losses, phi_of, watch_losses
 from ufom_runtime.estimators import Direction, Draws, State
-from ufom_runtime.non_finite import refuse_non_finite
+from ufom_runtime.inspection.non_finite import refuse_non_finite
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_runtime.steps import Steps
 from ufom_theory import UfomError

@@ -1,0 +1,1 @@
+"""What is looked at so that no number is silently wrong: a problem at its first use, a result that is not finite."""
