@@ -43,6 +43,11 @@ STUDIES = {  # a line for --help, which spares importing them all
     "performance": "Time and memory of a hypergradient, ours and other libraries'; standard wants a quiet machine.",
     "template": "A study to copy: does averaging divide the variance?",
 }
+INTRODUCTION = (
+    "# Studies\n\nWritten by `python -m studies index` from the stored tables. Where the `.json` beside a table has no "
+    "`streams`, the outer runs of hypercleaning, few_shot and regret drew tasks and coins from streams with seeds of "
+    "32 bits; a new run with the same seeds draws others.\n"
+)
 app = typer.Typer(help="Compare what was predicted with what is measured.", no_args_is_help=True, add_completion=False)
 
 
@@ -169,7 +174,7 @@ def index() -> None:
 
 
 def _index() -> str:
-    parts = ["# Studies\n\nWritten by `python -m studies index` from the stored tables.\n"]
+    parts = [INTRODUCTION]
     for study, results in _stored():
         (table, config), run, stem = results.read(study), results.run(), results.path.stem
         name, _, size = stem.rpartition("-")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,8 +20,8 @@ from numpy.typing import NDArray
 
 from studies.engine.study import Progress, Study, silent
 from studies.engine.sweep import Store
-from studies.optimal_q import outer_step_size
 from studies.shared.drawing import legend_below, shades
+from studies.shared.pair import outer_sgd, pieces
 from studies.shared.verdicts import Verdict
 from ufom_runtime.command.style import GREY, LOOKS, WIDTH
 from ufom_theory import TwoTaskProblem, diverging_problem
@@ -97,16 +98,8 @@ def run_cell(cell: Mapping[str, Any]) -> pd.DataFrame:
 
 def simulate(pair: TwoTaskProblem, start: Array, q: float, logged: Array, rng: np.random.Generator) -> Array:
     """θ of FOM and of UFOM(q) at the logged steps, shape (len(logged), 2, len(start)); the tasks are the same."""
-    theta, found, wanted = np.stack([start, start]), [], set(logged.tolist())
-    weight = np.array([[0.0], [1 / q]])
-    runs = np.arange(len(start))
-    for k in range(1, int(logged[-1]) + 1):
-        task, coin = rng.integers(0, 2, len(start)), rng.random(len(start)) < q
-        first_order, exact = (both[task, :, runs].T for both in pair.gradients(theta))
-        theta = theta - outer_step_size(k) * (first_order + coin * weight * (exact - first_order))
-        if k in wanted:
-            found.append(theta)
-    return np.array(found)
+    run, wanted = outer_sgd(pieces(pair), start, np.array([0.0, q]), rng), set(logged.tolist())
+    return np.array([theta.copy() for k, theta in enumerate(islice(run, int(logged[-1])), 1) if k in wanted])
 
 
 def judge(table: pd.DataFrame, config: Config) -> list[Verdict]:

@@ -21,6 +21,7 @@ from ufom_runtime.methods import METHODS
 from ufom_runtime.problem import BilevelProblem, Tasks
 from ufom_runtime.problems.quadratic import QuadraticProblem
 from ufom_theory import Moments, Truncated, UfomError
+from ufom_theory.two_tasks import second_moment
 
 SAMPLED = ("es", "guided-es")
 NO_GRADIENT = ("reversible", "reptile")  # of another objective, or none: no bias is stated
@@ -202,8 +203,8 @@ def law(problem: BilevelProblem, method: Any, calls: float, steps: int = 2000) -
     def path(of: tuple[Any, Any], most: int, delta: float = 0.0) -> tuple[int, float]:
         square = np.ones(len(true))
         for k in range(1, most + 1):
-            g = gamma * delay / (k + delay)
-            square = moved(square, g, *of, spread)
+            slope, slope_sq = of
+            square = second_moment(square, gamma * delay / (k + delay), slope, slope_sq, slope_sq * spread)
             if (precision := float(true**2 @ square)) <= delta:
                 break
         return k, precision
@@ -211,8 +212,3 @@ def law(problem: BilevelProblem, method: Any, calls: float, steps: int = 2000) -
     _, delta = path((true, true**2), steps)
     taken, reached = path(slopes(method), 20 * steps, delta)
     return taken * calls / (steps * (2 * problem.r + 1)) if reached <= delta else float("inf")
-
-
-def moved(square: Any, gamma: float, slope: Any, slope_sq: Any, spread: Any) -> Any:
-    """E u² after a step u − γ·b(u − c), from E u², E b, E b² and Var c of each coordinate; E c = 0."""
-    return (1 - 2 * gamma * slope + gamma**2 * slope_sq) * square + gamma**2 * slope_sq * spread

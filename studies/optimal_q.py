@@ -9,33 +9,30 @@ expectation over the chains of one seed; all q see the same starts, tasks and co
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from studies.engine.study import Progress, Study, silent
 from studies.engine.sweep import Store
 from studies.shared.drawing import SIZE, legend_below, plain_ticks, shades
+from studies.shared.pair import RANGE, exact_run, simulate
 from studies.shared.verdicts import Verdict
 from ufom_runtime.command.style import GREY, LOOKS, WIDTH
 from ufom_theory import CostModel, Moments, UfomError, optimal_q
-from ufom_theory.two_tasks import TwoTaskProblem, squared_gradient_norms
+from ufom_theory.two_tasks import TwoTaskProblem
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Array = NDArray[np.float64]
 EXPONENT = 1.0
 TOLERATED = 1.05  # the predicted q may be this much slower than the best of the grid
 WIDEST = 2 * math.log(TOLERATED)  # an interval of the log-time that is no wider is judged by its centre
 FACTORS = (1 / 4, 1 / 2, 1 / math.sqrt(2), 1, math.sqrt(2), 2, 4)  # the grid of q over q*; q = 1 is added
-RANGE = (-50.0, 50.0)
 
 
 @dataclass(frozen=True)
@@ -64,11 +61,6 @@ SIZES = {
         alphas=tuple(float(f"{x:.3g}") for x in np.geomspace(1e-3, 5e-2, 35)), delta=1.2e-4, seeds=16, chains=4000
     ),
 }
-
-
-def outer_step_size(k: int) -> float:
-    """γ_k."""
-    return 10 / (k + 100)
 
 
 def predict(alpha: float, r: int) -> tuple[TwoTaskProblem, dict[str, float]]:
@@ -111,95 +103,14 @@ def run_cell(cell: Mapping[str, Any]) -> pd.DataFrame:
         raise UfomError(f"δ = {delta:g} is above FOM's floor {prediction['fom_floor']:g} at α = {alpha:g}")
     grid = np.array([0.0, *sorted({min(1.0, f * prediction["q_star"]) for f in FACTORS} | {1.0})])
     length, exact = exact_run(pair, grid, delta)
-    steps, final = simulate(pair, grid, delta, length, cell["number"], seeds, cell["chains"])
+    rng = np.random.default_rng([20260101, cell["number"]])
+    steps, final = simulate(pair, grid, delta, length, rng, (seeds, cell["chains"]))
     index = pd.MultiIndex.from_product([grid, range(seeds)], names=["q", "seed"])
     table = pd.DataFrame({"steps": steps.ravel(), "final": final.ravel()}, index).reset_index()
     table["exact_final"] = np.repeat(exact, seeds)
     cost = CostModel(r=r)
     table["log_time"] = np.log(table.steps * (cost.c_det + cost.c_rnd * table.q))
     return table.assign(**prediction)
-
-
-def exact_norms(pair: TwoTaskProblem, q: Array, step_sizes: Iterable[float | Array]) -> Iterator[Array]:
-    """E‖∇M(θ_k)‖² for k = 1, 2, … by the exact moment recursion, θ_0 uniform; of q's shape, broadcast with the γ_k.
-
-    The recursion is quadratic in θ_0, so the mean over the two starts at ± the standard deviation is the mean over all.
-    """
-    spread = (RANGE[1] - RANGE[0]) / math.sqrt(12)
-    starts = np.reshape([spread, -spread], (2,) + (1,) * q.ndim)
-    found = squared_gradient_norms(pair, q, step_sizes, starts)  # type: ignore[arg-type]
-    return (norms.mean(axis=0) for norms in found)
-
-
-def exact_run(
-    pair: TwoTaskProblem, grid: Array, delta: float, step_size: Callable[[int], float] = outer_step_size
-) -> tuple[int, Array]:
-    """How many steps to run, and E‖∇M‖² of each q after them, by the exact moment recursion.
-
-    The run is a quarter longer than the slowest q > 0 needs to E‖∇M‖² ≤ δ.
-    """
-    length = 0
-    for k, gradient_sq in enumerate(exact_norms(pair, grid, map(step_size, count(1))), 1):
-        if not length and (gradient_sq[grid > 0] <= delta).all():
-            length = math.ceil(1.25 * k)
-        if k == length:
-            break
-    return length, gradient_sq
-
-
-def simulate(
-    pair: TwoTaskProblem,
-    grid: Array,
-    delta: float,
-    length: int,
-    seed: int,
-    seeds: int,
-    chains: int,
-    step_size: Callable[[int], float] = outer_step_size,
-) -> tuple[Array, Array]:
-    """Outer SGD for all q at once, with common random numbers.
-
-    Args:
-        pair: the two tasks.
-        grid: values of q, shape (n,), 0 for FOM.
-        delta: δ.
-        length: outer steps.
-        seed: of all that is random.
-        seeds: independent repetitions.
-        chains: of each, over which E‖∇M‖² is taken.
-        step_size: γ_k.
-
-    Returns:
-        The first step with E‖∇M‖² ≤ δ (nan where there is none) and E‖∇M‖² after the last, both of shape (n, seeds).
-        E is the mean over a seed's chains. Such a mean is early to pass δ by about its fluctuation, alike for every q:
-        times are to be compared, not taken by themselves.
-    """
-    rng = np.random.default_rng([20260101, seed])
-    shape = (seeds, chains)
-    a, p = np.asarray(pair.a), pair.contractions
-    centres = np.asarray(pair.b) / a
-    # while the quadratic pieces are not left, both gradients are linear in θ − b/a
-    first_order, correction = a * p, a * p**2 - a * p
-    q = grid[:, None, None]
-    weight = np.divide(1.0, q, out=np.zeros_like(q), where=q > 0)
-    theta = np.repeat(rng.uniform(*RANGE, shape)[None], len(grid), axis=0)
-    steps = np.full((len(grid), seeds), np.nan)
-    u, slope = np.empty_like(theta), np.empty_like(theta)  # fresh arrays of this size would cost more than the sums
-    for k in range(1, length + 1):
-        task, coin = rng.integers(0, 2, shape), rng.random(shape)
-        np.subtract(theta, centres[task], out=u)
-        if max(u.max(), -u.min()) > pair.A:
-            raise UfomError(f"a chain left the quadratic pieces at α = {pair.alpha:g}, step {k}: take larger q")
-        np.multiply(coin < q, weight, out=slope)
-        slope *= correction[task]
-        slope += first_order[task]
-        u *= step_size(k)
-        u *= slope
-        theta -= u
-        np.subtract(theta, pair.theta_star, out=u)
-        gradient_sq = pair.curvature**2 * np.einsum("qsr,qsr->qs", u, u) / chains
-        steps[np.isnan(steps) & (gradient_sq <= delta)] = k
-    return steps, gradient_sq
 
 
 question = "Is the predicted q as fast as the best q of a grid, on the paper's synthetic pair?"

@@ -31,7 +31,6 @@ class Config:
         threads: cores a measurement may use.
         limit: seconds after which a measurement is given up.
         compiled: whether the compiled paths are measured, which are waited for.
-        simulated: alternations of the synthetic pair's simulation; 0 leaves it out.
     """
 
     ways: int = 20
@@ -47,7 +46,6 @@ class Config:
     threads: int = 2
     limit: float = 600.0
     compiled: bool = True
-    simulated: int = 5
 
 
 QUICK: dict[str, Any] = {
@@ -60,7 +58,7 @@ QUICK: dict[str, Any] = {
     "long": (12, 24),
 }
 SIZES = {
-    "quick": Config(**QUICK, rounds=3, outer_steps=20, threads=1, compiled=False, simulated=0),
+    "quick": Config(**QUICK, rounds=3, outer_steps=20, threads=1, compiled=False),
     "standard": Config(),
 }
 

@@ -13,7 +13,6 @@ import torch
 from studies.methods import STREAM, Q
 from studies.performance_problems import Config, build
 from studies.shared.timing import seconds, spread
-from studies.toy_benchmark import measure_toy
 from ufom_runtime import (
     EXACT,
     FOM,
@@ -163,21 +162,10 @@ def foreseen(config: Config) -> Rows:
                    "live_bytes": most, "ratio": most / expected.bytes}  # fmt: skip
 
 
-def simulation(config: Config) -> Rows:
-    """Chain-iterations a second of the synthetic pair's simulation, over numpy's with masks."""
-    if not config.simulated:
-        return
-    for row in measure_toy(config.simulated).to_dict("records"):
-        said = f"{row['per second']:.3g} chain-iterations a second, {row['quartiles']}"
-        yield {"method": f"simulation, {row['what']}, {row['group']}", "workload": "synthetic pair", "r": 10,
-               "ratio": row["ratio"], "note": said}  # fmt: skip
-
-
 PROMISES: dict[str, Callable[[Config], Rows]] = {
     "time with checkpoints": checkpoint_time,
     "memory with checkpoints": checkpoint_memory,
     "time of UFOM": ufom_time,
     "growth of live memory": growth,
     "forecast": foreseen,
-    "simulation": simulation,
 }

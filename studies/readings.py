@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from studies import optimal_q as fast_enough
 from studies.engine.study import Progress, Study, of_table, silent
 from studies.engine.sweep import Store
-from studies.optimal_q import RANGE, exact_norms, exact_run
 from studies.shared.drawing import SIZE, legend_below, shades
+from studies.shared.pair import RANGE, exact_norms, exact_run, simulate
 from studies.shared.verdicts import Verdict
 from ufom_runtime.command.style import GREY, LOOKS, WIDTH
 from ufom_theory import CostModel, Moments, Prediction, Sweep, TwoTaskProblem, UfomError, optimal_q
@@ -239,8 +239,8 @@ def _passages(
 def _simulated(pair: TwoTaskProblem, grid: Array, delta: float, cell: Mapping[str, Any]) -> pd.DataFrame:
     rule = step_size(cell["rule"], pair, delta)
     length, exact = exact_run(pair, grid, delta, rule)
-    seed = list(DECAYING).index(cell["rule"])
-    steps, final = fast_enough.simulate(pair, grid, delta, length, seed, cell["seeds"], cell["chains"], rule)
+    rng = np.random.default_rng([20260101, list(DECAYING).index(cell["rule"])])
+    steps, final = simulate(pair, grid, delta, length, rng, (cell["seeds"], cell["chains"]), rule)
     index = pd.MultiIndex.from_product([grid, range(cell["seeds"])], names=["q", "seed"])
     table = pd.DataFrame({"steps": steps.ravel(), "final": final.ravel()}, index).reset_index()
     return table.assign(exact_final=np.repeat(exact, cell["seeds"]))

@@ -45,6 +45,7 @@ from ufom_runtime.problems.hypercleaning import digits_hypercleaning, mnist_hype
 from ufom_runtime.problems.quadratic import QuadraticProblem, quadratic
 from ufom_runtime.steps import Steps
 from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, optimal_q
+from ufom_theory.two_tasks import second_moment
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -304,9 +305,9 @@ def quadratic_run(
     mean, mean_square = (proxy, proxy**2) if q == 0 else (exact, exact**2 + (1 / q - 1) * (proxy - exact) ** 2)
     for k in range(steps + 1):
         if k:
-            gamma = setting.outer_step_size(k)
-            noise = gamma**2 * mean_square
-            square = (1 - 2 * gamma * mean + noise) * square + noise * problem.noise**2
+            square = second_moment(
+                square, setting.outer_step_size(k), mean, mean_square, mean_square * problem.noise**2
+            )
         precision = float(exact**2 @ square)
         yield precision, square
         if precision <= delta:

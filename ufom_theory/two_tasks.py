@@ -161,6 +161,26 @@ def diverging_problem(D: float, r: int, alpha: float, a: tuple[float, float] = (
     return TwoTaskProblem(frame.alpha, frame.r, frame.a, (0.0, b2), b2 / a2 + 1)
 
 
+def second_moment(
+    second: Any, gamma: Any, s1: Any, s2: Any, c2: Any, mean: Any = 0.0, c1: Any = 0.0, sc: Any = 0.0
+) -> Any:
+    """E x² after a step x − γ·(s·x + c) of linear SGD, with (s, c) drawn independently of x.
+
+    E(x − γ(s·x + c))² = E x²·(1 − γ(2E s − γE s²)) − 2γ·E x·(E c − γE sc) + γ²·E c².
+
+    Args:
+        second: E x² before.
+        gamma: γ.
+        s1: E s.
+        s2: E s².
+        c2: E c².
+        mean: E x before.
+        c1: E c.
+        sc: E s·c.
+    """
+    return second * (1 - gamma * (2 * s1 - gamma * s2)) - 2 * gamma * mean * (c1 - gamma * sc) + gamma * gamma * c2
+
+
 def squared_gradient_norms(
     problem: TwoTaskProblem, q: Number, step_sizes: Iterable[Any], start: float = 0.0
 ) -> Iterator[Any]:
@@ -197,8 +217,6 @@ def _norms(problem: TwoTaskProblem, q: Any, step_sizes: Iterable[Any], theta_sta
             sc, c2 = sc + chance * s * c / 2, c2 + chance * c * c / 2
     second: Any = mean * mean
     for gamma in step_sizes:
-        second = (
-            second * (1 - gamma * (2 * s1 - gamma * s2)) - 2 * gamma * mean * (c1 - gamma * sc) + gamma * gamma * c2
-        )
+        second = second_moment(second, gamma, s1, s2, c2, mean, c1, sc)
         mean = mean - gamma * (s1 * mean + c1)
         yield problem.curvature**2 * second

@@ -7,7 +7,7 @@ import torch
 
 from studies import divergence as study
 from studies.engine.sweep import Store
-from studies.optimal_q import outer_step_size
+from studies.shared.pair import outer_step_size
 from tests.oracles import unrolled_gradient
 from ufom_runtime import FOM, UFOM, hypergradient
 from ufom_runtime.problem import Tasks

@@ -21,6 +21,7 @@ from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.data import data_folder
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_theory import UfomError
+from ufom_theory.two_tasks import second_moment
 
 F64 = torch.float64
 MAML = replace(study._MAML, arguments={"dim": 3}, tasks=4, r=4, draws=300)
@@ -162,7 +163,7 @@ def test_the_exact_law_is_outer_sgd_on_the_quadratic():
     spread = (problem.tasks @ basis).var(0, correction=0).numpy()
     second = ((1 - q) * proxy**2 + q * (proxy + (exact - proxy) / q) ** 2).numpy()
     for gamma in gammas:
-        square = cell.moved(square, gamma, exact.numpy(), second, spread)
+        square = second_moment(square, gamma, exact.numpy(), second, second * spread)
     assert float(exact.numpy() ** 2 @ square) == pytest.approx(wanted)
 
 

@@ -13,6 +13,7 @@ import torch
 
 from studies import optimal_q as study
 from studies.engine.sweep import Store
+from studies.shared.pair import RANGE, outer_step_size, simulate
 from ufom_runtime import FOM, UFOM, hypergradient
 from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.synthetic import synthetic
@@ -29,9 +30,9 @@ def table(tmp_path_factory):
 
 def test_simulation_is_outer_sgd_with_the_runtimes_hypergradients():
     problem, grid = synthetic(alpha=0.02), np.array([0.0, 0.3, 1.0])
-    _, found = study.simulate(problem.pair, grid, 1e-9, length=5, seed=7, seeds=2, chains=3)
+    _, found = simulate(problem.pair, grid, 1e-9, 5, np.random.default_rng([20260101, 7]), (2, 3))
     rng = np.random.default_rng([20260101, 7])
-    start = rng.uniform(*study.RANGE, (2, 3))
+    start = rng.uniform(*RANGE, (2, 3))
     theta = {q: torch.tensor(start) for q in grid}
     for k in range(1, 6):
         task, coin = rng.integers(0, 2, (2, 3)), rng.random((2, 3))
@@ -40,7 +41,7 @@ def test_simulation_is_outer_sgd_with_the_runtimes_hypergradients():
                 one = Tasks.of(problem.tasks).take(torch.tensor([task[i]]))
                 estimator, coins = (UFOM(q), torch.tensor([coin[i] < q])) if q else (FOM, None)
                 g = hypergradient(problem, theta[q][i][None], one, estimator, coins=coins)
-                theta[q][i] -= study.outer_step_size(k) * g[0]
+                theta[q][i] -= outer_step_size(k) * g[0]
     for row, q in enumerate(grid):
         mean = problem.pair.gradients(theta[q].numpy())[1].mean(0)
         np.testing.assert_allclose(found[row], (mean**2).mean(1), rtol=1e-10)

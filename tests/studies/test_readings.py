@@ -9,7 +9,7 @@ import torch
 
 from studies import readings as study
 from studies.engine.sweep import Store
-from studies.optimal_q import simulate
+from studies.shared.pair import simulate
 from tests.oracles import unrolled_gradient
 from ufom_runtime.problems.synthetic import synthetic
 from ufom_theory import UfomError, optimal_q
@@ -59,7 +59,8 @@ def test_first_passages_are_those_of_simulated_runs():
     for i, rule in enumerate(study.DECAYING):
         exact = steps[(steps.rule == rule) & (steps.part == "exact")].steps.to_numpy()
         length = int(1.3 * exact[-1])
-        found, _ = simulate(pair, grid[-1:], 0.02, length, i, 1, 20_000, study.step_size(rule, pair, 0.02))
+        rng, gamma = np.random.default_rng([20260101, i]), study.step_size(rule, pair, 0.02)
+        found, _ = simulate(pair, grid[-1:], 0.02, length, rng, (1, 20_000), gamma)
         assert found[0, 0] == pytest.approx(exact[-1], rel=0.1)
 
 
