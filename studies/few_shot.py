@@ -158,7 +158,7 @@ def accuracy(problem: FewShotProblem, theta: Tensor, tasks: Task) -> dict[str, f
     shares = []
     for task in zip(*(t.split(16) for t in tasks), strict=True):
         rows = theta.expand(len(task[0]), -1)
-        phi, _ = inner_loop(Steps(problem, rows, Tasks.of(task)), rows)
+        phi = inner_loop(Steps(problem, rows, Tasks.of(task)), rows)
         right = torch.func.vmap(problem.net)(phi, task[2]).argmax(-1) == task[3]
         shares.append(100 * right.double().mean(1))
     each = torch.cat(shares)
@@ -200,7 +200,7 @@ def run_cell(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One run, until the budget is charged."""
     problem, r, batch, method = make_problem(cell), cell["r"], cell["batch"], cell["method"]
     assert problem.initial is not None
-    theta, cost = problem.initial, CostModel(r=r)
+    theta, cost = problem.initial, CostModel(r=r, as_printed=True)
     fixed, held_out = (torch.Generator().manual_seed(1000 * cell["seed"] + i) for i in (1, 2))
     tasks, test = problem.sample(cell["fixed_tasks"], fixed), problem.sample_test_tasks(cell["test_tasks"], held_out)
     constant = {"q": {"exact": 1.0}.get(method, 0.0)}

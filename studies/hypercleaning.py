@@ -114,7 +114,7 @@ SIZES = {
 
 def budget(r: int, exact_steps: int) -> float:
     """Function calls of this many exact gradients, recomputed."""
-    cost = CostModel(r=r)
+    cost = CostModel(r=r, as_printed=True)
     return float(exact_steps * (cost.c_det + cost.c_rnd))
 
 
@@ -176,7 +176,7 @@ def _tasks(problem: HypercleaningProblem) -> Tasks:
 def trained(problem: HypercleaningProblem, theta: Tensor) -> Tensor:
     """φ_r, shape (p,)."""
     rows, tasks = theta[None], _tasks(problem)
-    return inner_loop(Steps(problem, rows, tasks), first_state(problem, rows, tasks))[0][0]
+    return inner_loop(Steps(problem, rows, tasks), first_state(problem, rows, tasks))[0]
 
 
 def evaluate(problem: HypercleaningProblem, theta: Tensor) -> dict[str, float]:

@@ -108,7 +108,7 @@ def run_cell(cell: Mapping[str, Any]) -> pd.DataFrame:
     index = pd.MultiIndex.from_product([grid, range(seeds)], names=["q", "seed"])
     table = pd.DataFrame({"steps": steps.ravel(), "final": final.ravel()}, index).reset_index()
     table["exact_final"] = np.repeat(exact, seeds)
-    cost = CostModel(r=r)
+    cost = CostModel(r=r, as_printed=True)
     table["log_time"] = np.log(table.steps * (cost.c_det + cost.c_rnd * table.q))
     return table.assign(**prediction)
 
@@ -128,7 +128,7 @@ def answer(table: pd.DataFrame, config: Config) -> str:
 
 def judge(table: pd.DataFrame, config: Config) -> list[Verdict]:
     """Is q* as fast as the best q, as much faster than q = 1 as predicted; is FOM stuck; is the simulation right?"""
-    verdicts, cost, near = [], CostModel(r=config.r), {"widest": 0.1, "margin": 0.1}
+    verdicts, cost, near = [], CostModel(r=config.r, as_printed=True), {"widest": 0.1, "margin": 0.1}
     for alpha, runs in table.groupby("alpha"):
         at, q_star, ours = f"α = {alpha:g}", runs.q_star.iloc[0], runs[runs.q > 0]
         moments = Moments(runs.d2.iloc[0], runs.v2.iloc[0])

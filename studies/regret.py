@@ -203,7 +203,8 @@ def measure(config: Config, store: Store, progress: Progress = silent) -> pd.Dat
     table = runs.merge(pd.DataFrame(found).drop(columns=[*base, "part", "setting"]), on="name")
     for unit, c1, c2 in (("calls", 1.0, 1.0), ("seconds", table.c1, table.c2)):
         costs = [
-            CostModel(r=r, proxy=Truncated(k), c1=x, c2=y) for r, k, x, y in np.broadcast(table.r, table.proxy, c1, c2)
+            CostModel(r=r, proxy=Truncated(k), c1=x, c2=y, as_printed=True)
+            for r, k, x, y in np.broadcast(table.r, table.proxy, c1, c2)
         ]
         table[unit] = [
             steps * batch * (cost.c_det + q * cost.c_rnd)
@@ -249,7 +250,7 @@ def run(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The steps to δ at one q, one row a seed."""
     setting, q, delta = Setting(**cell["setting"]), cell["q"], cell["delta"]
     problem = setting.make()
-    cost = CostModel(r=problem.r, proxy=Truncated(setting.proxy))
+    cost = CostModel(r=problem.r, proxy=Truncated(setting.proxy), as_printed=True)
     charged = cost.c_det + np.array([q, 1.0]) * cost.c_rnd
     most = setting.every * math.ceil(cell["budget"] * setting.steps * charged[1] / charged[0] / setting.every)
     rows = []
@@ -367,7 +368,7 @@ def evaluate(problem: BilevelProblem, theta: Tensor, tasks: Task) -> float:
     held = Tasks.of(tasks)
     rows = theta.expand(len(held), -1)
     with torch.enable_grad():
-        phi, _ = inner_loop(Steps(problem, rows, held), first_state(problem, rows, held))
+        phi = inner_loop(Steps(problem, rows, held), first_state(problem, rows, held))
     return float(torch.func.vmap(problem.outer_loss)(rows, phi, tasks).mean())
 
 

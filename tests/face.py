@@ -54,7 +54,7 @@ RIGHT: dict[str, Any] = {
     "theta_in_losses": True, "tolerance": 0.1, "two": PAIR, "v2": 1.0, "v2_samples": [1.0, 2.0, 1.0], "cross": None,
     "inner_loss": PROBLEM.inner_loss, "outer_loss": PROBLEM.outer_loss, "start": PROBLEM.start,
     "sample_tasks": PROBLEM.sample_tasks, "initial": None, "module": torch.nn.Linear(2, 1), "second_moment": 1.0,
-    "one_pass": False, "outer_step": 0.1, "step_size": 0.1, "lr": 0.1, "step": lambda k: 0.1,
+    "as_printed": False, "scale": 1.0, "outer_step": 0.1, "step_size": 0.1, "lr": 0.1, "step": lambda k: 0.1,
 }  # fmt: skip
 WRONG: list[Any] = [
     None, True, 0, -1, 3, 2**31, 2**63, 10**400, -0.0, 0.5, 1e308, -1e-320, float("nan"), float("inf"), 1j, "x", "",

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ufom_runtime.algorithms import first_state, inner_loop
+from ufom_runtime.batching import refuse_divergence, rows_together
 from ufom_runtime.derivatives import inner_tasks, phi_of, row_losses
-from ufom_runtime.estimators import refuse_divergence, rows_together
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_runtime.steps import Steps
 from ufom_theory import Sweep
@@ -75,7 +75,7 @@ def _ends(
         some = tasks.take(piece)
         rows = theta.detach().expand(len(piece), -1)
         with torch.enable_grad():
-            x, _ = inner_loop(
+            x = inner_loop(
                 Steps(problem, rows, some, compile=compile, products=False), first_state(problem, rows, some)
             )
         yield rows, some, x

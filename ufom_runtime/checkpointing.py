@@ -21,14 +21,25 @@ def next_checkpoint(states: int, slots: int) -> int:
     return max(1, math.comb(c + n - 2, c), states - math.comb(c - 1 + n, c - 1))
 
 
-def backwards(step: Callable[[State, int], State], first: State, states: int, slots: int) -> Iterator[State]:
-    """Yield x_{states−1}, …, x_0, where x_0 = `first` and x_{j+1} = step(x_j, j).
+def checkpoints(states: int, slots: int) -> list[int]:
+    """Which of the first `states` states of a loop are kept on the first way through it: the last one, too."""
+    kept, target = [0] if states else [], states - 1
+    while kept and kept[-1] < target:
+        free = slots - (len(kept) - 1)
+        kept.append(kept[-1] + next_checkpoint(target - kept[-1] + 1, free) if free else target)
+    return kept
 
-    Holds `slots` states besides x_0 and the current one, and takes the fewest steps possible with them:
-    `ufom_theory.Sweep.checkpointed(slots).extra_steps(states)`; slots = 0 starts from x_0 each time (Algorithm 4).
+
+def backwards(step: Callable[[State, int], State], held: list[tuple[int, State]], slots: int) -> Iterator[State]:
+    """Yield x_n, x_{n−1}, … down to the first state held, where x_{j+1} = step(x_j, j); x_n is the last one held.
+
+    `held` are pairs (j, x_j) at the places that `checkpoints` names, or at all; it is emptied. With the first state and
+    `slots` more it takes the fewest steps possible, as `ufom_theory.Sweep` counts them; slots = 0 starts from the first
+    state each time (Algorithm 4).
     """
-    held = [(0, first)]
-    for target in range(states - 1, -1, -1):
+    if not held:
+        return
+    for target in range(held[-1][0], held[0][0] - 1, -1):
         at, state = held[-1]
         if at == target:
             held.pop()

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from types import FunctionType
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Generator, Tensor
 
 from ufom_runtime.algorithms import HELD as HELD_LENGTH
-from ufom_runtime.algorithms import sweep_gradients
-from ufom_runtime.derivatives import Calls, Losses, count_calls, count_rows, watch_losses
-from ufom_runtime.inspection.non_finite import refuse_non_finite
-from ufom_runtime.kept import kept
-from ufom_runtime.memory import budget, peak_bytes
-from ufom_runtime.problem import BilevelProblem, Task, Tasks, all_finite, check, cpu_generator, held_identity
+from ufom_runtime.batching import in_chunks, refuse_divergence
+from ufom_runtime.coins import Coin, Draws, debias, toss, weighed_as
+from ufom_runtime.derivatives import Calls
+from ufom_runtime.problem import BilevelProblem, Task, Tasks, check, held_identity
 from ufom_theory import CostModel, Sweep, Truncated, UfomError
-from ufom_theory.checks import integer, plain
+from ufom_theory.checks import finite, plain, scalar
 from ufom_theory.planner import states_held
-
-Coin = Literal["task", "batch"]
-Each = Callable[[Callable[[Tensor], list[Tensor]], Sequence[Tensor]], Iterable[list[Tensor]]]
-"""Runs a function of every chunk, and gives what comes of it in their order: `map`, or several processes together."""
-
 
 State = tuple[float, ...]
 """What a method remembers between outer steps: plain numbers, so that a checkpoint can hold them."""
-Draws = Generator | Tensor | None
-"""Where a method's randomness comes from: a CPU generator, or the coins ξ themselves, boolean, shape (n,)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,22 +89,25 @@ def _number(q: object) -> float:
 
 @dataclass(frozen=True)
 class Estimator:
-    """A hypergradient estimator (12)–(13): proxy + (ξ/q)·(exact − proxy) with ξ ~ Bernoulli(q).
+    """A hypergradient estimator (12)–(13): c·F + (ξ/q)·(G − c·F) with ξ ~ Bernoulli(q), F the proxy, G exact.
 
     Attributes:
         q: probability of the exact correction; 0 leaves the proxy alone, 1 the exact gradient.
-        sweep: how the exact gradient comes by its states.
+        sweep: how the exact gradient recovers its states.
         proxy: what is debiased.
-        coin: "task", a coin for each task of a batch, or "batch", one for all of them: D² and V² are then those of the
-            batch mean, which pays where a few exact tasks cost as much as the whole batch.
+        scale: c, fixed before the coins; c* = E⟨G, F⟩/E‖F‖² gives the least second moment.
+        coin: "task", a coin for each task of a batch; "batch", one for all of them: D² and V² are then those of the
+            batch mean; or "stratified": k = ⌊qB⌋ + Bernoulli(qB − ⌊qB⌋) of the B tasks are corrected, with weight B/k
+            where qB ≥ 1, else 1/q: D² − ‖E(G − c·F)‖² then stands in the place of D².
 
     Raises:
-        UfomError: q outside [0, 1], a sweep, a proxy or a coin of another kind.
+        UfomError: q outside [0, 1], a scale that is not finite, a sweep, a proxy or a coin of another kind.
     """
 
     q: float
     sweep: Sweep = field(default_factory=Sweep.recomputed)
     proxy: Truncated = field(default_factory=Truncated)
+    scale: float = 1.0
     coin: Coin = "task"
     gradient: ClassVar[bool] = True
 
@@ -123,12 +117,15 @@ class Estimator:
             raise UfomError(f"q = {self.q!r} must lie in [0, 1]: it is a probability")
         if not isinstance(self.sweep, Sweep) or not isinstance(self.proxy, Truncated):
             raise UfomError(f"sweep = {self.sweep!r}, proxy = {self.proxy!r}: give a Sweep and a Truncated")
-        if not isinstance(self.coin, str) or self.coin not in ("task", "batch"):
-            raise UfomError(f"coin = {self.coin!r} must be 'task', one a task, or 'batch', one for all of them")
+        object.__setattr__(self, "scale", float(scalar("scale", self.scale, finite)))
+        if not isinstance(self.coin, str) or self.coin not in ("task", "batch", "stratified"):
+            raise UfomError(
+                f"coin = {self.coin!r} must be 'task', one a task, 'batch', one for all of them, or 'stratified'"
+            )
 
     def calls(self, r: int, s: int = 1) -> Calls:
-        """Expected calls for one task and r inner steps, by Proposition 1; s does not matter."""
-        cost, k = CostModel(r=r, sweep=self.sweep, proxy=self.proxy), self.proxy.steps
+        """Expected calls for one task and r inner steps, as they are made; s does not matter."""
+        cost, k = CostModel(r=r, sweep=self.sweep, proxy=self.proxy, as_printed=False), self.proxy.steps
         return Calls(r + 1 + self.q * cost.extra_steps, k + self.q * (r - k))
 
     def states(self, r: int, s: int = 1) -> int:
@@ -156,8 +153,10 @@ class Estimator:
         n = len(tasks)
         coins = toss(n, self.q, draws, self.coin)
         result = theta.new_zeros((n, len(theta)) if per_task else (len(theta),))
+        q = weighed_as(coins, self.q, self.coin)
         for index, proxy, exact in gradients(problem, theta, tasks, coins, self, chunk, compile):
-            estimate = proxy if exact is None else debias(proxy, exact, self.q)
+            scaled = proxy if self.scale == 1 else self.scale * proxy
+            estimate = scaled if exact is None else debias(scaled, exact, q)
             if per_task:
                 result[index.to(theta.device)] = estimate
             else:
@@ -180,7 +179,11 @@ RECOMPUTED = Estimator(1.0, Sweep.recomputed())
 
 
 def UFOM(
-    q: float, sweep: Sweep | None = None, proxy: Truncated | Estimator | None = None, coin: Coin = "task"
+    q: float,
+    sweep: Sweep | None = None,
+    proxy: Truncated | Estimator | None = None,
+    scale: float = 1.0,
+    coin: Coin = "task",
 ) -> Estimator:
     """Unbiased first-order method, Algorithm 4, with any sweep and any truncated proxy.
 
@@ -188,7 +191,8 @@ def UFOM(
         q: probability of the exact correction, in (0, 1].
         sweep: recomputed (the paper's) if not given.
         proxy: FOM (the paper's) if not given; HELD, or Truncated(K).
-        coin: "task" (the paper's) or "batch", as in `Estimator`.
+        scale: c, a factor of the proxy, as in `Estimator`.
+        coin: "task" (the paper's), "batch" or "stratified", as in `Estimator`.
 
     Raises:
         UfomError: q outside (0, 1].
@@ -196,18 +200,7 @@ def UFOM(
     q = _number(q)
     if not 0 < q <= 1:
         raise UfomError(f"q = {q!r} must lie in (0, 1]: it is a probability, and 1/q a weight; for q → 0 use FOM")
-    return Estimator(q, sweep or Sweep.recomputed(), as_proxy(proxy), coin)
-
-
-def debias(proxy: Tensor, exact: Tensor, q: float) -> Tensor:
-    """(12)–(13) where ξ = 1: proxy + (exact − proxy)/q, arranged to be the exact gradient to the last bit at q = 1."""
-    return exact / q + (1 - 1 / q) * proxy
-
-
-def draw_coins(n: int, q: float, generator: Generator, coin: Coin = "task") -> Tensor:
-    """ξ_1 … ξ_n ~ Bernoulli(q), a boolean tensor on the CPU, from a CPU generator of their own (Theorem 1)."""
-    draws = n if coin == "task" else 1
-    return (torch.rand(draws, generator=generator, dtype=torch.float64, device="cpu") < q).expand(n)
+    return Estimator(q, sweep or Sweep.recomputed(), as_proxy(proxy), scale, coin)
 
 
 def gradients(
@@ -221,7 +214,7 @@ def gradients(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     """Proxy and exact gradients for given coins, chunk by chunk.
 
-    Tasks with coin 0 run the proxy alone and never pay for the exact sweep; with coin 1, one sweep yields both.
+    All tasks of a chunk go forward together; those with coin 0 stop at the proxy, and the others go on from there.
 
     Args:
         problem: the problem.
@@ -234,15 +227,19 @@ def gradients(
     Yields:
         (indices into the tasks, proxy gradients, exact gradients or None where the coin is 0).
     """
-    estimator.proxy.refuse_beyond(problem.r)
-    k, length = estimator.proxy.steps, proxy_length(problem, estimator.proxy)
-    exact_lengths = (problem.r,) if estimator.q == 1 else tuple(sorted({length, problem.r}))
-    for coin, lengths in ((False, (length,)), (True, exact_lengths)):
-        index = torch.nonzero(coins == coin)[:, 0]
-        pairs = torch.stack([torch.zeros_like(index), index])
-        rows = in_chunks(problem, theta[None], tasks, pairs, lengths, estimator.sweep, chunk, k, compile=compile)
-        for piece, found in rows:
-            yield piece[1], found[0], found[-1] if coin else None
+    proxy, r = estimator.proxy, problem.r
+    proxy.refuse_beyond(r)
+    pairs = torch.stack([torch.zeros_like(coins, dtype=torch.int64), torch.arange(len(coins), device="cpu")])
+    lengths = {proxy_length(problem, proxy)} if estimator.q < 1 else set()
+    lengths |= {r} if estimator.q > 0 else set()
+    stops = torch.where(coins, r, proxy.steps)
+    args = (tuple(sorted(lengths)), estimator.sweep, chunk, proxy.steps)
+    for (_, index), found in in_chunks(problem, theta[None], tasks, pairs, *args, compile=compile, stops=stops):
+        for coin in (False, True):
+            mine = coins[index] == coin
+            if mine.any():
+                some = found[0] if mine.all() else found[0][mine.to(theta.device)]
+                yield index[mine], some, (found[1] if len(found) > 1 else some) if coin else None
 
 
 def proxy_length(problem: BilevelProblem, proxy: Truncated) -> int:
@@ -332,138 +329,3 @@ def refuse_other(method: object) -> None:
 def _is_method(kind: type) -> bool:
     """Whether objects of this type follow `Method`; `isinstance` with a protocol takes longer than a small gradient."""
     return hasattr(kind, "gradient") and all(callable(getattr(kind, name, None)) for name in ("begin", "direction"))
-
-
-def refuse_divergence(gradient: Tensor) -> Tensor:
-    """The gradient itself, if finite; else a `UfomError`."""
-    if not all_finite(gradient):
-        raise UfomError(
-            "the hypergradient is not finite, though each task's is: numbers overflow in the mean or in the weight "
-            "1/q; scale the outer loss down, or take float64"
-        )
-    return gradient
-
-
-def toss(n: int, q: float, draws: Draws, coin: Coin = "task") -> Tensor:
-    """ξ_1 … ξ_n, a boolean tensor on the CPU: those given, or drawn; where q is 0 or 1 nothing is drawn.
-
-    Raises:
-        UfomError: coins of another type or shape, or that q and `coin` rule out; no generator where one is needed.
-    """
-    if isinstance(draws, Tensor):
-        return _given(n, q, draws, coin)
-    if q in (0.0, 1.0):
-        return torch.full((n,), q == 1.0, device="cpu")
-    if draws is None:
-        raise UfomError(f"q = {q:g} needs coins: pass coins, or a CPU generator that draws them")
-    cpu_generator(draws)
-    return draw_coins(n, q, draws, coin)
-
-
-def _given(n: int, q: float, coins: Tensor, coin: Coin) -> Tensor:
-    if coins.dtype != torch.bool or coins.shape != (n,):
-        raise UfomError(f"coins are {coins.dtype} of shape {tuple(coins.shape)}: give bool, shape ({n},)")
-    if q == 0 and coins.any():
-        raise UfomError("q = 0 leaves the proxy alone, but a coin is 1, and 1/q its weight: use UFOM(q)")
-    if q == 1 and not coins.all():
-        raise UfomError("q = 1 corrects always, but a coin is 0: use UFOM(q) with q < 1")
-    if coin == "batch" and coins.any() != coins.all():
-        raise UfomError("coin = 'batch' is one coin for all tasks, but the coins differ: give equal ones")
-    return coins.cpu()
-
-
-def in_chunks(
-    problem: BilevelProblem,
-    thetas: Tensor,
-    tasks: Tasks,
-    pairs: Tensor,
-    lengths: tuple[int, ...],
-    sweep: Sweep,
-    chunk: int | None = None,
-    ring: int = 0,
-    each: Each = map,
-    compile: bool = False,
-) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """`sweep_gradients` of (θ, task) pairs, in chunks that fit the memory budget.
-
-    Args:
-        problem: the problem.
-        thetas: shape (k, s).
-        tasks: n stacked tasks.
-        pairs: indices into the thetas and into the tasks, shape (2, rows), on the CPU.
-        lengths: truncation lengths, ascending.
-        sweep: how the states are come by.
-        chunk: rows run together; None: as many as the budget holds, by the measured bytes of one row; compiled
-            steps run one on the CPU, and as many as there are tasks at most elsewhere.
-        ring: last states kept from the forward loop, the proxy's length.
-        each: runs the chunks.
-        compile: as in `hypergradient`.
-
-    Yields:
-        (the pairs of this chunk, one tensor (rows, s) a length).
-    """
-
-    def run(piece: Tensor) -> list[Tensor]:
-        rows, chosen = _rows(thetas, tasks, piece)
-        try:
-            with watch_losses(seen := Losses()):
-                found = sweep_gradients(problem, rows, chosen, lengths, sweep, ring, compile)
-        except torch.OutOfMemoryError as error:
-            said = f"{len(rows)} tasks at once do not fit into memory: pass a smaller chunk ({error})"
-            raise UfomError(said) from error
-        refuse_non_finite(problem, rows, chosen, found, seen, piece[1].tolist())
-        return found
-
-    def run_filled(piece: Tensor, chunk: int) -> list[Tensor]:
-        """Every chunk as long as the first, the last row repeated: each length would be compiled anew."""
-        size = piece.shape[1]
-        with count_calls() as calls:
-            found = run(piece[:, torch.arange(chunk, device="cpu").clamp(max=size - 1)])
-        for kind, rows in vars(calls).items():
-            count_rows(kind, rows * size // chunk)
-        return [f[:size] for f in found]
-
-    if not pairs.shape[1]:
-        return
-    size = rows_together(problem, thetas, tasks, pairs, lengths, sweep, chunk, ring, compile)
-    pieces = torch.split(pairs, size, dim=1)
-    found = each(lambda piece: run_filled(piece, size) if compile else run(piece), pieces)
-    yield from zip(pieces, found, strict=True)
-
-
-def rows_together(
-    problem: BilevelProblem,
-    thetas: Tensor,
-    tasks: Tasks,
-    pairs: Tensor,
-    lengths: tuple[int, ...],
-    sweep: Sweep,
-    chunk: int | None,
-    ring: int = 0,
-    compile: bool = False,
-) -> int:
-    """How many rows `in_chunks` runs together, for the same arguments."""
-    n = len(tasks)
-    if chunk is not None:
-        return int(integer("chunk, the tasks run together,", chunk, 1))
-    if pairs.shape[1] == 1 or (compile and thetas.device.type == "cpu"):
-        return 1
-    key = (lengths[0], lengths[-1], sweep, ring, thetas.dtype, thetas.device, *(t.shape[1:] for t in tasks.parts))
-    known: dict[object, int] = kept(problem, "bytes of a row")
-    if key not in known:
-        rows, one = _rows(thetas, tasks, pairs[:, :1])
-        with count_calls():  # the probe is not counted
-            known[key] = peak_bytes(lambda: sweep_gradients(problem, rows, one, lengths, sweep, ring), tasks.parts)
-        if n > 1:
-            known[key] += sum(t[0].nbytes for t in tasks.parts)  # the rows of a chunk are copies
-    size = max(1, budget(thetas.device) // max(1, known[key]))
-    return min(size, n) if compile else size
-
-
-def _rows(thetas: Tensor, tasks: Tasks, pairs: Tensor) -> tuple[Tensor, Tasks]:
-    """The θ and the tasks at the pairs of indices."""
-    n, size = len(tasks), pairs.shape[1]
-    rows = thetas.expand(size, -1) if len(thetas) == 1 else thetas[pairs[0].to(thetas.device)]
-    if n == 1:  # one task for every θ: seen many times, held once
-        return rows, tasks.repeat(size)
-    return rows, tasks if torch.equal(pairs[1], torch.arange(n, device="cpu")) else tasks.take(pairs[1])

@@ -7,6 +7,7 @@ is traced and compiled.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -24,6 +25,7 @@ from ufom_runtime.derivatives import (
     leaf,
     next_state,
     outer_gradients,
+    pull_back,
     pulled_back,
     updated,
 )
@@ -103,12 +105,27 @@ class Steps:
         products: bool = True,
     ) -> None:
         check_first_use(problem, theta, tasks, products)
-        self.problem, self.theta, self._tasks = problem, theta.detach(), tasks
+        self.problem, self.theta, self.tasks = problem, theta.detach(), tasks
         self._layout = layout_of(problem, theta, tasks)
         self._alphas = problem.alphas if problem.update is None else (1.0,) * problem.r
         self._graphs = Graphs(problem, theta, unrolled) if compile else None
         if compile:
             self._rates = torch.tensor(self._alphas, dtype=theta.dtype, device=theta.device).unbind()
+
+    def take(self, rows: Tensor | None) -> Steps:
+        """The plain steps of some of the rows, by their indices on the CPU; of all for None."""
+        if rows is None:
+            return self
+        assert self._graphs is None, "compiled steps are for the rows that they were compiled for"
+        some = copy(self)
+        alike = self.theta.stride(0) == 0  # one θ for all rows
+        some.theta = self.theta[: len(rows)] if alike else self.theta[rows.to(self.theta.device)]
+        some.tasks = self.tasks.take(rows)
+        return some
+
+    def pull_back(self, b1: Tensor | None, b2: Tensor) -> Tensor:
+        """b1 + (∂x_0/∂θ)ᵀb2, shape (n, s)."""
+        return pull_back(self.problem, self.theta, self.tasks, b1, b2)
 
     def following(self, theta: Tensor, x: Tensor, j: int, graph: bool = True) -> tuple[Tensor, Tensor]:
         """x_{j+1} and ∂L_in/∂φ from x_j, which requires grad; j counts from 0. Not counted."""
@@ -137,9 +154,9 @@ class Steps:
         """b1 = ∂L_out/∂θ, None where L_out is free of θ, and b2 = ∂L_out/∂x."""
         count_rows("gradients", len(x))
         if self._graphs:
-            b1, b2 = self._graphs.run(Step(outer_step, layout=self._layout), self._tasks, x)
+            b1, b2 = self._graphs.run(Step(outer_step, layout=self._layout), self.tasks, x)
             return b1, cast(Tensor, b2)
-        return outer_gradients(self.problem, self.theta, x, self._tasks)
+        return outer_gradients(self.problem, self.theta, x, self.tasks)
 
     def back(self, record: Record, j: int, b1: Tensor | None, b2: Tensor) -> tuple[Tensor | None, Tensor]:
         """b1, with what b2 gives it through θ in step j + 1, and b2 pulled back to x_j: (8)–(9).
@@ -179,7 +196,7 @@ class Steps:
         return minus(b1, -1.0, h1), b2
 
     def _seen(self, j: int) -> Tasks:
-        return inner_tasks(self.problem, self._tasks, j)
+        return inner_tasks(self.problem, self.tasks, j)
 
     def _step(self, function: Callable[..., Found], x: Tensor, j: int) -> Step:
         """The step to trace; all j share one where the update does the same at each."""
@@ -191,7 +208,7 @@ class Steps:
         """Whether the update uses j, by its value at every j from one state; found once for each shape."""
         known, key = kept(self.problem, "numbered"), (x.dtype, x.device, x.shape[1:])
         if key not in known:
-            layout, theta, tasks, x = cast(Layout, self._layout), self.theta[:1], self._tasks.take(slice(1)), x[:1]
+            layout, theta, tasks, x = cast(Layout, self._layout), self.theta[:1], self.tasks.take(slice(1)), x[:1]
             seen = inner_tasks(self.problem, tasks, 0)
             with torch.no_grad():
                 g = x[:, : layout.p].cos() + 0.1  # any gradient will do

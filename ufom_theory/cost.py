@@ -34,21 +34,18 @@ class Sweep:
     """How the backward loop of the exact gradient recovers the states φ_0 … φ_{r−1}.
 
     Build one with `stored()` (Algorithm 2), `recomputed()` (Algorithm 4), `checkpointed(slots)` (binomial schedule) or
-    `unrolled()` (the autodiff graph of the whole loop is kept). The paper reruns the loop from φ_0 after reaching φ_r.
-    With `one_pass` the forward pass itself stores the first checkpoints; the coin must be drawn beforehand.
+    `unrolled()` (the autodiff graph of the whole loop is kept).
 
     Attributes:
         kind: "stored", "recomputed", "checkpointed" or "unrolled".
         slots: states besides φ_0 that `checkpointed` keeps, ≥ 0.
-        one_pass: whether the forward pass stores the first checkpoints; for recomputed and checkpointed.
 
     Raises:
-        UfomError: another kind, slots < 0 or for another kind, one_pass where no step is repeated.
+        UfomError: another kind, slots < 0 or for another kind.
     """
 
     kind: SweepKind
     slots: int = 0
-    one_pass: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str) or self.kind not in ("stored", "recomputed", "checkpointed", "unrolled"):
@@ -56,9 +53,6 @@ class Sweep:
         scalar("slots", self.slots, integer, 0)
         if self.slots and self.kind != "checkpointed":
             raise UfomError(f"slots = {self.slots} go with Sweep.checkpointed(slots), not with {self.kind}")
-        instance("one_pass", self.one_pass, bool, "write True or False")
-        if self.one_pass and self.keeps_steps:
-            raise UfomError(f"one_pass goes with recomputed and checkpointed: {self.kind} repeats no step")
 
     @classmethod
     def stored(cls) -> Sweep:
@@ -66,14 +60,14 @@ class Sweep:
         return cls("stored")
 
     @classmethod
-    def recomputed(cls, one_pass: bool = False) -> Sweep:
-        """Each state again from φ_0 (Algorithm 4): r(r − 1)/2 inner steps repeated, r − 1 fewer with `one_pass`."""
-        return cls("recomputed", one_pass=one_pass)
+    def recomputed(cls) -> Sweep:
+        """Each state again from φ_0 (Algorithm 4)."""
+        return cls("recomputed")
 
     @classmethod
-    def checkpointed(cls, slots: int, one_pass: bool = False) -> Sweep:
-        """`slots` states besides φ_0 kept, placed by the binomial schedule (Griewank 1992); `one_pass` as above."""
-        return cls("checkpointed", slots, one_pass)
+    def checkpointed(cls, slots: int) -> Sweep:
+        """`slots` states besides φ_0 kept, placed by the binomial schedule (Griewank 1992)."""
+        return cls("checkpointed", slots)
 
     @classmethod
     def unrolled(cls) -> Sweep:
@@ -82,28 +76,33 @@ class Sweep:
 
     @classmethod
     def parse(cls, text: str) -> Sweep:
-        """The sweep whose `str` is `text`, "stored" or "checkpointed:3:one-pass" and the like; else `UfomError`."""
+        """The sweep whose `str` is `text`, "stored" or "checkpointed:3" and the like; else `UfomError`.
+
+        ":one-pass" after a name, as older results have it, is passed over: every sweep runs so.
+        """
         match = re.fullmatch(
-            r"(stored|recomputed|unrolled|checkpointed(?=:\d))(?::(\d+))?(:one-pass)?", str(text).strip()
+            r"(stored|recomputed|unrolled|checkpointed(?=:\d))(?::(\d+))?(?::one-pass)?", str(text).strip()
         )
         if not match:
-            raise UfomError(
-                f"sweep {text!r} is unknown: use stored, recomputed, checkpointed:SLOTS or unrolled; with :one-pass "
-                "where steps are repeated"
-            )
-        return cls(match[1], int(match[2] or 0), bool(match[3]))  # type: ignore[arg-type]
+            raise UfomError(f"sweep {text!r} is unknown: use stored, recomputed, checkpointed:SLOTS or unrolled")
+        return cls(match[1], int(match[2] or 0))  # type: ignore[arg-type]
 
     def __str__(self) -> str:
         slots = f":{self.slots}" if self.kind == "checkpointed" else ""
-        return f"{self.kind}{slots}{':one-pass' if self.one_pass else ''}"
+        return f"{self.kind}{slots}"
 
     @property
     def keeps_steps(self) -> bool:
         """Whether something of every forward step is kept, so that none is repeated."""
         return self.kind in ("stored", "unrolled")
 
-    def extra_steps(self, n: Any) -> Any:
-        """Inner steps repeated while n states are visited backwards, φ_{n−1} to φ_0; n an int or an array of them."""
+    def extra_steps(self, n: Any, as_printed: bool = True) -> Any:
+        """Inner steps repeated while n states are visited backwards, φ_{n−1} to φ_0; n an int or an array of them.
+
+        In the paper the coin is drawn at φ_r, and the backward loop begins at φ_0 again: recomputed, that is n(n − 1)/2
+        steps. Where the coin is drawn before the first step, the way to φ_r is the first way to φ_{n−1}, too, and n − 1
+        steps fewer are repeated: this is how `ufom_runtime` runs, and what is counted without `as_printed`.
+        """
         n = integer("the number of backward steps", n, 0)
         if self.keeps_steps:
             return n * 0
@@ -111,7 +110,7 @@ class Sweep:
             steps = n * (n - 1) // 2
         else:
             steps = plain(np.vectorize(binomial_steps, otypes=[np.int64])(n, self.slots))
-        return plain(steps - np.maximum(np.asarray(n) - 1, 0)) if self.one_pass else steps
+        return steps if as_printed else plain(steps - np.maximum(np.asarray(n) - 1, 0))
 
     def states_held(self, n: int) -> int:
         """States held while n of them are visited backwards; φ_0's copy counts as one, the working state does not.
@@ -158,14 +157,16 @@ class CostModel:
     """Expected cost C_det + q·C_rnd of one debiased hypergradient, (19), for any sweep and proxy.
 
     C_det = C1·(r + 1) + C2·K and C_rnd = C2·(r − K) + C1·extra(r − K), where extra is the sweep's count of repeated
-    inner steps; at K = 0 and the recomputed sweep this is Proposition 1.
+    inner steps; at K = 0 and the recomputed sweep, as printed, this is Proposition 1.
 
     Attributes:
         r: inner steps, at most 3e9; an integer, or an array of them that broadcasts with the costs.
         c1: cost of a gradient ∂L/∂φ, in function calls or in seconds.
         c2: cost of a Hessian-vector product (both blocks), in the same unit.
-        sweep: how the exact gradient recovers the inner states.
+        sweep: how the exact gradient recovers its states.
         proxy: what is debiased.
+        as_printed: count the repeated steps as the paper does, or else as they are run, r − K − 1 fewer: see
+            `Sweep.extra_steps`.
         c1_sem: standard error of c1, 0 where it is given.
         c2_sem: standard error of c2.
         shape: what all of these broadcast to.
@@ -182,6 +183,7 @@ class CostModel:
     proxy: Truncated = field(default_factory=Truncated)
     c1_sem: Number = 0.0
     c2_sem: Number = 0.0
+    as_printed: bool = True
     shape: tuple[int, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -233,7 +235,7 @@ class CostModel:
     @property
     def extra_steps(self) -> Any:
         """Inner steps repeated by one exact sweep."""
-        return self.sweep.extra_steps(self.backward_steps)
+        return self.sweep.extra_steps(self.backward_steps, self.as_printed)
 
     @property
     def c_det(self) -> Number:

@@ -61,7 +61,7 @@ def _exact(r: int, states: int) -> Sweep:
     """The quickest sweep of the exact gradient within this many states; its coin is known before the first step."""
     if states >= r:
         return Sweep.stored()
-    return Sweep.checkpointed(states - 1, one_pass=True) if states > 1 else Sweep.recomputed(one_pass=True)
+    return Sweep.checkpointed(states - 1) if states > 1 else Sweep.recomputed()
 
 
 def _candidate(proxy: Truncated, sweep: Sweep, moments: Moments, cost: CostModel, m: float) -> Candidate:

@@ -165,7 +165,7 @@ def partial_steps(sweep: Sweep, r: int, last: int) -> int:
         steps = r * (r - 1) // 2 - (r - last) * (r - last - 1) // 2
     else:
         steps = _partial(r, last, sweep.slots)
-    return steps - (r - 1) * sweep.one_pass
+    return steps
 
 
 def level_costs(levels: Sequence[int], c1: float = 1.0, c2: float = 1.0, sweep: Sweep | None = None) -> Array:

@@ -31,7 +31,7 @@ class Charged(AdaptiveUFOM):
 
     def cost(self, r: int) -> CostModel:
         """The paper's cost, with C1 = C2 = 1."""
-        return CostModel(r=r)
+        return CostModel(r=r, as_printed=True)
 
 
 # q_min = 0.05, β = 0.99 and ε = 0 (m = 2) are the paper's; ×0.1 is its modification of (22)
@@ -59,7 +59,7 @@ def corrected(log: Any, r: int, batch: int = 1, proxy: int = 0) -> Any:
 
 def charged(log: Any, r: int, batch: int = 1, proxy: int = 0) -> Any:
     """Function calls so far with the recomputed sweep, of a log or of a row of one."""
-    cost = CostModel(r=r, proxy=Truncated(proxy))
+    cost = CostModel(r=r, proxy=Truncated(proxy), as_printed=True)
     return batch * log["step"] * cost.c_det + corrected(log, r, batch, proxy) * cost.c_rnd
 
 

@@ -9,7 +9,7 @@ import torch
 from tests.oracles import unrolled_gradient
 from tests.runtime.conftest import F64, coupled
 from ufom_runtime import UFOM, AdaptiveUFOM, hypergradient, outer_sgd
-from ufom_runtime.estimators import draw_coins
+from ufom_runtime.coins import draw_coins
 from ufom_runtime.methods.adaptive import AdaptiveState
 from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.synthetic import synthetic

@@ -55,7 +55,7 @@ def test_real_images_agree_with_the_cpu(factory):
 
 @pytest.mark.parametrize(
     "estimator",
-    [FOM, EXACT, Estimator(1.0, Sweep.unrolled()), UFOM(0.5, Sweep.checkpointed(1, one_pass=True), Truncated(1))],
+    [FOM, EXACT, Estimator(1.0, Sweep.unrolled()), UFOM(0.5, Sweep.checkpointed(1), Truncated(1))],
 )
 def test_cuda_graphs_agree_with_the_plain_path(estimator):
     problem = digits_few_shot(filters=4, r=4, dtype=F64, device="cuda")

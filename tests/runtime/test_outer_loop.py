@@ -5,7 +5,7 @@ import torch
 
 from tests.runtime.conftest import F64
 from ufom_runtime import EXACT, FOM, RECOMPUTED, REPTILE, UFOM, AdaptiveUFOM, Estimator, hypergradient, outer_sgd
-from ufom_runtime.estimators import draw_coins
+from ufom_runtime.coins import draw_coins
 from ufom_runtime.memory import LiveBytes
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_runtime.problems.synthetic import synthetic
@@ -102,7 +102,7 @@ def test_bad_input_is_named(arguments, message):
 
 @pytest.mark.parametrize(
     "estimator",
-    [FOM, EXACT, RECOMPUTED, UFOM(0.5), UFOM(0.5, Sweep.checkpointed(2, one_pass=True), Truncated(2)),
+    [FOM, EXACT, RECOMPUTED, UFOM(0.5), UFOM(0.5, Sweep.checkpointed(2), Truncated(2)),
      Estimator(1.0, Sweep.unrolled()), AdaptiveUFOM(q_min=0.5), REPTILE],
 )  # fmt: skip
 def test_live_memory_does_not_grow_over_the_outer_steps(estimator):

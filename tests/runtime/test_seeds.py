@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ufom_runtime.estimators import draw_coins
+from ufom_runtime.coins import draw_coins
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_runtime.training import seeds
 from ufom_runtime.training.seeds import check_seed, generator

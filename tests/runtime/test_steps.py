@@ -38,7 +38,7 @@ def test_compiled_steps_agree_with_the_unrolled_loop(make):
     for estimator, expected in (
         (EXACT, exact),
         (Estimator(1.0, Sweep.unrolled()), exact),
-        (Estimator(1.0, Sweep.checkpointed(1, one_pass=True)), exact),
+        (Estimator(1.0, Sweep.checkpointed(1)), exact),
         (Estimator(0.0), fom),
         (Estimator(0.0, proxy=Truncated(1)), unrolled_gradient(problem, theta, tasks, 1)),
     ):

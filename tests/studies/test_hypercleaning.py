@@ -13,7 +13,7 @@ from studies.engine.sweep import Store
 from studies.shared.training import ADAPTIVE, charged
 from tests.oracles import unrolled_gradient
 from ufom_runtime import EXACT, FOM, UFOM, hypergradient, outer_sgd
-from ufom_runtime.estimators import draw_coins
+from ufom_runtime.coins import draw_coins
 from ufom_runtime.training.seeds import generator
 from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, optimal_q
 

@@ -184,7 +184,7 @@ def test_sweeps_count_as_both_dynamic_programs():
     for slots, r in itertools.product(range(7), range(1, 61)):
         two_passes = Sweep.checkpointed(slots).extra_steps(r)
         assert two_passes == complexity.fewest_steps(r, slots)
-        assert Sweep.checkpointed(slots, one_pass=True).extra_steps(r) == complexity.fewest_steps_one_pass(r, slots)
+        assert Sweep.checkpointed(slots).extra_steps(r, as_printed=False) == complexity.fewest_steps_one_pass(r, slots)
 
 
 def test_smoothed_and_debiased_means():

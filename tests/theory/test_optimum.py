@@ -212,7 +212,6 @@ def test_interval_of_a_batch_uses_the_mean_gradient():
         (lambda: Sweep("stored", 3), "go with"),
         (lambda: Sweep.parse("all"), "is unknown"),
         (lambda: Sweep.parse("checkpointed"), "checkpointed:SLOTS"),
-        (lambda: Sweep.parse("stored:one-pass"), "stored repeats no step"),
         (lambda: optimal_q(Moments(0.1, 1), CostModel(r=5), m=0), "> 0"),
         (lambda: optimal_q(Moments(0.1, 1), CostModel(r=5), batch=0, m=2), "at least 1"),
         (lambda: optimal_q(Moments(0.1, 1), CostModel(r=5), batch=4, m=2), "needs ‖∇M‖²"),
@@ -224,11 +223,10 @@ def test_bad_input_is_named(call, message):
         call()
 
 
-@pytest.mark.parametrize(
-    "text", ["stored", "recomputed", "unrolled", "checkpointed:3", "checkpointed:3:one-pass", "recomputed:one-pass"]
-)
+@pytest.mark.parametrize("text", ["stored", "recomputed", "unrolled", "checkpointed:3"])
 def test_sweeps_are_parsed_as_they_print(text):
     assert str(Sweep.parse(text)) == text
+    assert Sweep.parse(f"{text}:one-pass") == Sweep.parse(text)  # as older results name them
 
 
 def exhaustive_extra_steps(r: int, slots: int, known: dict[tuple[int, int], int]) -> int:

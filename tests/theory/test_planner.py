@@ -67,7 +67,7 @@ def test_nothing_that_fits_is_sooner(bias, r, c2, budget, m):
             if states_held(r, proxy, sweep) <= budget:
                 cost = CostModel(r=r, c2=c2, sweep=sweep, proxy=proxy)
                 fits.append(cost.time(optimal_q(given_, cost, m).q, given_, m))
-    once = [Sweep.stored(), Sweep.recomputed(True), *(Sweep.checkpointed(s, True) for s in range(1, r))]
+    once = [Sweep.stored(), Sweep.recomputed(), *(Sweep.checkpointed(s) for s in range(1, r))]
     exact = [
         CostModel(r=r, c2=c2, sweep=x).time(1.0, moments[FOM], m) for x in once if states_held(r, FOM, x) <= budget
     ]

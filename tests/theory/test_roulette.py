@@ -126,7 +126,7 @@ def test_partial_sweeps():
     four = Sweep.checkpointed(3)  # and φ_0: four states held
     assert partial_steps(four, 100, 10) == 105
     assert four.extra_steps(100) - four.extra_steps(90) == 50  # what a difference would say
-    for sweep in (four, Sweep.recomputed(), Sweep.stored(), Sweep.recomputed(one_pass=True)):
+    for sweep in (four, Sweep.recomputed(), Sweep.stored()):
         assert partial_steps(sweep, 30, 30) == sweep.extra_steps(30)
     assert partial_steps(Sweep.recomputed(), 100, 10) == sum(range(90, 100))
 

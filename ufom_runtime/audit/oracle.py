@@ -9,7 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ufom_runtime.estimators import EXACT, in_chunks, refuse_divergence
+from ufom_runtime.batching import in_chunks, refuse_divergence
+from ufom_runtime.estimators import EXACT
 from ufom_runtime.problem import BilevelProblem, Tasks
 from ufom_theory import UfomError
 

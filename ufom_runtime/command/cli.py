@@ -68,9 +68,7 @@ def q(
     r: Annotated[int, typer.Option("-r", help="Inner steps.")] = 10,
     c1: Annotated[float, typer.Option(help="Cost of a gradient.")] = 1.0,
     c2: Annotated[float, typer.Option(help="Cost of a Hessian-vector product.")] = 1.0,
-    sweep: Annotated[
-        str, typer.Option(help="stored, recomputed[:one-pass], checkpointed:SLOTS[:one-pass] or unrolled.")
-    ] = "recomputed",
+    sweep: Annotated[str, typer.Option(help="stored, recomputed, checkpointed:SLOTS or unrolled.")] = "recomputed",
     proxy: Annotated[int, typer.Option(help="Backward steps K that the proxy keeps; 0 is FOM.")] = 0,
     m: ExponentOption = None,
     outer: OuterOption = None,

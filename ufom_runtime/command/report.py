@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ufom_runtime.batching import Each
 from ufom_runtime.derivatives import start
-from ufom_runtime.estimators import Each
 from ufom_runtime.measure.clock import measure_cost
 from ufom_runtime.measure.constants import compare_bounds
 from ufom_runtime.measure.moments import MeasuredMoments, moments_by_proxy
@@ -215,5 +215,4 @@ def _written(sweep: str) -> str:
     if sweep == "recomputed":
         return ""
     kind, *rest = sweep.split(":")
-    arguments = [x if x.isdigit() else "one_pass=True" for x in rest]
-    return f"Sweep.{kind}({', '.join(arguments)})"
+    return f"Sweep.{kind}({', '.join(rest)})"

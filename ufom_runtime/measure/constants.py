@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.autograd import grad
 
 from ufom_runtime.algorithms import first_state
+from ufom_runtime.batching import in_chunks, refuse_divergence
 from ufom_runtime.derivatives import leaf, start, total_loss
-from ufom_runtime.estimators import EXACT, in_chunks, refuse_divergence
+from ufom_runtime.estimators import EXACT
 from ufom_runtime.inspection.non_finite import refuse_non_finite
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check, refuse_update
 from ufom_runtime.steps import Steps

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ufom_runtime.estimators import EXACT, in_chunks, refuse_divergence
+from ufom_runtime.batching import in_chunks, refuse_divergence
+from ufom_runtime.estimators import EXACT
 from ufom_runtime.measure.moments import Estimate, tasks_or_all
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_theory import Truncated, UfomError

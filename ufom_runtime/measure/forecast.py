@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ufom_runtime.algorithms import first_state
+from ufom_runtime.batching import rows_together
 from ufom_runtime.derivatives import pull_back
-from ufom_runtime.estimators import Estimator, hypergradient, rows_together
+from ufom_runtime.estimators import Estimator, hypergradient
 from ufom_runtime.measure.clock import measure_cost, median_seconds
 from ufom_runtime.memory import peak_bytes
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ufom_runtime.algorithms import first_order_vanishes
-from ufom_runtime.estimators import EXACT, Each, Estimator, as_proxy, in_chunks, proxy_length, refuse_divergence
+from ufom_runtime.batching import Each, in_chunks, refuse_divergence
+from ufom_runtime.estimators import EXACT, Estimator, as_proxy, proxy_length
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_theory import Moments, Truncated, UfomError
 from ufom_theory.checks import instance

@@ -9,7 +9,8 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ufom_runtime.estimators import Direction, Draws, Estimator, State, debias, gradients, toss
+from ufom_runtime.coins import Draws, debias, toss
+from ufom_runtime.estimators import Direction, Estimator, State, gradients
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, optimal_q
 from ufom_theory.checks import instance, positive, scalar

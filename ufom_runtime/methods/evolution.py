@@ -119,7 +119,7 @@ def antithetic(problem: BilevelProblem, theta: Tensor, tasks: Tasks, moves: Tens
     for sign in (1, -1):
         at = theta + sign * moves
         steps = Steps(problem, at, tasks, compile=compile, products=False)
-        x, _ = inner_loop(steps, first_state(problem, at, tasks))
+        x = inner_loop(steps, first_state(problem, at, tasks))
         count_rows("gradients", len(theta))
         ends.append(row_losses(problem, "outer_loss", at, phi_of(problem, at, x, tasks), tasks).detach())
     return moves * ((ends[0] - ends[1]) / 2).reshape(-1, 1)

@@ -84,7 +84,7 @@ class Implicit(RowMethod):
         first = first_state(problem, theta, tasks)
         phi = steps.inner(first, 0)
         g0 = (first - phi).norm(dim=1) / problem.alphas[0]
-        phi, _ = inner_loop(steps, phi, 1)
+        phi = inner_loop(steps, phi, 1)
         b1, b = steps.outer(phi)
         theta, phi = leaf(theta), leaf(phi)
         count_rows("gradients", n)

@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
+from ufom_runtime.coins import Draws
 from ufom_runtime.derivatives import Calls, Losses, watch_losses
-from ufom_runtime.estimators import Direction, Draws, State
+from ufom_runtime.estimators import Direction, State
 from ufom_runtime.inspection.non_finite import refuse_non_finite
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_theory import UfomError

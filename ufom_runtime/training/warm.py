@@ -83,7 +83,7 @@ class WarmStarts:
         """The states after the inner loops of these tasks at θ: r gradients a task, which are counted."""
         rows, stack = theta.expand(len(index), -1), Tasks.of(tasks)
         steps = Steps(self.problem, rows, stack, compile=compile)
-        x, _ = inner_loop(steps, first_state(self.problem, rows, stack))
+        x = inner_loop(steps, first_state(self.problem, rows, stack))
         found, seen = (x.clone() for x in states)
         found[index.to(found.device)], seen[index.to(seen.device)] = x.detach(), True
         return found, seen
