@@ -207,7 +207,7 @@ def measured():
 @pytest.mark.parametrize(
     "estimator",
     [FOM, Estimator(1.0, Sweep.stored()), Estimator(1.0, Sweep.unrolled()), UFOM(0.5, proxy=Truncated(3)),
-     Estimator(1.0, Sweep.recomputed(one_pass=True)), UFOM(0.5, Sweep.checkpointed(4, one_pass=True))],
+     Estimator(1.0, Sweep.recomputed()), UFOM(0.5, Sweep.checkpointed(4))],
     ids=["fom", "stored", "unrolled", "truncated", "recomputed", "checkpointed"],
 )  # fmt: skip
 def test_bytes_are_the_sum_of_the_parts(measured, estimator):
@@ -228,8 +228,8 @@ def test_expected_seconds_are_the_mean_over_the_coins():
     assert PARTS.expected(0.25, Truncated(), stored, "task") == pytest.approx(expected)
     assert PARTS.expected(0.25, Truncated(), stored, "batch") == pytest.approx(0.75 * 6 + 0.25 * 16)
     # 2 backward steps of the proxies, 5 of the corrected task, and 3 repeated steps less 2 in one pass
-    one_pass = Sweep.recomputed(one_pass=True)
-    assert PARTS.seconds(1, Truncated(2), one_pass) == 7 + 2 * 2 + 5 * 2 + (3 - 2)
+    recomputed = Sweep.recomputed()
+    assert PARTS.seconds(1, Truncated(2), recomputed) == 7 + 2 * 2 + 5 * 2 + (3 - 2)
 
 
 def test_a_switch_goes_on_to_the_same_bits(tmp_path):

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from ufom_runtime.estimators import FOM, UFOM, Coin, Estimator
+from ufom_runtime.coins import Coin
+from ufom_runtime.estimators import FOM, UFOM, Estimator
 from ufom_runtime.measure.chances import Path
 from ufom_runtime.measure.parts import Parts
 from ufom_theory import Sweep, Truncated
@@ -92,7 +93,7 @@ class Search:
         slots = [s for s in range(r - k - 2, 0, -1) if self._fits(Estimator(q, Sweep.checkpointed(s), proxy))]
         few = math.isqrt(max(r - k, 1))
         chosen = [min(slots[0], few) if slots[0] == r - k - 2 else slots[0]] if slots else []
-        every = [Sweep.recomputed(one_pass=True), *(Sweep.checkpointed(s, one_pass=True) for s in chosen)]
+        every = [Sweep.recomputed(), *(Sweep.checkpointed(s) for s in chosen)]
         every += [Sweep.stored(), Sweep.unrolled()]
         return [sweep for sweep in every if self._fits(Estimator(q, sweep, proxy))]
 
@@ -130,7 +131,7 @@ class Search:
                 for coin in coins:
                     ratios = path.ratios(proxy, q, coin, self.outer, self.batch)
                     for sweep in sweeps:
-                        yield UFOM(q, sweep, proxy, coin), ratios
+                        yield UFOM(q, sweep, proxy, coin=coin), ratios
 
     def rows(self, path: Path) -> list[Row]:
         """FOM, the exact gradient by each sweep, UFOM with each proxy and sweep, and the best switch from FOM."""

@@ -114,7 +114,7 @@ class Parts:
         if not corrected:
             return self.forward[1] + by_proxy
         back = self.graph if sweep.kind == "unrolled" else self.back
-        repeated = int(sweep.extra_steps(self.r - k if rest else self.r))
+        repeated = int(sweep.extra_steps(self.r - k if rest else self.r, as_printed=False))
         way = (self.mixed if rest else self.forward[1]) + by_proxy
         again = repeated * self._of(self.forward, corrected) / (self.r + 1)
         return way + self.r * self._of(back, corrected) + again
@@ -199,7 +199,7 @@ def measure_parts(
     sizes = (1, batch) if batch > 1 else (1,)
     timed = [Estimator(0.0), Estimator(0.0, stored, kept), Estimator(0.0, unrolled, graphed), *[HELD] * other]
     calls = [run(n, estimator, compile) for estimator in timed for n in sizes]
-    sweep = stored if kept.steps == r else Sweep.recomputed(one_pass=True)
+    sweep = stored if kept.steps == r else Sweep.recomputed()
     if batch > 1:
         calls.append(run(batch, Estimator(0.5, sweep), compile, torch.arange(batch, device="cpu") == 0))
     calls.append(lambda: script_gradient(problem, theta, tasks))
@@ -211,7 +211,7 @@ def measure_parts(
         return max(first - forward[0], 0.0) / steps, max(last - forward[1], 0.0) / steps
 
     back = per_step(1, kept.steps)
-    repeated = sweep.extra_steps(r) * forward[0] / (r + 1)
+    repeated = sweep.extra_steps(r, as_printed=False) * forward[0] / (r + 1)
     mixed = max(found[-1] - r * back[0] - repeated, forward[1]) if batch > 1 else forward[1]
     weights = by_script, bare, one, state, by_held, graph + (r - few) * by_graph
     held = per_step(3, 1) if other else (0.0, 0.0)

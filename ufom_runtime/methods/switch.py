@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ufom_runtime.estimators import Direction, Draws, Method, State, refuse_other
+from ufom_runtime.coins import Draws
+from ufom_runtime.estimators import Direction, Method, State, refuse_other
 from ufom_runtime.problem import BilevelProblem, Task, Tasks
 from ufom_theory import UfomError
 from ufom_theory.checks import integer, scalar
