@@ -44,6 +44,7 @@ from studies.shared.verdicts import Verdict
 from ufom_runtime import EXACT, FOM, UFOM, measure_cost, measure_moments, outer_sgd
 from ufom_runtime.algorithms import first_state, inner_loop
 from ufom_runtime.command.style import GREY, LOOKS, WIDTH
+from ufom_runtime.methods.adaptive import AdaptiveState
 from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.data import mnist
 from ufom_runtime.problems.hypercleaning import HypercleaningProblem, digits_hypercleaning, mnist_hypercleaning
@@ -241,7 +242,7 @@ def run_cell(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
 def data_free_q(method: str, updates: int, r: int) -> list[float]:
     """q of an adaptive rule before its first update and after each, where G_FO = 0 and V² stays: no data come in."""
     rule = ADAPTIVE[method]
-    state = rule.begin()
+    state = AdaptiveState(rule.q_min)
     found = [state.q]
     for _ in range(updates):
         state = rule.update(state, 1.0, 1.0, r)

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from ufom_runtime.problem import BilevelProblem as BilevelProblem
     from ufom_runtime.training.log import Run as Run
     from ufom_runtime.training.log import Stopped as Stopped
+    from ufom_runtime.training.run_seeds import SeedRuns as SeedRuns
+    from ufom_runtime.training.run_seeds import run_seeds as run_seeds
     from ufom_runtime.training.train import outer_sgd as outer_sgd
     from ufom_runtime.training.train import train as train
 
@@ -63,6 +65,7 @@ _ROOMS = {
     "memory": ["peak_bytes"],
     "measure.moments": ["measure_moments", "moments_by_proxy"],
     "training.log": ["Run", "Stopped"],
+    "training.run_seeds": ["SeedRuns", "run_seeds"],
     "training.train": ["outer_sgd", "train"],
     "parameters": ["FlatModule"],
     "problem": ["BilevelProblem"],

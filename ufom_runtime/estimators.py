@@ -20,8 +20,8 @@ from ufom_theory import CostModel, Sweep, Truncated, UfomError
 from ufom_theory.checks import finite, plain, scalar
 from ufom_theory.planner import states_held
 
-State = tuple[float, ...]
-"""What a method remembers between outer steps: plain numbers, so that a checkpoint can hold them."""
+State = tuple[float | Tensor, ...]
+"""What a method remembers between outer steps: plain numbers and flat tensors, so that a checkpoint can hold them."""
 
 
 @dataclass(frozen=True, eq=False)

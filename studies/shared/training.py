@@ -29,7 +29,7 @@ class Charged(AdaptiveUFOM):
 
     sweep: Sweep = field(default_factory=Sweep.stored)
 
-    def cost(self, r: int) -> CostModel:
+    def costs(self, r: int) -> CostModel:
         """The paper's cost, with C1 = C2 = 1."""
         return CostModel(r=r, as_printed=True)
 

@@ -34,6 +34,8 @@ CASES = {
     "momentum": (EXACT, MOMENTUM),
     "adaptive": (AdaptiveUFOM(q_min=0.3, beta=0.8), PLAIN),
     "adaptive-adam": (AdaptiveUFOM(q_min=0.3, beta=0.8, variant="released"), ADAM),
+    "adaptive-step": (AdaptiveUFOM(law="step", outer="sgd:0.05", q_min=0.3, beta=0.8), PLAIN),
+    "adaptive-biased": (AdaptiveUFOM(law="step", outer="adam:0.03", q_min=0.3, allow_biased=True), ADAM),
     "reptile": (REPTILE, PLAIN),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,8 +61,9 @@ class Kept:
         if now.best:
             tensors["best"], best = now.best[2], list(now.best[:2])
         values = {
-            "step": now.step, "state": list(now.state), "calls": dict(now.calls), "seconds": now.seconds,
-            "last": now.last, "best": best, "γ": self.rates, "outer": pack(now.outer, tensors, "outer"),
+            "step": now.step, "state": pack(list(now.state), tensors, "state"), "calls": dict(now.calls),
+            "seconds": now.seconds, "last": now.last, "best": best, "γ": self.rates,
+            "outer": pack(now.outer, tensors, "outer"),
         }  # fmt: skip
         self.store.save(tensors, values, rows[self.store.log.rows : now.logged])
 
@@ -85,9 +87,13 @@ class Kept:
 
     def _restore(self, tensors: dict[str, Tensor], values: dict[str, Any], new: Now, loop: Loop) -> Now:
         outer, calls = unpack(values["outer"], tensors), values["calls"]
-        expected = {"theta": new.theta, "step": 1, "state": list(new.state), "calls": vars(loop.calls), "seconds": 0.0}
+        state = unpack(values["state"], tensors)
+        found = {**values, "theta": tensors["theta"], "state": _numbers(state)}
+        expected = {
+            "theta": new.theta, "step": 1, "state": _numbers(new.state), "calls": vars(loop.calls), "seconds": 0.0
+        }  # fmt: skip
         for name, value in expected.items():
-            same_form(name, tensors["theta"] if name == "theta" else values[name], value)
+            same_form(name, found[name], value)
         finite_theta("θ", tensors["theta"], (1,))
         self.identity.refuse_other(tensors, str(self.store.folder))
         step = values["step"]
@@ -112,6 +118,11 @@ class Kept:
         if values["best"]:
             best = (int(values["best"][0]), float(values["best"][1]), tensors["best"].to(new.theta.device))
         return Now(
-            theta, step, tuple(values["state"]), values["seconds"], tuple(calls.items()), loop.outer.state(),
+            theta, step, tuple(state), values["seconds"], tuple(calls.items()), loop.outer.state(),
             len(rows), last, warm, best,
         )  # fmt: skip
+
+
+def _numbers(state: Sequence[float | Tensor]) -> list[float | None]:
+    """A method's state with None for its tensors, which may grow at its first step: the method checks their shapes."""
+    return [None if isinstance(x, Tensor) else x for x in state]
