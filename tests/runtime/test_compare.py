@@ -1,5 +1,6 @@
 """The decision against a direct simulation of expected progress on quadratics, what it runs, and what it refuses."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -22,6 +23,7 @@ from ufom_runtime import (
     peak_bytes,
     train,
 )
+from ufom_runtime.command.cli import main
 from ufom_runtime.measure import compare as module
 from ufom_runtime.measure.candidates import Time
 from ufom_runtime.measure.parts import Parts, binomial, measure_parts, script_gradient
@@ -242,6 +244,38 @@ def test_a_switch_goes_on_to_the_same_bits(tmp_path):
     early = train(problem, problem.initial, FOM, steps=3, **options)
     assert torch.equal(train(problem, problem.initial, switch, steps=3, **options).theta, early.theta)
     assert whole.log.exact.tolist()[:3] == [0, 0, 0]
+
+
+def ufom_compare(capsys, monkeypatch, problem, *options):
+    monkeypatch.setattr("ufom_runtime.problems.load_problem", lambda name, device: problem)
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", "mine:problem", "--outer", "tuned", *options])
+    found = capsys.readouterr()
+    return stop.value.code, found.out, found.err
+
+
+def test_the_command_prints_a_table_of_80_columns_and_the_sentence(fixed_costs, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    problem = finite(noise=0.1)
+    code, out, _ = ufom_compare(capsys, monkeypatch, problem, "--memory", "50MB")
+    table, _, said = out.partition("ms: of an outer step")
+    assert code == 0
+    assert max(map(len, table.splitlines())) <= 80
+    assert {"script", "FOM", "exact", "UFOM"} <= {line.split()[0] for line in table.splitlines()}
+    expected = compare(problem, problem.initial, None, "tuned", BATCH, "50MB")
+    assert expected.why in said
+    found = json.loads(ufom_compare(capsys, monkeypatch, problem, "--memory", "50MB", "--json")[1])
+    assert (found["why"], len(found["rows"])) == (expected.why, len(expected.table))
+
+
+def test_the_command_reads_theta_from_a_file(fixed_costs, capsys, monkeypatch, tmp_path):
+    problem, file = finite(noise=0.1), tmp_path / "theta.npy"
+    np.save(file, 2 * problem.initial.numpy())
+    found = json.loads(ufom_compare(capsys, monkeypatch, problem, "--theta", str(file), "--json")[1])
+    assert found["why"] == compare(problem, 2 * problem.initial, None, "tuned", BATCH).why
+    file.write_bytes(b"theta")
+    code, _, err = ufom_compare(capsys, monkeypatch, problem, "--theta", str(file))
+    assert (code, "theta.npy holds no array of numbers: write it by numpy.save" in err) == (2, True)
 
 
 @pytest.mark.parametrize(

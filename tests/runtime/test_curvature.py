@@ -5,7 +5,8 @@ import torch
 
 from tests.oracles import unrolled_gradient
 from tests.runtime.conftest import F64, coupled
-from ufom_runtime import BilevelProblem
+from ufom_runtime import EXACT, HELD, BilevelProblem, hypergradient
+from ufom_runtime.inner import momentum
 from ufom_runtime.measure.curvature import measure_curvature
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_theory import Truncated, UfomError
@@ -66,6 +67,19 @@ def test_a_finite_set_of_tasks_against_the_hessian_by_autodiff(k):
     }
     assert found.values() == pytest.approx(expected, rel=1e-5)
     assert set(found.sems.values()) == {0.0}
+
+
+def test_gradients_held_constant_have_a_curvature_of_their_own():
+    made = quadratic(dim=3)
+    tasks = made.sample(5, rng(0))
+    problem = BilevelProblem(
+        made.inner_loss, made.outer_loss, made.start, update=momentum(0.1), steps=4, tasks=tasks, initial=made.initial
+    )
+    exact, held = (hypergradient(problem, made.initial, tasks, e, per_task=True) for e in (EXACT, HELD))
+    ahead = [hypergradient(problem, made.initial + e, tasks, EXACT) for e in torch.eye(3, dtype=F64)]
+    hessian = torch.stack(ahead) - exact.mean(0)  # M is a quadratic
+    found = measure_curvature(problem, made.initial, proxy=HELD.proxy)
+    assert found.curvature_correction == pytest.approx(trace_form(exact - held, hessian), rel=1e-6)
 
 
 def differentiable_gradient(problem, theta, tasks):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
+from ufom_runtime.command.compare import compare_command
 from ufom_runtime.command.derive import derive_command
+from ufom_runtime.command.plain import json_text
 from ufom_theory import (
     AssumptionConstants,
     CostModel,
@@ -54,6 +54,7 @@ OuterOption = Annotated[
 
 
 app.command("derive")(derive_command)
+app.command("compare")(compare_command)
 
 
 @app.callback()
@@ -111,7 +112,7 @@ def q(
         save_time_curve(prediction, plot)
     report = {**as_dict(prediction), **bounds}
     if as_json:
-        print(_json(report))
+        print(json_text(report))
     else:
         from ufom_runtime.command.printing import print_prediction
 
@@ -215,7 +216,7 @@ def measure(
     if not report:  # another process prints it
         return
     if as_json:
-        print(_json({"problem": problem, **report}))
+        print(json_text({"problem": problem, **report}))
     else:
         print_measurement(problem, report)
     if html is not None:  # last: a file that cannot be written costs no measurement
@@ -245,7 +246,7 @@ def plan_command(
         for c in plan(given, r, c1, c2, memory, m, outer)
     ]  # fmt: skip
     if as_json:
-        print(_json(rows))
+        print(json_text(rows))
     else:
         from ufom_runtime.command.printing import print_plan
 
@@ -304,7 +305,7 @@ def claims_command(
             for c, status in found
         ]  # fmt: skip
         if as_json:
-            print(_json(rows))
+            print(json_text(rows))
         else:
             print("\n".join(f"% {row['id']}: {row['found']}\n{row['printed']}\n{row['derived']}\n" for row in rows))
     else:
@@ -313,19 +314,6 @@ def claims_command(
         print_claims(found)
     if any(status != claim.status for claim, status in found):
         raise typer.Exit(1)
-
-
-def _json(value: Any) -> str:
-    """JSON without NaN and ±inf, which it does not know: null stands for them."""
-
-    def known(x: Any) -> Any:
-        if isinstance(x, dict):
-            return {k: known(v) for k, v in x.items()}
-        if isinstance(x, list | tuple):
-            return [known(v) for v in x]
-        return None if isinstance(x, float) and not math.isfinite(x) else x
-
-    return json.dumps(known(value), ensure_ascii=False, allow_nan=False)
 
 
 _EXTRAS = {"torch": "runtime", "pandas": "runtime", "sklearn": "runtime", "PIL": "runtime", "matplotlib": "studies"}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ufom_runtime.batching import in_chunks, refuse_divergence
-from ufom_runtime.estimators import EXACT
+from ufom_runtime.estimators import EXACT, proxy_length
 from ufom_runtime.measure.moments import Estimate, tasks_or_all
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_theory import Truncated, UfomError
@@ -104,7 +104,9 @@ def measure_curvature(
         product = length * (ahead - behind) / (2 * h)
         return (x * product).sum(1).cpu().numpy(), product
 
-    found = gradients(theta[None], torch.arange(n, device="cpu"), tuple(sorted({proxy.steps, problem.r})))
+    found = gradients(
+        theta[None], torch.arange(n, device="cpu"), tuple(sorted({proxy_length(problem, proxy), problem.r}))
+    )
     exact, first = found[-1], found[0]
     means = {"curvature_gradient": exact.mean(0), "curvature_proxy": first.mean(0)}
     spreads = {

@@ -1,0 +1,123 @@
+"""`ufom compare`: what to run, FOM, UFOM or exact, for one's own outer steps, memory and machine."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ufom_runtime.command.plain import json_text
+from ufom_theory import UfomError
+from ufom_theory.laws import parse_outer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ufom_runtime.problem import BilevelProblem
+
+_LARGEST = 2**32  # bytes of a file with θ
+
+
+def compare_command(
+    problem: Annotated[str, typer.Argument(help="A built-in problem, as for measure, or module:object of your own.")],
+    outer: Annotated[str, typer.Option(help="Outer steps: adam:1e-3, sgd:0.05, tuned, decay:0.5:1 or paper.")],
+    batch: Annotated[int, typer.Option(help="Tasks an outer step.")] = 4,
+    memory: Annotated[str | None, typer.Option(help="Bytes that a step may hold, as 50MB or 1GiB; else any.")] = None,
+    theta: Annotated[
+        Path | None, typer.Option(help="A .npy file with θ, shape (s,), or (k, s) along a run; else the problem's.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Look so many outer steps ahead; else one.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Look so many seconds of the script ahead.")] = None,
+    pilot: Annotated[int | None, typer.Option(help="Steps of the pilot run, by which it looks ahead.")] = None,
+    tasks: Annotated[int, typer.Option(help="Tasks to measure on, where the problem has no finite set.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the tasks and of the pilot run.")] = 0,
+    budget: Annotated[float, typer.Option(help="Seconds for the timing and the pilot run.")] = 60.0,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda, for built-in problems.")] = None,
+    chunk: Annotated[int | None, typer.Option(help="Tasks run together; 1 for losses that vmap cannot take.")] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Trace and compile the steps first.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what to run, FOM, UFOM or exact, and how much sooner that is than autograd through the unrolled loop."""
+    import torch
+
+    from ufom_runtime.measure.compare import compare
+    from ufom_runtime.problems import load_problem
+
+    parse_outer(outer)  # refused before any data are read
+    loaded = load_problem(problem, device)
+    at = _theta(loaded, theta)
+    drawn = None
+    if loaded.tasks is None:
+        drawn = loaded.sample(tasks, torch.Generator().manual_seed(seed))
+    found = compare(
+        loaded, at, drawn, outer, batch, memory, steps=steps, seconds=seconds, pilot=pilot, budget=budget, seed=seed,
+        chunk=chunk, compile=compiled,
+    )  # fmt: skip
+    rows: list[dict[str, Any]] = found.table.to_dict("records")
+    if as_json:
+        print(json_text({"problem": problem, "outer": outer, "best": repr(found.best), "why": found.why, "rows": rows}))
+    else:
+        _print(rows, found.why)
+
+
+def _theta(problem: BilevelProblem, path: Path | None) -> Tensor:
+    """θ from a file, or the problem's own; of several the first."""
+    import io
+
+    import numpy as np
+    import torch
+
+    from ufom_runtime.files import read_whole
+
+    if path is None:
+        if problem.initial is None:
+            raise UfomError("the problem names no θ: give BilevelProblem(initial=...), or --theta FILE")
+        return problem.initial if problem.initial.ndim == 1 else problem.initial[0]
+    try:
+        array = np.load(io.BytesIO(read_whole(path, _LARGEST)), allow_pickle=False)
+        values = torch.from_numpy(array)
+    except (ValueError, TypeError, EOFError) as error:
+        if isinstance(error, UfomError):
+            raise
+        raise UfomError(f"{path} holds no array of numbers: write it by numpy.save({path.name!r}, theta)") from error
+    like = problem.initial
+    return values if like is None else values.to(like.device, like.dtype)
+
+
+def _print(rows: list[dict[str, Any]], why: str) -> None:
+    from ufom_runtime.command.printing import console, print_bold, print_table
+
+    def cells(row: dict[str, Any]) -> list[str]:
+        method = row["method"].replace("FOM until", "FOM to").replace(", then", ",")
+        mixed, predicted = row["method"].endswith("UFOM"), row["clock"] != "timed"
+        sweep = row["sweep"].replace("checkpointed", "slots").replace(":one-pass", "")
+        ratios = [_short(row[name]) for name in ("steps_over_exact", "time_over_plain", "low", "high")]
+        return [
+            method, f"{row['q']:g}" * mixed, row["proxy"], row["coin"], sweep, "~" * predicted + f"{row['ms']:.3g}",
+            _size(row["bytes"]), *ratios[:2], "-".join(ratios[2:]),
+        ]  # fmt: skip
+
+    headings = ["method", "q", "K", "coin", "sweep", "ms", "bytes", "steps", "time", "95 %"]
+    print_table(headings, map(cells, rows), left=("method", "coin", "sweep"))
+    legend = (
+        "ms: of an outer step, ~ predicted; steps: over exact's for the same progress; time: over that of the script, "
+        "autograd through the unrolled loop, task after task"
+    )
+    console().print(legend, style="dim", soft_wrap=True)
+    console().print()
+    print_bold(why.replace("[", r"\["))
+
+
+def _short(x: float) -> str:
+    if math.isnan(x):
+        return "?"
+    return "∞" if math.isinf(x) else f"{x:.2g}" if x < 100 else f"{x:.0f}"
+
+
+def _size(count: int) -> str:
+    """Bytes in three digits and a unit."""
+    units = ("B", "kB", "MB", "GB")
+    power = min(max(len(str(count)) - 1, 0) // 3, 3)
+    return f"{count / 1000**power:.3g}{units[power]}"
