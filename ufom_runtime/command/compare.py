@@ -92,7 +92,7 @@ def _print(rows: list[dict[str, Any]], why: str) -> None:
     def cells(row: dict[str, Any]) -> list[str]:
         method = row["method"].replace("FOM until", "FOM to").replace(", then", ",")
         mixed, predicted = row["method"].endswith("UFOM"), row["clock"] != "timed"
-        sweep = row["sweep"].replace("checkpointed", "slots").replace(":one-pass", "")
+        sweep = row["sweep"].replace("checkpointed", "slots")
         ratios = [_short(row[name]) for name in ("steps_over_exact", "time_over_plain", "low", "high")]
         return [
             method, f"{row['q']:g}" * mixed, row["proxy"], row["coin"], sweep, "~" * predicted + f"{row['ms']:.3g}",
