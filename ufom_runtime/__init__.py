@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ufom_runtime.methods import Telescoping as Telescoping
     from ufom_runtime.methods.adaptive import AdaptiveUFOM as AdaptiveUFOM
     from ufom_runtime.methods.reptile import REPTILE as REPTILE
+    from ufom_runtime.methods.roulette import Roulette as Roulette
     from ufom_runtime.methods.switch import Switch as Switch
     from ufom_runtime.parameters import FlatModule as FlatModule
     from ufom_runtime.problem import BilevelProblem as BilevelProblem
@@ -70,6 +71,7 @@ _ROOMS = {
     "parameters": ["FlatModule"],
     "problem": ["BilevelProblem"],
     "methods.reptile": ["REPTILE"],
+    "methods.roulette": ["Roulette"],
     "methods.switch": ["Switch"],
     "methods": ["ES", "METHODS", "Forward", "GuidedES", "Implicit", "Reversible", "Telescoping"],
 }

@@ -72,6 +72,6 @@ def _given(n: int, q: float, coins: Tensor, coin: Coin) -> Tensor:
     if coin == "batch" and coins.any() != coins.all():
         raise UfomError("coin = 'batch' is one coin for all tasks, but the coins differ: give equal ones")
     if coin == "stratified" and (k := int(coins.sum())) not in (math.floor(q * n), math.ceil(q * n)):
-        either = f"{math.floor(q * n)} or {math.ceil(q * n)} of {n} tasks"
-        raise UfomError(f"coin = 'stratified' at q = {q:g} corrects {either}, but the coins correct {k}")
+        either = " or ".join(map(str, sorted({math.floor(q * n), math.ceil(q * n)})))
+        raise UfomError(f"coin = 'stratified' at q = {q:g} corrects {either} of {n} tasks, but the coins correct {k}")
     return coins.cpu()

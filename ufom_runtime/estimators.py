@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from types import FunctionType
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, overload
 
 import torch
 from torch import Generator, Tensor
@@ -19,6 +19,9 @@ from ufom_runtime.problem import BilevelProblem, Task, Tasks, check, held_identi
 from ufom_theory import CostModel, Sweep, Truncated, UfomError
 from ufom_theory.checks import finite, plain, scalar
 from ufom_theory.planner import states_held
+
+if TYPE_CHECKING:
+    from ufom_runtime.debiased import Debiased, Proxy
 
 State = tuple[float | Tensor, ...]
 """What a method remembers between outer steps: plain numbers and flat tensors, so that a checkpoint can hold them."""
@@ -178,28 +181,44 @@ RECOMPUTED = Estimator(1.0, Sweep.recomputed())
 """Exact gradient in O(1) memory, Algorithm 4 at q = 1."""
 
 
+@overload
 def UFOM(
     q: float,
     sweep: Sweep | None = None,
     proxy: Truncated | Estimator | None = None,
     scale: float = 1.0,
     coin: Coin = "task",
-) -> Estimator:
-    """Unbiased first-order method, Algorithm 4, with any sweep and any truncated proxy.
+) -> Estimator: ...
+@overload
+def UFOM(
+    q: float, sweep: Sweep | None = None, *, proxy: Proxy, scale: float = 1.0, coin: Coin = "task"
+) -> Debiased: ...
+def UFOM(
+    q: float,
+    sweep: Sweep | None = None,
+    proxy: Truncated | Estimator | Proxy | None = None,
+    scale: float = 1.0,
+    coin: Coin = "task",
+) -> Estimator | Debiased:
+    """Unbiased first-order method, Algorithm 4, with any sweep and any proxy.
 
     Args:
         q: probability of the exact correction, in (0, 1].
         sweep: recomputed (the paper's) if not given.
-        proxy: FOM (the paper's) if not given; HELD, or Truncated(K).
+        proxy: FOM (the paper's) if not given; HELD, Truncated(K), or another stateless method, such as Implicit().
         scale: c, a factor of the proxy, as in `Estimator`.
         coin: "task" (the paper's), "batch" or "stratified", as in `Estimator`.
 
     Raises:
-        UfomError: q outside (0, 1].
+        UfomError: q outside (0, 1], or a proxy that is not one.
     """
     q = _number(q)
     if not 0 < q <= 1:
         raise UfomError(f"q = {q!r} must lie in (0, 1]: it is a probability, and 1/q a weight; for q → 0 use FOM")
+    if proxy is not None and not isinstance(proxy, Estimator | Truncated) and is_method(type(proxy)):
+        from ufom_runtime.debiased import Debiased  # it is built on this file
+
+        return Debiased(q, proxy, sweep or Sweep.recomputed(), scale, coin)
     return Estimator(q, sweep or Sweep.recomputed(), as_proxy(proxy), scale, coin)
 
 
@@ -247,7 +266,7 @@ def proxy_length(problem: BilevelProblem, proxy: Truncated) -> int:
     return HELD_LENGTH if proxy.held and not held_identity(problem) else proxy.steps
 
 
-def as_proxy(proxy: Truncated | Estimator | None) -> Truncated:
+def as_proxy(proxy: object) -> Truncated:
     """A proxy as it is, or that of an estimator with q = 0; FOM for None; else `UfomError`."""
     found = proxy.proxy if isinstance(proxy, Estimator) and proxy.q == 0 else proxy or Truncated()
     if not isinstance(found, Truncated):
@@ -318,7 +337,7 @@ def refuse_other(method: object) -> None:
     """`UfomError` for what is not a `Method`."""
     if isinstance(method, type):
         raise UfomError(f"{method.__name__} is a class: make a method of it, {method.__name__}(...)")
-    if _is_method(type(method)):  # type: ignore[arg-type]
+    if is_method(type(method)):  # type: ignore[arg-type]
         return
     why = next((said for kind, said in _INSTEAD.items() if isinstance(method, kind)), "is not a method")
     shown = getattr(method, "__name__", repr(method))
@@ -326,6 +345,6 @@ def refuse_other(method: object) -> None:
 
 
 @cache
-def _is_method(kind: type) -> bool:
+def is_method(kind: type) -> bool:
     """Whether objects of this type follow `Method`; `isinstance` with a protocol takes longer than a small gradient."""
     return hasattr(kind, "gradient") and all(callable(getattr(kind, name, None)) for name in ("begin", "direction"))

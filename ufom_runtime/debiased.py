@@ -1,0 +1,108 @@
+"""UFOM around a proxy of any kind: nothing in (12)–(21) asks how the proxy is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+import torch
+
+from ufom_runtime.batching import in_chunks
+from ufom_runtime.coins import Coin, Draws, debias, toss, weighed_as
+from ufom_runtime.derivatives import Calls
+from ufom_runtime.estimators import Direction, Estimator, Method, State, refuse_other
+from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
+from ufom_theory import CostModel, Sweep, UfomError
+
+
+class Proxy(Method, Protocol):
+    """A method whose price is known."""
+
+    def calls(self, r: int, s: int = 1) -> Calls:
+        """Expected calls for one task, r inner steps and s outer parameters."""
+
+    def states(self, r: int, s: int = 1) -> int:
+        """The most inner states held for one task."""
+
+
+@dataclass(frozen=True)
+class Debiased:
+    """c·F + (ξ/q)·(G − c·F), where F is given by another stateless method, such as `Implicit`; UFOM makes it.
+
+    The method goes forward by itself, and the corrected tasks do so once more for the exact gradient G.
+
+    Attributes:
+        q: probability of the exact correction, in (0, 1].
+        proxy: the method that gives F; it tosses no coins and keeps no state.
+        sweep: how the exact gradient recovers its states.
+        scale: c.
+        coin: as in `Estimator`.
+
+    Raises:
+        UfomError: as `Estimator`; a proxy that is not a method, keeps a state, or whose direction is not a gradient.
+    """
+
+    q: float
+    proxy: Proxy
+    sweep: Sweep = field(default_factory=Sweep.recomputed)
+    scale: float = 1.0
+    coin: Coin = "task"
+    gradient: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        plain = Estimator(self.q, self.sweep, scale=self.scale, coin=self.coin)  # refuses the rest
+        object.__setattr__(self, "q", plain.q)
+        object.__setattr__(self, "scale", plain.scale)
+        refuse_other(self.proxy)
+        if isinstance(self.proxy, Estimator) or self.proxy.begin() or not self.proxy.gradient:
+            raise UfomError(
+                f"proxy = {self.proxy!r}: give FOM, HELD, Truncated(K), or a stateless gradient, Implicit()"
+            )
+
+    def calls(self, r: int, s: int = 1) -> Calls:
+        """Expected calls for one task: the proxy's, and with probability q those of the exact gradient."""
+        proxy, exact = self.proxy.calls(r, s), Estimator(1.0, self.sweep).calls(r, s)
+        products = proxy.hessian_vector_products + self.q * exact.hessian_vector_products
+        return Calls(proxy.gradients + self.q * exact.gradients, products)
+
+    def states(self, r: int, s: int = 1) -> int:
+        """The larger of the proxy's and the sweep's: they run one after the other."""
+        return max(self.proxy.states(r, s), self.sweep.states_held(r))
+
+    def cost(self, r: int, s: int = 1, c1: float = 1.0, c2: float = 1.0) -> CostModel:
+        """C_det, the proxy's calls, and C_rnd, the exact gradient's, each gradient at C1 and each product at C2."""
+        found = self.proxy.calls(r, s), Estimator(1.0, self.sweep).calls(r, s)
+        return CostModel.of(*(c1 * calls.gradients + c2 * calls.hessian_vector_products for calls in found))
+
+    def begin(self) -> State:
+        """The empty state."""
+        return ()
+
+    def direction(
+        self,
+        problem: BilevelProblem,
+        theta: torch.Tensor,
+        tasks: Task | Tasks,
+        state: State = (),
+        draws: Draws = None,
+        *,
+        per_task: bool = False,
+        chunk: int | None = None,
+        compile: bool = False,
+    ) -> Direction:
+        """As `Method.direction`."""
+        tasks = check(problem, theta, tasks)
+        coins = toss(len(tasks), self.q, draws, self.coin)
+        q, columns = weighed_as(coins, self.q, self.coin), {}
+        estimates = theta.new_zeros(len(tasks), len(theta))
+        if self.q < 1:
+            found = self.proxy.direction(problem, theta, tasks, per_task=True, chunk=chunk, compile=compile)
+            assert found.per_task is not None
+            estimates, columns = self.scale * found.per_task, dict(found.columns)
+        index = torch.nonzero(coins)[:, 0]
+        pairs = torch.stack([torch.zeros_like(index), index])
+        rows = in_chunks(problem, theta[None], tasks, pairs, (problem.r,), self.sweep, chunk, compile=compile)
+        for (_, at), (exact,) in rows:
+            at = at.to(theta.device)
+            estimates[at] = debias(estimates[at], exact, q)
+        return Direction(estimates.mean(0), estimates if per_task else None, len(index), columns=columns)
