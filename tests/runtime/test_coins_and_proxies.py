@@ -62,8 +62,8 @@ def test_stratified_coins_as_they_are_drawn(case):
     assert set(counts.tolist()) == {2, 3}
     assert counts.double().mean().item() == pytest.approx(2.5, abs=4 * 0.5 / 2000**0.5)
     assert draws.double().mean(0).tolist() == pytest.approx([0.25] * 10, abs=4 * (0.25 * 0.75 / 2000) ** 0.5)
+    coins = torch.tensor([True, True])
     with pytest.raises(UfomError, match="corrects 1 of 2 tasks, but the coins correct 2"):
-        coins = torch.tensor([True, True])
         hypergradient(problem, problem.initial, tasks, UFOM(0.5, coin="stratified"), coins=coins)
     with pytest.raises(UfomError, match="scale"):
         UFOM(0.5, scale=float("nan"))
