@@ -182,7 +182,7 @@ RECOMPUTED = Estimator(1.0, Sweep.recomputed())
 
 
 @overload
-def UFOM(
+def UFOM(  # type: ignore[overload-overlap]  # an Estimator is a Proxy, too
     q: float,
     sweep: Sweep | None = None,
     proxy: Truncated | Estimator | None = None,
