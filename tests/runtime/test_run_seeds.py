@@ -89,6 +89,7 @@ def test_a_checkpoint_folder_for_each_run(tmp_path):
         (lambda runs: run_seeds(PROBLEM, {"FOM": FOM}, seeds=[], **STEPS), "give at least one of each"),
         (lambda runs: run_seeds(PROBLEM, {"FOM": FOM}, seeds=0, **STEPS), "seeds = 0 must be at least 1"),
         (lambda runs: run_seeds(PROBLEM, FOM, **STEPS), "by name"),
+        (lambda runs: run_seeds([1], {"FOM": FOM}, **STEPS), "must be of type BilevelProblem"),
         (lambda runs: run_seeds(PROBLEM, {"x": 0.3}, **STEPS), "0.3 is a number"),
         (lambda runs: runs.summary("loss"), "'loss' is not a column of numbers of the table: it has"),
         (lambda runs: runs.plot("norm", x="method"), "'method' is not a column of numbers"),
