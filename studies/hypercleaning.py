@@ -18,105 +18,33 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from studies.engine.study import Progress, Study, silent
 from studies.engine.sweep import Store
-from studies.shared.training import (
-    ADAPTIVE,
-    at,
-    charged,
-    corrected,
-    draw_curves,
-    legend,
-    markdown,
-    mean_sem,
-    missing,
-    rounded,
-)
-from studies.shared.verdicts import Verdict
-from ufom_runtime import EXACT, FOM, UFOM, measure_cost, measure_moments, outer_sgd
-from ufom_runtime.algorithms import first_state, inner_loop
+from studies.hypercleaning_cell import METHODS, SIZES, Config, budget, run_cell
+from studies.shared.training import ADAPTIVE, at, draw_curves, legend, markdown, mean_sem, missing
+from studies.shared.verdicts import Verdict, halves
 from ufom_runtime.command.style import GREY, LOOKS, WIDTH
 from ufom_runtime.methods.adaptive import AdaptiveState
-from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.data import mnist
-from ufom_runtime.problems.hypercleaning import HypercleaningProblem, digits_hypercleaning, mnist_hypercleaning
-from ufom_runtime.steps import Steps
-from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, optimal_q
+from ufom_theory import CostModel, Moments, Truncated, UfomError, optimal_q
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+
 question = "Does Adaptive UFOM clean data sooner than the exact gradient, and is it more than a longer step?"
-METHODS = ("exact", *ADAPTIVE, "UFOM")
 RUN = ("method", "gamma", "seed")
 PAPER_TABLE = {  # Table 1: accuracy on the uncorrupted part of the training set, on the test set; cross entropy there
     "exact": (94.07, 90.82, 0.4795),
     "FOM": (92.04, 90.83, 0.3187),
     "adaptive ×0.1": (95.27, 92.24, 0.2811),
 }
-
-
-@dataclass(frozen=True)
-class Config:
-    """Sizes of the study.
-
-    Attributes:
-        data: "mnist", or "digits", which is also taken where MNIST is absent.
-        n_train: training images, half of them with corrupted labels.
-        n_validation: clean images of the outer loss.
-        hidden: units of the hidden layer.
-        alpha: inner step size.
-        gammas: grid of outer step sizes.
-        exact_steps: outer steps of the exact gradient; what they cost, recomputed, is everyone's budget.
-        proxy: K of the truncated proxy.
-        seeds: independent problems and coins.
-        log_every: outer steps between logged rows, of the methods that are not always exact.
-        r: inner steps.
-        device: where to compute.
-    """
-
-    data: str
-    n_train: int
-    n_validation: int
-    hidden: int
-    alpha: float
-    gammas: tuple[float, ...]
-    exact_steps: int
-    proxy: int
-    seeds: int
-    log_every: int
-    r: int = 100
-    device: str = "cpu"
-
-
-SIZES = {
-    "quick": Config(
-        data="digits", n_train=120, n_validation=120, hidden=8, alpha=1.0, gammas=(1000.0,), exact_steps=3, proxy=10,
-        seeds=4, log_every=8, r=20,
-    ),
-    "standard": Config(
-        data="mnist", n_train=300, n_validation=300, hidden=10, alpha=0.25, gammas=(300.0, 1000.0, 3000.0, 10000.0),
-        exact_steps=6, proxy=50, seeds=4, log_every=4,
-    ),
-    "paper": Config(
-        data="mnist", n_train=5000, n_validation=5000, hidden=64, alpha=1.0, gammas=(1e3, 3e3, 1e4, 3e4, 1e5),
-        exact_steps=50, proxy=50, seeds=6, log_every=10, device="cuda",
-    ),
-}  # fmt: skip
-
-
-def budget(r: int, exact_steps: int) -> float:
-    """Function calls of this many exact gradients, recomputed."""
-    cost = CostModel(r=r, as_printed=True)
-    return float(exact_steps * (cost.c_det + cost.c_rnd))
 
 
 def measure(config: Config, store: Store, progress: Progress = silent) -> pd.DataFrame:
@@ -157,88 +85,6 @@ def _cells(config: Config) -> Any:
                 yield {"study": "hypercleaning", **shared, "method": method, "gamma": gamma, "seed": seed}
 
 
-def make_problem(cell: Mapping[str, Any]) -> HypercleaningProblem:
-    """The problem of one cell; its seed draws the images, the corruption and φ_0."""
-    factory = mnist_hypercleaning if cell["data"] == "mnist" else digits_hypercleaning
-    names = ("n_train", "n_validation", "hidden", "r", "alpha", "seed", "device")
-    return factory(**{name: cell[name] for name in names})
-
-
-def _start(problem: HypercleaningProblem) -> Tensor:
-    assert problem.initial is not None
-    return problem.initial
-
-
-def _tasks(problem: HypercleaningProblem) -> Tasks:
-    assert problem.tasks is not None
-    return Tasks.of(problem.tasks)
-
-
-def trained(problem: HypercleaningProblem, theta: Tensor) -> Tensor:
-    """φ_r, shape (p,)."""
-    rows, tasks = theta[None], _tasks(problem)
-    return inner_loop(Steps(problem, rows, tasks), first_state(problem, rows, tasks))[0]
-
-
-def evaluate(problem: HypercleaningProblem, theta: Tensor) -> dict[str, float]:
-    """The columns of Table 1 and the outer loss at θ."""
-    phi, weights, clean = trained(problem, theta), theta.sigmoid(), ~problem.corrupted.to(theta.device)
-    images, labels, *_ = task = _tasks(problem).one()
-    test = problem.logits(phi, problem.test_images)
-    right = problem.logits(phi, images[clean]).argmax(1) == labels[clean]
-    return {
-        "validation": float(problem.outer_loss(theta, phi, task)),
-        "train": 100 * float(right.double().mean()),
-        "test": 100 * float((test.argmax(1) == problem.test_labels).double().mean()),
-        "test_cce": float(cross_entropy(test, problem.test_labels)),
-        "separation": float(weights[clean].mean() - weights[~clean].mean()),
-        "moved": float((theta - _start(problem)).norm()),
-    }
-
-
-def run_cell(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One run, until the budget is charged; of the method "clock", C1 and C2 in seconds."""
-    problem, r, method = make_problem(cell), cell["r"], cell["method"]
-    if method == "clock":
-        cost = measure_cost(problem, _start(problem), _tasks(problem))
-        return [{"c1": cost.c1, "c2": cost.c2}]
-    theta, limit = _start(problem), budget(cell["r"], cell["exact_steps"])
-    proxy = cell["proxy"] if method == "UFOM" else 0
-    constant: dict[str, float] = {}
-    if method == "UFOM":
-        moments = measure_moments(problem, theta, None, Truncated(proxy))
-        q = float(optimal_q(moments, CostModel(r=r, proxy=Truncated(proxy)), 1.0).q)
-        constant = {"q": q, "d2": float(moments.d2), "v2": float(moments.v2)}
-        rule: Any = UFOM(q, Sweep.stored(), Truncated(proxy))
-    else:
-        rule = {"exact": EXACT, "FOM": FOM, **ADAPTIVE}[method]
-    least = charged({"step": 1, "hessian_vector_products": proxy}, r, proxy=proxy)
-    run = outer_sgd(
-        problem,
-        theta,
-        rule,
-        lambda k: cell["gamma"],
-        steps=2 if method == "FOM" else math.ceil(limit / least),  # θ stays to the last bit, and so do all later steps
-        seed=cell["seed"],
-        log_every=1 if method in ("exact", "FOM") else cell["log_every"],
-        evaluate=lambda theta: evaluate(problem, theta),
-        until=lambda row: charged(row, r, proxy=proxy) >= limit,
-    )
-    log = run.log
-    log["calls"] = charged(log, r, proxy=proxy)
-    log["exact_steps_taken"] = corrected(log, r, proxy=proxy)
-    start = dict.fromkeys(("step", "calls", "exact_steps_taken", "gradients", "hessian_vector_products"), 0)
-    log = pd.concat([pd.DataFrame([{**start, **evaluate(problem, theta)}]), log], ignore_index=True)
-    if method == "exact":
-        constant = {"q": 1.0}
-    if method == "FOM":
-        printed = replace(problem, step_sizes=problem.step_sizes * cell["n_train"])
-        constant = {"q": 0.0, "printed_sum": evaluate(printed, theta)["validation"]}
-        end = {"step": limit // least, "calls": limit, "gradients": limit}
-        log = pd.concat([log.iloc[:1], log.iloc[-1:].assign(**end)])
-    return rounded(log.drop(columns=["gamma", "exact", "seconds"]).assign(**constant))
-
-
 def data_free_q(method: str, updates: int, r: int) -> list[float]:
     """q of an adaptive rule before its first update and after each, where G_FO = 0 and V² stays: no data come in."""
     rule = ADAPTIVE[method]
@@ -258,7 +104,7 @@ def settled_q(method: str, r: int) -> float:
 def own_gamma(table: pd.DataFrame, config: Config) -> tuple[dict[str, float], set[str]]:
     """γ of each method by its validation cross entropy at the budget on the even seeds; those at an end of the grid."""
     limit = _limit(config)
-    runs = at(table[table.seed % 2 == 0], RUN, "calls", limit).validation
+    runs = at(halves(table)[0], RUN, "calls", limit).validation
     means = runs.groupby(["method", "gamma"]).mean().unstack("gamma").loc[[*METHODS]]
     best = means.idxmin(axis=1)
     return dict(best), {m for m in METHODS if best[m] in (means.columns[0], means.columns[-1])}
@@ -277,7 +123,7 @@ def judge(table: pd.DataFrame, config: Config) -> list[Verdict]:
     """Is FOM no cleaning; does the paper's order hold at one γ, and at each its own; are q and time as predicted?"""
     limit, r = _limit(config), config.r
     own, ends = own_gamma(table, config)
-    fom, held_out = table[table.method == "FOM"], table[table.seed % 2 == 1]
+    fom, held_out = table[table.method == "FOM"], halves(table)[1]
     log_sum = np.log(fom.groupby("seed").printed_sum.first() / math.log(10))
     verdicts = [
         Verdict.from_paired("‖θ − θ_0‖ of FOM: its row is that of no cleaning", "=", 0.0, fom.moved),
@@ -439,7 +285,7 @@ def caption(table: pd.DataFrame, config: Config) -> str:
 def answer(table: pd.DataFrame, config: Config) -> str:
     """The answer in a sentence."""
     own, _ = own_gamma(table, config)
-    held_out = table[table.seed % 2 == 1]
+    held_out = halves(table)[1]
     gains = []
     for gammas in (dict.fromkeys(METHODS, own["exact"]), own):
         values = at(_chosen(held_out, gammas), ("method", "seed"), "calls", _limit(config)).test

@@ -20,7 +20,7 @@ from studies.engine.study import Progress, Study, silent
 from studies.engine.sweep import Store
 from studies.shared.drawing import SIZE, legend_below, plain_ticks, shades
 from studies.shared.pair import RANGE, exact_run, simulate
-from studies.shared.verdicts import Verdict
+from studies.shared.verdicts import TOLERATED, Verdict, halves, log_regret
 from ufom_runtime.command.style import GREY, LOOKS, WIDTH
 from ufom_theory import CostModel, Moments, UfomError, optimal_q
 from ufom_theory.two_tasks import TwoTaskProblem
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 EXPONENT = 1.0
-TOLERATED = 1.05  # the predicted q may be this much slower than the best of the grid
-WIDEST = 2 * math.log(TOLERATED)  # an interval of the log-time that is no wider is judged by its centre
 FACTORS = (1 / 4, 1 / 2, 1 / math.sqrt(2), 1, math.sqrt(2), 2, 4)  # the grid of q over q*; q = 1 is added
 
 
@@ -132,13 +130,11 @@ def judge(table: pd.DataFrame, config: Config) -> list[Verdict]:
     for alpha, runs in table.groupby("alpha"):
         at, q_star, ours = f"α = {alpha:g}", runs.q_star.iloc[0], runs[runs.q > 0]
         moments = Moments(runs.d2.iloc[0], runs.v2.iloc[0])
-        chosen = ours[ours.seed % 2 == 0].groupby("q").log_time.mean()
-        held_out = ours[ours.seed % 2 == 1].pivot(index="seed", columns="q", values="log_time")
-        fastest = chosen.idxmin()
-        regret = held_out[q_star] - held_out[fastest]
-        verdict = Verdict.from_paired(f"log-time regret at q*, {at}", "<=", math.log(TOLERATED), regret, WIDEST)
-        verdicts.append(replace(verdict, agrees="inconclusive") if fastest == chosen.index[0] else verdict)
+        logs = ours.pivot(index="seed", columns="q", values="log_time")
+        verdict, _, at_the_edge = log_regret(f"log-time regret at q*, {at}", logs, q_star)
+        verdicts.append(replace(verdict, agrees="inconclusive") if at_the_edge else verdict)
         gain = math.log(optimal_q(moments, cost, EXPONENT).speedup_over_exact)
+        held_out = halves(logs)[1]
         measured = held_out[1.0] - held_out[q_star]
         verdicts.append(Verdict.from_paired(f"log speed-up over q = 1, {at}", "=", gain, measured, **near))
         fom = runs[runs.q == 0].final / config.delta

@@ -145,17 +145,8 @@ class Prediction:
             r_d, r_v = np.where(d2 > 0, sem_d / d2, sem_d / v2), sem_v / v2
             correlation = np.where((sem_d > 0) & (sem_v > 0), np.clip(joint[..., 0, 1] / sem_d / sem_v, -1, 1), 0.0)
             by_rho = np.hypot(r_d - correlation * r_v, np.sqrt(1 - correlation**2) * r_v)
-            by_rho = np.where((v2 > 0) & (by_rho > 0), self._quantile() * by_rho, 0.0)
+            by_rho = np.where((v2 > 0) & (by_rho > 0), self.moments.quantile * by_rho, 0.0)
         return by_rho, np.asarray(Z95 * self.cost.log_kappa_sem)
-
-    def _quantile(self) -> float:
-        """Student's t for n tasks, widened where their tail is longer than their own errors say."""
-        tail, n = self.moments.tail, self.moments.n
-        if n is None:
-            return Z95
-        from scipy.special import stdtrit  # not where nothing was sampled: importing it takes longer than all else
-
-        return float(stdtrit(max(n - 1, 1), 0.975)) * (tail.widening if tail else 1.0)
 
     @cached_property
     def interval(self) -> tuple[Number, Number]:

@@ -146,6 +146,15 @@ class Moments:
         """Standard error of V²."""
         return self.sem("v2")
 
+    @property
+    def quantile(self) -> float:
+        """Half a 95 % interval over its standard error: Student's t for n tasks, widened where their tail is long."""
+        if self.n is None:
+            return Z95
+        from scipy.special import stdtrit  # not where nothing was sampled: importing it takes longer than all else
+
+        return float(stdtrit(max(self.n - 1, 1), 0.975)) * (self.tail.widening if self.tail else 1.0)
+
     @cached_property
     def tail(self) -> Tail | None:
         """The upper tails of the tasks, where `samples` are given."""

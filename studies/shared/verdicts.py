@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 
 from ufom_theory import UfomError
 from ufom_theory.checks import scalar
 
 Agreement = Literal["yes", "no", "inconclusive"]
+TOLERATED = 1.05  # the predicted q may be this much slower than the best of the grid
+WIDEST = 2 * math.log(TOLERATED)  # an interval of the log-time that is no wider is judged by its centre
 
 
 @dataclass(frozen=True)
@@ -95,3 +98,26 @@ class Verdict:
         over = {"<=": measured - predicted, ">=": predicted - measured, "=": abs(measured - predicted)}[relation]
         agrees: Agreement = "yes" if over - margin + half <= 0 else "no" if over - margin - half > 0 else "inconclusive"
         return cls(subject, relation, predicted, measured, half, agrees)
+
+
+def halves(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The even seeds, which choose, and the odd ones, which judge; `seed` is a column or the index."""
+    odd = np.asarray(runs.get("seed", runs.index)) % 2 == 1
+    return runs[~odd], runs[odd]
+
+
+def log_regret(subject: str, logs: pd.DataFrame, q: float) -> tuple[Verdict, float, bool]:
+    """Is q at most `TOLERATED` times as slow as the fastest q of a grid? Chosen on the even seeds, judged on the odd.
+
+    Args:
+        subject: what is compared.
+        logs: log-times, a row a seed and a column a q, ascending.
+        q: one of the columns.
+
+    Returns:
+        The verdict, the fastest q, and whether that is the smallest of the grid, so that a smaller one may be faster.
+    """
+    chosen, held_out = halves(logs)
+    best = chosen.mean().idxmin()
+    verdict = Verdict.from_paired(subject, "<=", math.log(TOLERATED), held_out[q] - held_out[best], WIDEST)
+    return verdict, best, best == logs.columns[0]

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from studies import few_shot as study
+from studies import few_shot_cell
 from studies.engine.sweep import Store
 from tests.oracles import unrolled_gradient
 from ufom_runtime import EXACT, FOM, hypergradient
 from ufom_theory import UfomError
 
-TINY = study.Config((("digits", 3),), 2, 0.05, 1e-3, 2, 2, 4, 4, 3, 2, r=3)
+TINY = few_shot_cell.Config((("digits", 3),), 2, 0.05, 1e-3, 2, 2, 4, 4, 3, 2, r=3)
 CELL = next(study._cells(TINY, [("digits", 3)]))
 
 
@@ -33,7 +34,7 @@ def planted(table, method, **columns):
 @pytest.fixture(scope="module")
 def gradients():
     """The problem, θ, tasks, and by the oracle the mean exact and first-order gradients and the tasks' differences."""
-    problem = study.make_problem(CELL)
+    problem = few_shot_cell.make_problem(CELL)
     tasks = problem.sample(4, torch.Generator().manual_seed(0))
     exact, first = (unrolled_gradient(problem, problem.initial, tasks, kept) for kept in (None, 0))
     return problem, problem.initial, tasks, exact, first
@@ -49,13 +50,13 @@ def test_hypergradients_are_the_oracles(gradients):
 def test_agreement_is_the_oracles(gradients):
     problem, theta, tasks, exact, first = gradients
     truth = exact.mean(0)
-    found = study.agreement(problem, theta, tasks, "FOM", 0.0, 0)
+    found = few_shot_cell.agreement(problem, theta, tasks, "FOM", 0.0, 0)
     assert found["error"] == pytest.approx(float((first.mean(0) - truth).norm() / truth.norm()), rel=1e-3)
     assert found["cosine"] == pytest.approx(float(torch.cosine_similarity(first.mean(0), truth, dim=0)), rel=1e-3)
     assert found["end_d2"] == pytest.approx(float((exact - first).square().sum(1).mean()), rel=1e-3)
     for method in ("exact", "adaptive"):
-        assert study.agreement(problem, theta, tasks, method, 1.0, 0)["error"] < 1e-5
-    ufom = study.agreement(problem, theta, tasks, "UFOM", 0.2, 0)
+        assert few_shot_cell.agreement(problem, theta, tasks, method, 1.0, 0)["error"] < 1e-5
+    ufom = few_shot_cell.agreement(problem, theta, tasks, "UFOM", 0.2, 0)
     assert 0 < ufom["expected_error"] == pytest.approx(ufom["error"], rel=0.3)
 
 
@@ -93,7 +94,7 @@ def test_absent_data_are_skipped_loudly(monkeypatch, tmp_path):
     with pytest.warns(UserWarning, match="cifar100 is skipped: cifar-100-python.tar.gz is missing"):
         assert not study._is_there("cifar100")
     with pytest.warns(UserWarning, match="is skipped"), pytest.raises(UfomError, match="none of the data"):
-        study.measure(study.Config((("cifar100", 20),), 2, 0.05, 1e-3, 2, 2, 4, 4, 3, 2, r=3), Store(tmp_path))
+        study.measure(few_shot_cell.Config((("cifar100", 20),), 2, 0.05, 1e-3, 2, 2, 4, 4, 3, 2, r=3), Store(tmp_path))
 
 
 def test_figure_caption_and_answer(table, tmp_path):
@@ -113,7 +114,7 @@ def test_figure_caption_and_answer(table, tmp_path):
 
 
 def test_papers_size_is_the_papers():
-    paper = study.SIZES["paper"]
+    paper = few_shot_cell.SIZES["paper"]
     assert set(paper.settings) == set(study.PAPER_TABLE)
     assert (paper.r, paper.filters) == (10, 64)
-    assert len(list(study._cells(paper, [*paper.settings]))) == 4 * paper.seeds * len(study.METHODS)
+    assert len(list(study._cells(paper, [*paper.settings]))) == 4 * paper.seeds * len(few_shot_cell.METHODS)

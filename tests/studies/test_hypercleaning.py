@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from studies import hypercleaning as study
+from studies import hypercleaning_cell
 from studies.engine.sweep import Store
 from studies.shared.training import ADAPTIVE, charged
 from tests.oracles import unrolled_gradient
@@ -17,7 +18,7 @@ from ufom_runtime.coins import draw_coins
 from ufom_runtime.training.seeds import generator
 from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, optimal_q
 
-TINY = study.Config("digits", 20, 20, 4, 0.5, (10.0, 100.0), 2, 2, 4, log_every=2, r=5)
+TINY = hypercleaning_cell.Config("digits", 20, 20, 4, 0.5, (10.0, 100.0), 2, 2, 4, log_every=2, r=5)
 CELL = next(iter(study._cells(TINY)))
 
 
@@ -40,7 +41,7 @@ def test_same_config_same_table(table, tmp_path):
 
 
 def test_hypergradients_are_the_oracles_and_fom_is_zero():
-    problem = study.make_problem(CELL)
+    problem = hypercleaning_cell.make_problem(CELL)
     theta = torch.linspace(-1, 1, 20)
     coin, truncated = torch.tensor([False]), UFOM(0.5, Sweep.stored(), Truncated(2))
     exact = hypergradient(problem, theta, problem.tasks, EXACT)
@@ -52,7 +53,7 @@ def test_hypergradients_are_the_oracles_and_fom_is_zero():
 
 
 def test_ufom_on_fom_is_the_exact_gradient_with_longer_steps_now_and_then():
-    problem, q, gamma = study.make_problem(CELL), 0.25, 8.0
+    problem, q, gamma = hypercleaning_cell.make_problem(CELL), 0.25, 8.0
     run = outer_sgd(problem, problem.initial, UFOM(q, Sweep.stored()), lambda k: gamma, 20, seed=3)
     theta = problem.initial
     for k in range(1, 21):
@@ -64,7 +65,7 @@ def test_ufom_on_fom_is_the_exact_gradient_with_longer_steps_now_and_then():
 
 @pytest.mark.parametrize("proxy", [0, 2])
 def test_what_is_charged_is_what_the_recomputed_sweep_costs(proxy):
-    problem = study.make_problem(CELL)
+    problem = hypercleaning_cell.make_problem(CELL)
     stored, recomputed = (
         outer_sgd(problem, problem.initial, UFOM(0.5, sweep, Truncated(proxy)), lambda k: 1.0, 6).log
         for sweep in (Sweep.stored(), Sweep.recomputed())
@@ -108,7 +109,7 @@ def test_the_judge_follows_the_table(table):
 
 def times(table, stretch):
     """The table with three γ, and logs where UFOM comes to each validation CE `stretch` times as late as predicted."""
-    limit = study.budget(5, 2)
+    limit = hypercleaning_cell.budget(5, 2)
     falling = table.assign(validation=1 - table.calls / (3 * limit), d2=0.1, v2=1.0)
     predicted = math.exp(study.log_time_over_exact(falling, "UFOM", TINY)[1])
     falling = planted(falling, "UFOM", validation=1 - table.calls / (3 * limit * stretch * predicted))
@@ -159,6 +160,6 @@ def test_figure_caption_and_answer(table, tmp_path):
 
 
 def test_papers_size_is_the_papers():
-    paper = study.SIZES["paper"]
+    paper = hypercleaning_cell.SIZES["paper"]
     assert (paper.n_train, paper.r, paper.alpha) == (5000, 100, 1.0)
-    assert len(list(study._cells(paper))) == paper.seeds * (1 + len(study.METHODS) * len(paper.gammas))
+    assert len(list(study._cells(paper))) == paper.seeds * (1 + len(hypercleaning_cell.METHODS) * len(paper.gammas))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from studies import readings as study
+from studies import readings_cell
 from studies.engine.sweep import Store
 from studies.shared.pair import simulate
 from tests.oracles import unrolled_gradient
@@ -34,7 +35,7 @@ def planted(table, m, where="θ*"):
 
 @pytest.mark.parametrize("alpha", [0.001, 0.01, 0.05])
 def test_hypergradients_against_autodiff(alpha):
-    pair, _ = study.describe(alpha)
+    pair, _ = readings_cell.describe(alpha)
     problem = synthetic(**pair.parameters)
     for theta in (-50.0, pair.theta_star, 403.0):
         at = torch.tensor([theta], dtype=torch.float64)
@@ -44,22 +45,22 @@ def test_hypergradients_against_autodiff(alpha):
 
 
 def test_moments_of_each_kind_at_the_papers_alpha():
-    _, row = study.describe(0.01)
+    _, row = readings_cell.describe(0.01)
     assert row["D² [−50, 50]"] == pytest.approx(53.21197334, rel=1e-9)
     assert row["D² ℝ"] == pytest.approx(2659.539581, rel=1e-4)
     assert row["V² ℝ"] == pytest.approx(200500.3125, rel=1e-12)
-    found = {reading.name: float(reading.predict(row).q) for reading in study.READINGS[:3]}
+    found = {reading.name: float(reading.predict(row).q) for reading in readings_cell.READINGS[:3]}
     assert found == pytest.approx({"printed": 0.111879, "printed, over ℝ": 0.080358, "released": 0.110}, rel=1e-3)
 
 
 def test_first_passages_are_those_of_simulated_runs():
-    pair, row = study.describe(0.03)
-    grid = study._grid(row, 5)
-    steps = study._decaying(pair, grid, 0.02)
-    for i, rule in enumerate(study.DECAYING):
+    pair, row = readings_cell.describe(0.03)
+    grid = readings_cell._grid(row, 5)
+    steps = readings_cell._decaying(pair, grid, 0.02)
+    for i, rule in enumerate(readings_cell.DECAYING):
         exact = steps[(steps.rule == rule) & (steps.part == "exact")].steps.to_numpy()
         length = int(1.3 * exact[-1])
-        rng, gamma = np.random.default_rng([20260101, i]), study.step_size(rule, pair, 0.02)
+        rng, gamma = np.random.default_rng([20260101, i]), readings_cell.step_size(rule, pair, 0.02)
         found, _ = simulate(pair, grid[-1:], 0.02, length, rng, (1, 20_000), gamma)
         assert found[0, 0] == pytest.approx(exact[-1], rel=0.1)
 
@@ -73,7 +74,7 @@ def test_same_config_same_table(table, tmp_path):
 def test_every_predicted_q_and_fom_are_run(table):
     exact = table[table.part == "exact"]
     for (_, _), runs in exact.groupby(["alpha", "rule"]):
-        predicted = {float(reading.predict(runs.iloc[0]).q) for reading in study.READINGS}
+        predicted = {float(reading.predict(runs.iloc[0]).q) for reading in readings_cell.READINGS}
         assert {0.0, 1.0} | predicted <= set(runs.q)
         assert runs[runs.q > 0].steps.notna().all()
         assert runs[runs.q == 0].steps.isna().all()  # FOM never reaches δ
@@ -81,8 +82,8 @@ def test_every_predicted_q_and_fom_are_run(table):
 
 @pytest.mark.parametrize("m", [0.5, 1.0, 2.0])
 def test_the_fit_finds_a_planted_exponent(table, m):
-    local, world = study.READINGS[-1], planted(table, m)
-    for rule in study.DECAYING:
+    local, world = readings_cell.READINGS[-1], planted(table, m)
+    for rule in readings_cell.DECAYING:
         assert study.exponents(world, rule, local).to_numpy() == pytest.approx(m, rel=1e-9)
     assert verdict(world, "exponent m with moments at θ*, k^-1: the printed 2").agrees == ("yes" if m == 2 else "no")
     assert verdict(world, "exponent m, local, k^-1").agrees == ("yes" if m == 1 else "no")
@@ -98,7 +99,7 @@ def test_a_world_as_printed_supports_the_printed_reading(table):
 
 
 def test_a_slow_prediction_is_called_slow(table):
-    local = study.READINGS[3]
+    local = readings_cell.READINGS[3]
     q = float(local.predict(table[table.alpha == 0.01].iloc[0]).q)
     slow = table.copy()
     slow.loc[np.isclose(slow.q, q) & (slow.rule == local.rule) & (slow.part == "exact"), "steps"] *= 2
@@ -127,10 +128,10 @@ def test_the_papers_q_comes_out_over_the_reals_alone_of_the_suprema(table):
 
 
 def test_a_delta_below_every_noise_floor_is_refused():
-    pair, row = study.describe(0.03)
+    pair, row = readings_cell.describe(0.03)
     norms = (np.ones((1, 6)) for _ in range(10**6))
     with pytest.raises(UfomError, match="take a smaller δ"):
-        study._passages(norms, ["k^-1"], pair, study._grid(row, 5), 0.5)
+        readings_cell._passages(norms, ["k^-1"], pair, readings_cell._grid(row, 5), 0.5)
 
 
 def test_figure_has_labelled_axes(table):
@@ -143,8 +144,8 @@ def test_figure_has_labelled_axes(table):
 
 def test_every_size_holds_the_papers_alpha_and_each_reading_predicts():
     for config in study.SIZES.values():
-        assert study.PAPERS_ALPHA in config.alphas
+        assert readings_cell.PAPERS_ALPHA in config.alphas
         assert len(set(config.alphas)) == len(config.alphas)
-    _, row = study.describe(0.02)
-    for reading in study.READINGS:
+    _, row = readings_cell.describe(0.02)
+    for reading in readings_cell.READINGS:
         assert reading.predict(row).q == optimal_q(reading.moments(row), reading.cost, reading.m).q

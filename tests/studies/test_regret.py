@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from studies import regret as study
+from studies import regret_cell
 from studies.engine.sweep import Store
 from tests.oracles import unrolled_gradient
 from tests.runtime.conftest import needs_data
@@ -36,7 +37,7 @@ def table(tmp_path_factory):
 )
 def test_the_gradients_that_are_run_agree_with_the_oracle(setting):
     in_double = {} if setting.problem == "quadratic" else {"dtype": F64}
-    problem = study.MAKERS[setting.problem](**setting.arguments, **in_double)
+    problem = regret_cell.MAKERS[setting.problem](**setting.arguments, **in_double)
     tasks = problem.sample(3, torch.Generator().manual_seed(0))
     theta = problem.initial
     exact, kept = unrolled_gradient(problem, theta, tasks), unrolled_gradient(problem, theta, tasks, setting.proxy)
@@ -45,7 +46,7 @@ def test_the_gradients_that_are_run_agree_with_the_oracle(setting):
     found = hypergradient(problem, theta, tasks, estimator, coins=coins, per_task=True)
     torch.testing.assert_close(found, kept + coins[:, None].double() / 0.3 * (exact - kept), rtol=1e-8, atol=1e-10)
     if setting.problem != "quadratic":
-        loss = study.evaluate(problem, theta, tasks if problem.tasks is None else problem.tasks)
+        loss = regret_cell.evaluate(problem, theta, tasks if problem.tasks is None else problem.tasks)
         mean = exact.mean(0)
         assert loss == pytest.approx(float(mean @ mean) if problem.tasks is not None else _outer_loss(problem, tasks))
 
@@ -69,7 +70,7 @@ def test_the_exact_law_of_a_quadratic_is_what_the_runtimes_gradients_do(q, proxy
     n = 4000
     theta, generator = problem.initial, torch.Generator().manual_seed(1)
     _, basis = torch.linalg.eigh(problem.hessian)
-    (_, _), (expected, _) = study.quadratic_run(setting, problem, q, ((basis.T @ theta) ** 2).numpy(), 1)
+    (_, _), (expected, _) = regret_cell.quadratic_run(setting, problem, q, ((basis.T @ theta) ** 2).numpy(), 1)
     g = hypergradient(
         problem, theta, problem.sample(n, generator), Estimator(q, proxy=Truncated(proxy)), generator=generator,
         per_task=True,
@@ -82,8 +83,8 @@ def test_the_exact_law_of_a_quadratic_is_what_the_runtimes_gradients_do(q, proxy
 
 def test_the_moments_of_a_quadratics_pilot_are_the_closed_form():
     problem = QUADRATIC.make()
-    proxy, exact = study.slopes(QUADRATIC, problem)
-    _, (first, *_) = study._quadratic_pilot(QUADRATIC, problem)
+    proxy, exact = regret_cell.slopes(QUADRATIC, problem)
+    _, (first, *_) = regret_cell.quadratic_pilot(QUADRATIC, problem)
     _, basis = torch.linalg.eigh(problem.hessian)
     known = problem.moments(basis.sum(1))  # every coordinate of the eigenbasis is 1, as E θ_0² is
     assert (first.d2, first.v2) == pytest.approx((known.d2, known.v2))
@@ -92,9 +93,9 @@ def test_the_moments_of_a_quadratics_pilot_are_the_closed_form():
 
 
 def test_steps_are_interpolated_in_the_logarithm():
-    assert study.steps_to(1e-2, np.array([1.0, 1e-1, 1e-3]), every=4) == pytest.approx(6.0)
-    assert study.steps_to(2.0, np.array([1.0, 0.1]), every=4) == 0
-    assert study.steps_to(1e-2, np.array([1.0, 0.1]), every=4) is None
+    assert regret_cell.steps_to(1e-2, np.array([1.0, 1e-1, 1e-3]), every=4) == pytest.approx(6.0)
+    assert regret_cell.steps_to(2.0, np.array([1.0, 0.1]), every=4) == 0
+    assert regret_cell.steps_to(1e-2, np.array([1.0, 0.1]), every=4) is None
 
 
 def test_same_config_same_table(table, tmp_path):
@@ -104,7 +105,7 @@ def test_same_config_same_table(table, tmp_path):
 
 def test_the_grid_holds_every_readings_q_and_time_is_charged_by_the_recomputed_sweep(table):
     for _, runs in table.groupby("name"):
-        predicted = [runs[f"q: {r}"].iloc[0] for r in study.READINGS]
+        predicted = [runs[f"q: {r}"].iloc[0] for r in regret_cell.READINGS]
         assert {0.0, 0.3, 1.0, *predicted, min(predicted) / 2} == set(runs.q)
     row = table[(table.name == CLEANING.name) & (table.q == 0.3)].iloc[0]
     cost = CostModel(r=4, proxy=Truncated(2))
@@ -125,23 +126,23 @@ def test_missing_data_are_left_out_loudly(table, tmp_path, monkeypatch):
 @needs_data
 def test_few_shot_runs_to_its_budget_or_to_delta():
     problem, cell = OMNIGLOT.make(), {"setting": asdict(OMNIGLOT), "q": 1.0, "seeds": 1, "budget": 2.0}
-    precision, moments = study._sampled_pilot(OMNIGLOT, problem)
+    precision, moments = regret_cell.sampled_pilot(OMNIGLOT, problem)
     assert len(precision) == 1 + OMNIGLOT.steps // OMNIGLOT.every
     assert all(m.v2 > m.d2 > 0 for m in moments)
-    (found,) = study.run({**cell, "delta": 1e-9})
+    (found,) = regret_cell.run({**cell, "delta": 1e-9})
     assert (found["steps"], found["reached"]) == (8, False)
-    (found,) = study.run({**cell, "delta": 1e9})
+    (found,) = regret_cell.run({**cell, "delta": 1e9})
     assert (found["steps"], found["reached"]) == (0, True)
 
 
 def test_a_pilot_that_comes_no_closer_is_refused():
     with pytest.raises(UfomError, match="above its start: take another γ"):
-        study.pilot({"setting": asdict(replace(QUADRATIC, gamma=3.9, delay=10_000))})
+        regret_cell.pilot({"setting": asdict(replace(QUADRATIC, gamma=3.9, delay=10_000))})
 
 
 def test_a_run_that_diverges_is_charged_its_budget_and_says_why():
     wild = asdict(replace(CLEANING, gamma=1e42))
-    (found, *_) = study.run({"setting": wild, "q": 0.01, "delta": 1e-30, "seeds": 1, "budget": 2.0})
+    (found, *_) = regret_cell.run({"setting": wild, "q": 0.01, "delta": 1e-30, "seeds": 1, "budget": 2.0})
     assert not found["reached"]
     assert "not finite" in found["ended"]
 
@@ -154,7 +155,7 @@ def planted(times, unreached=()):
          "delta": 0.1, "device": "cpu", "calls": math.exp(t + noise[seed, i]), "seconds": math.exp(t + noise[seed, i])}
         for i, (q, t) in enumerate(times.items()) for seed in range(16)
     ]  # fmt: skip
-    readings = dict(zip(study.READINGS, (0.2, 0.4, 0.1, 1.0), strict=True))
+    readings = dict(zip(regret_cell.READINGS, (0.2, 0.4, 0.1, 1.0), strict=True))
     return pd.DataFrame(rows).assign(skipped=np.nan, **{f"q: {r}": q for r, q in readings.items()})
 
 
@@ -190,7 +191,7 @@ def test_the_figure_has_labelled_axes(table):
 def test_sizes_are_consistent():
     for config in study.SIZES.values():
         for setting in config.settings:
-            assert setting.problem in study.MAKERS
+            assert setting.problem in regret_cell.MAKERS
             assert setting.steps % setting.every == 0
             assert (setting.tasks > 0) == (setting.problem == "omniglot")
     assert study.SIZES["standard"].seeds >= 8

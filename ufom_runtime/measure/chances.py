@@ -21,14 +21,6 @@ DRAWS = 1000
 _ORDER = ("mean_gradient_sq", "v2", "d2", "cross", "proxy_sq", "mean_cross", "mean_proxy_sq")
 
 
-def widening(moments: MeasuredMoments) -> float:
-    """Student's quantile for n − 1 degrees of freedom over the normal one, times the widening for the tasks' tail."""
-    from scipy.special import stdtrit
-
-    n = moments.n or 2
-    return float(stdtrit(max(n - 1, 1), 0.975)) / Z95 * (moments.tail.widening if moments.tail else 1.0)
-
-
 def draws(moments: MeasuredMoments, curvature: MeasuredCurvature | None, seed: int = 0) -> Progress:
     """`Progress` at what was measured, entry 0, and at `DRAWS` draws from the errors, shape (DRAWS + 1,).
 
@@ -42,7 +34,7 @@ def draws(moments: MeasuredMoments, curvature: MeasuredCurvature | None, seed: i
     scale = np.sqrt(np.maximum(np.diag(cov), np.finfo(float).tiny))
     root = np.linalg.cholesky(cov / np.outer(scale, scale) + 1e-9 * np.eye(len(index))) * scale[:, None]
     means = np.array([float(getattr(moments, name)) for name in _ORDER])
-    sampled = means + (widening(moments) * normal @ root.T if np.diag(cov).any() else 0.0)
+    sampled = means + (moments.quantile / Z95 * normal @ root.T if np.diag(cov).any() else 0.0)
     at = dict(zip(_ORDER, np.broadcast_to(sampled, normal.shape).T, strict=True))
     curvatures: dict[str, Any] = {}
     if curvature is not None:
