@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from ufom_runtime.adaptation import losses as losses
     from ufom_runtime.audit.audit import Audit as Audit
     from ufom_runtime.audit.audit import audit_gradient as audit_gradient
+    from ufom_runtime.derivatives import Calls as Calls
     from ufom_runtime.derivatives import count_calls as count_calls
     from ufom_runtime.estimators import EXACT as EXACT
     from ufom_runtime.estimators import FOM as FOM
     from ufom_runtime.estimators import HELD as HELD
     from ufom_runtime.estimators import RECOMPUTED as RECOMPUTED
     from ufom_runtime.estimators import UFOM as UFOM
+    from ufom_runtime.estimators import Direction as Direction
     from ufom_runtime.estimators import Estimator as Estimator
     from ufom_runtime.estimators import hypergradient as hypergradient
     from ufom_runtime.measure.clock import choose_chunk as choose_chunk
@@ -27,8 +29,11 @@ if TYPE_CHECKING:
     from ufom_runtime.measure.compare import compare as compare
     from ufom_runtime.measure.constants import compare_bounds as compare_bounds
     from ufom_runtime.measure.constants import estimate_constants as estimate_constants
+    from ufom_runtime.measure.curvature import MeasuredCurvature as MeasuredCurvature
     from ufom_runtime.measure.curvature import measure_curvature as measure_curvature
+    from ufom_runtime.measure.forecast import Forecast as Forecast
     from ufom_runtime.measure.forecast import forecast as forecast
+    from ufom_runtime.measure.moments import MeasuredMoments as MeasuredMoments
     from ufom_runtime.measure.moments import measure_moments as measure_moments
     from ufom_runtime.measure.moments import moments_by_proxy as moments_by_proxy
     from ufom_runtime.memory import peak_bytes as peak_bytes
@@ -59,12 +64,12 @@ _ROOMS = {
     "measure.clock": ["choose_chunk", "measure_cost"],
     "measure.compare": ["Comparison", "compare"],
     "measure.constants": ["compare_bounds", "estimate_constants"],
-    "measure.curvature": ["measure_curvature"],
-    "derivatives": ["count_calls"],
-    "estimators": ["EXACT", "FOM", "HELD", "RECOMPUTED", "UFOM", "Estimator", "hypergradient"],
-    "measure.forecast": ["forecast"],
+    "measure.curvature": ["MeasuredCurvature", "measure_curvature"],
+    "derivatives": ["Calls", "count_calls"],
+    "estimators": ["EXACT", "FOM", "HELD", "RECOMPUTED", "UFOM", "Direction", "Estimator", "hypergradient"],
+    "measure.forecast": ["Forecast", "forecast"],
     "memory": ["peak_bytes"],
-    "measure.moments": ["measure_moments", "moments_by_proxy"],
+    "measure.moments": ["MeasuredMoments", "measure_moments", "moments_by_proxy"],
     "training.log": ["Run", "Stopped"],
     "training.run_seeds": ["SeedRuns", "run_seeds"],
     "training.train": ["outer_sgd", "train"],

@@ -43,6 +43,8 @@ def _levels(d2_by_level: ArrayLike, v2: float, costs: ArrayLike) -> tuple[Array,
     rule = "a finite number ≥ 0: it is the mean of a squared norm"
     d2, v2 = np.atleast_1d(finite("d2_by_level", d2_by_level, rule, 0.0)), scalar("V² (v2)", v2, finite, rule, 0.0)
     c = np.atleast_1d(positive("costs", costs))
+    if d2.shape == c.shape and d2[-1] == 0:  # D²_n, which is 0 by definition, may be given
+        d2 = d2[:-1]
     if d2.ndim != 1 or c.shape != (len(d2) + 1,):
         raise UfomError(
             f"d2_by_level {d2.shape} must hold D²_0 … D²_(n−1), without D²_n = 0, and costs {c.shape} c_0 … c_n"
@@ -94,7 +96,7 @@ def optimal_survival(d2_by_level: ArrayLike, v2: float, costs: ArrayLike, m: flo
     array([0.1491])
 
     Args:
-        d2_by_level: D²_0 … D²_{n−1}, of G_{K_0} … G_{K_{n−1}}; they need not fall.
+        d2_by_level: D²_0 … D²_{n−1}, of G_{K_0} … G_{K_{n−1}}, and D²_n = 0 if you like; they need not fall.
         v2: V²; for a batch of B tasks with their own coins V² + (B − 1)·‖∇M‖².
         costs: c_0 … c_n, as `level_costs`.
         m: exponent of the time to precision.
