@@ -90,12 +90,12 @@ def _print(rows: list[dict[str, Any]], why: str) -> None:
     from ufom_runtime.command.printing import console, print_bold, print_table
 
     def cells(row: dict[str, Any]) -> list[str]:
-        method = row["method"].replace("FOM until", "FOM to").replace(", then", ",")
+        method = "FOM→" + row["method"].split()[-1] if " " in row["method"] else row["method"]
         mixed, predicted = row["method"].endswith("UFOM"), row["clock"] != "timed"
         sweep = row["sweep"].replace("checkpointed", "slots")
         ratios = [_short(row[name]) for name in ("steps_over_exact", "time_over_plain", "low", "high")]
         return [
-            method, f"{row['q']:g}" * mixed, row["proxy"], row["coin"], sweep, "~" * predicted + f"{row['ms']:.3g}",
+            method, f"{row['q']:g}" * mixed, row["proxy"], row["coin"], sweep, "~" * predicted + _short(row["ms"], 3),
             _size(row["bytes"]), *ratios[:2], "-".join(ratios[2:]),
         ]  # fmt: skip
 
@@ -110,10 +110,10 @@ def _print(rows: list[dict[str, Any]], why: str) -> None:
     print_bold(why.replace("[", r"\["))
 
 
-def _short(x: float) -> str:
+def _short(x: float, digits: int = 2) -> str:
     if math.isnan(x):
         return "?"
-    return "∞" if math.isinf(x) else f"{x:.2g}" if x < 100 else f"{x:.0f}"
+    return "∞" if math.isinf(x) else f"{x:.{digits}g}" if x < 10**digits else f"{x:.0f}"
 
 
 def _size(count: int) -> str:
