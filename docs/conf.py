@@ -38,6 +38,7 @@ napoleon_use_ivar = True
 sphinx_gallery_conf = {
     "examples_dirs": "gallery",
     "gallery_dirs": "examples",
+    "ignore_pattern": r"__init__\.py|plain\.py",  # what the pages share
     "image_scrapers": ("extension.figures",),
     "reset_modules": (),
     "abort_on_example_error": True,

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from ufom_runtime.compiled.graphs import Graphs
-from ufom_runtime.compiled.trace import Found
+from ufom_runtime.compiled.trace import Found, differ
 from ufom_runtime.derivatives import (
     count_rows,
     gradient_and_products,
@@ -205,15 +206,16 @@ class Steps:
         return Step(function, j if self._numbered(x) else 0, self._layout)
 
     def _numbered(self, x: Tensor) -> bool:
-        """Whether the update uses j, by its value at every j from one state; found once for each shape."""
+        """Whether the update uses j, by its traces at every j; found once for each shape."""
         known, key = kept(self.problem, "numbered"), (x.dtype, x.device, x.shape[1:])
         if key not in known:
-            layout, theta, tasks, x = cast(Layout, self._layout), self.theta[:1], self.tasks.take(slice(1)), x[:1]
-            seen = inner_tasks(self.problem, tasks, 0)
-            with torch.no_grad():
-                g = x[:, : layout.p].cos() + 0.1  # any gradient will do
-                first, *others = (updated(self.problem, layout, theta, x, g, seen, j) for j in range(self.problem.r))
-            known[key] = not all(torch.equal(first, other) for other in others)
+            tasks, layout = inner_tasks(self.problem, self.tasks.take(slice(1)), 0), cast(Layout, self._layout)
+
+            def step(theta: Tensor, x: Tensor, g: Tensor, *parts: Tensor, j: int) -> Found:
+                return (updated(self.problem, layout, theta, x, g, Tasks(parts, tasks.form), j),)
+
+            given = (self.theta[:1], x[:1], x[:1, : layout.p], *tasks.parts)
+            known[key] = differ([partial(step, j=j) for j in range(self.problem.r)], given)
         return bool(known[key])
 
 

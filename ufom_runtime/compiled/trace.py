@@ -57,6 +57,26 @@ def trace(function: Callable[..., Found], arguments: Sequence[Tensor]) -> GraphM
     return traced
 
 
+def differ(functions: Sequence[Callable[..., Found]], arguments: Sequence[Tensor]) -> bool:
+    """Whether functions of the same arguments have different traces, or one that cannot be made."""
+    try:
+        first, *others = (trace(function, arguments) for function in functions)
+    except Exception:  # of the user's function, or of the tracer
+        return True
+    held = _constants(first)
+    for other in others:
+        constants = _constants(other)
+        if other.code != first.code or not all(torch.equal(t, constants[name]) for name, t in held.items()):
+            return True
+    return False
+
+
+def _constants(traced: GraphModule) -> dict[str, Tensor]:
+    """The tensors that a trace found outside its arguments."""
+    names = [str(node.target) for node in traced.graph.nodes if node.op == "get_attr"]
+    return {name: getattr(traced, name) for name in names}
+
+
 def in_small_operations(traced: GraphModule, arguments: Sequence[Tensor]) -> GraphModule:
     """The same in the compiler's own small operations, most of which are cheap to repeat, and none of them in place."""
     import torch._inductor.lowering  # some decompositions look it up there, without importing it
