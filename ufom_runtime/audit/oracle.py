@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ufom_runtime.batching import in_chunks, refuse_divergence
 from ufom_runtime.estimators import EXACT
+from ufom_runtime.inner import Update
 from ufom_runtime.problem import BilevelProblem, Tasks
 from ufom_theory import UfomError
 
@@ -83,6 +86,9 @@ def _starting(problem: BilevelProblem, change: Callable[[Tensor], Tensor]) -> Bi
         lambda theta, task: change(problem.start(theta, task)),
         problem.step_sizes,
         tasks=torch.zeros(1, device="cpu"),
+        update=problem.update,
+        steps=problem.steps,
+        inner_batch=problem.inner_batch,
     )
 
 
@@ -111,7 +117,6 @@ def _gradients(
 
 def _slips(problem: BilevelProblem, tasks: Tasks) -> Iterator[tuple[str, BilevelProblem]]:
     """Usual slips, as the problems that would be differentiated correctly: (in words, problem)."""
-    alphas = problem.alphas
 
     def without_theta(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return lambda theta, *rest: function(theta.detach(), *rest)
@@ -120,12 +125,37 @@ def _slips(problem: BilevelProblem, tasks: Tasks) -> Iterator[tuple[str, Bilevel
     yield "without the derivative of the start", replace(problem, start=without_theta(problem.start))
     yield "without ∂²L_in/∂θ∂φ", replace(problem, inner_loss=without_theta(problem.inner_loss))
     yield "with the inner loss for the outer (on the support set?)", replace(problem, outer_loss=problem.inner_loss)
-    yield "of the outer loss at the start φ_0", replace(problem, step_sizes=[1e-300])  # a step that moves nothing
+    yield "of the outer loss at the start φ_0", _updated(problem, 1, lambda theta, phi, state, *_: (phi, state))
+    if problem.r > 1:
+        yield "after one inner step too few", problem.cut(problem.r - 1)
+    yield from _slips_of_descent(problem, tasks) if problem.update is None else _slips_of_update(problem)
+
+
+def _slips_of_descent(problem: BilevelProblem, tasks: Tasks) -> Iterator[tuple[str, BilevelProblem]]:
+    alphas = problem.alphas
     yield "after one inner step too many", replace(problem, step_sizes=[*alphas, alphas[-1]])
-    if len(alphas) > 1:
-        yield "after one inner step too few", replace(problem, step_sizes=alphas[:-1])
     examples = {t.shape[1] for t in tasks.parts if t.ndim > 1}
     for m in sorted({2, 10} | examples - {1}):
         why = " (a sum over the examples for a mean?)" * (m in examples), " (a mean for a sum?)" * (m in examples)
         yield f"with inner steps {m} × as long{why[0]}", replace(problem, step_sizes=[m * a for a in alphas])
         yield f"with inner steps 1/{m} as long{why[1]}", replace(problem, step_sizes=[a / m for a in alphas])
+
+
+def _slips_of_update(problem: BilevelProblem) -> Iterator[tuple[str, BilevelProblem]]:
+    update = cast(Update, problem.update).update
+    yield "after one inner step too many", problem.cut(problem.r + 1)
+    yield (
+        "with the inner gradients held constant (HELD)",
+        _updated(problem, problem.r, lambda theta, phi, state, g, *rest: update(theta, phi, state, g.detach(), *rest)),
+    )
+    yield (
+        "without the derivative of the inner update by θ",
+        _updated(problem, problem.r, lambda theta, *rest: update(theta.detach(), *rest)),
+    )
+
+
+def _updated(problem: BilevelProblem, steps: int, function: Callable[..., Any]) -> BilevelProblem:
+    """The problem with steps of another function."""
+    init = (lambda theta, phi, task: ()) if problem.update is None else problem.update.init
+    changed = cast(Update, SimpleNamespace(init=init, update=function))
+    return replace(problem, step_sizes=None, update=changed, steps=steps)

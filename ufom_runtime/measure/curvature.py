@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ufom_runtime.batching import in_chunks, refuse_divergence
-from ufom_runtime.estimators import EXACT, proxy_length
+from ufom_runtime.estimators import EXACT, Estimator, as_proxy, proxy_length
 from ufom_runtime.measure.moments import Estimate, tasks_or_all
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_theory import Truncated, UfomError
-from ufom_theory.checks import instance
 
 Array = NDArray[np.float64]
 _STEPS = [4.0**-k for k in range(1, 12)]  # of the differences, relative to 1 + ‖θ‖
@@ -56,7 +55,7 @@ def measure_curvature(
     problem: BilevelProblem,
     theta: Tensor,
     tasks: Task | Tasks | None = None,
-    proxy: Truncated | None = None,
+    proxy: Truncated | Estimator | None = None,
     *,
     chunk: int | None = None,
     compile: bool = False,
@@ -72,7 +71,7 @@ def measure_curvature(
         problem: the problem.
         theta: θ, shape (s,); float64 is advised.
         tasks: n ≥ 2 stacked tasks, drawn from the problem; None for the problem's finite Ω.
-        proxy: FOM if not given.
+        proxy: FOM if not given; HELD, or Truncated(K).
         chunk: (θ, task) pairs run together, as in `measure_moments`.
         compile: as in `hypergradient`.
 
@@ -81,8 +80,7 @@ def measure_curvature(
             what `measure_moments` raises.
     """
     given, exact_sums = tasks_or_all(problem, tasks)
-    tasks, proxy = check(problem, theta, given), Truncated() if proxy is None else proxy
-    instance("proxy", proxy, Truncated, "write Truncated(K), K = 0 for FOM")
+    tasks, proxy = check(problem, theta, given), as_proxy(proxy)
     proxy.refuse_beyond(problem.r)
     n = len(tasks)
     if n < 2 and not exact_sums:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from ufom_runtime.algorithms import HELD as HELD_LENGTH
 from ufom_runtime.algorithms import first_state
 from ufom_runtime.batching import rows_together
 from ufom_runtime.derivatives import pull_back
-from ufom_runtime.estimators import Estimator, hypergradient
+from ufom_runtime.estimators import Estimator, hypergradient, proxy_length
 from ufom_runtime.measure.clock import measure_cost, median_seconds
 from ufom_runtime.memory import peak_bytes
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
@@ -62,7 +64,7 @@ def forecast(
     instance("estimator", estimator, Estimator, "write UFOM(q), FOM or EXACT")
     estimator.proxy.refuse_beyond(problem.r)
     n = len(tasks)
-    lengths = (problem.r if estimator.q else estimator.proxy.steps,)
+    lengths = (problem.r if estimator.q else proxy_length(problem, estimator.proxy),)
     pairs = torch.stack([torch.zeros(n, dtype=torch.int64, device="cpu"), torch.arange(n, device="cpu")])
     chunk = min(n, rows_together(problem, theta[None], tasks, pairs, lengths, estimator.sweep, chunk, compile=compile))
     seconds = n * _seconds(problem, theta, tasks.take(slice(chunk)), estimator, compile)
@@ -76,7 +78,7 @@ def _seconds(problem: BilevelProblem, theta: Tensor, tasks: Tasks, estimator: Es
     # one of the gradients it counts is the outer loss's, which is timed by itself
     timed = measure_cost(problem, theta, tasks, sweep=estimator.sweep, compile=compile)
     cost: CostModel = replace(timed, proxy=estimator.proxy)
-    rows = theta.expand(n, -1)
+    rows, held = theta.expand(n, -1), 0.0
 
     def outside() -> object:
         phi = first_state(problem, rows, tasks)
@@ -84,21 +86,28 @@ def _seconds(problem: BilevelProblem, theta: Tensor, tasks: Tasks, estimator: Es
 
     with torch.enable_grad():
         rest = median_seconds(outside, theta.device) / n
-    return float(cost.c_det + estimator.q * cost.c_rnd - cost.c1 + rest)
+        if proxy_length(problem, estimator.proxy) == HELD_LENGTH:
+            x, steps = first_state(problem, rows, tasks), Steps(problem, rows, tasks)
+            (_, g), b2 = steps.held(x, 0), torch.ones_like(x)
+            held = problem.r * median_seconds(lambda: steps.held_back(x, g, 0, None, b2), theta.device) / n
+    return float(cost.c_det + estimator.q * cost.c_rnd - cost.c1 + rest + held)
 
 
 def _bytes(problem: BilevelProblem, theta: Tensor, tasks: Tasks, estimator: Estimator, chunk: int) -> int:
-    r, sweep = problem.r, estimator.sweep
-    exact, k = estimator.q > 0, estimator.proxy.steps
+    r, sweep, k, exact = problem.r, estimator.sweep, estimator.proxy.steps, estimator.q > 0
+    held = proxy_length(problem, estimator.proxy) == HELD_LENGTH
+    coins = torch.full((len(tasks),), exact, device="cpu")
 
     def peak(steps: int) -> int:
         short = problem.cut(steps)
-        probe = Estimator(float(exact), sweep, Truncated(0 if exact else min(k, steps)))
-        return peak_bytes(lambda: hypergradient(short, theta, tasks, probe, chunk=chunk), (theta, *tasks.parts))
+        proxy = estimator.proxy if held else Truncated(0 if exact else min(k, steps))
+        probe = Estimator((0.5 if held else 1.0) * exact, sweep, proxy)  # at q = 1 no proxy is run
+        run = partial(hypergradient, short, theta, tasks, probe, coins=coins, chunk=chunk)
+        return peak_bytes(run, (theta, *tasks.parts))
 
     few = min(r, 4)
-    kept = r if exact else k  # backward steps
-    if sweep.kind == "unrolled":
+    kept = r if exact or held else k  # steps of which something is kept
+    if held or sweep.kind == "unrolled":
         return peak(few) + max(0, kept - few) * (peak(few) - peak(few - 1)) if kept and few > 1 else peak(few)
-    held, held_of_few = (states_held(r, estimator.proxy, sweep), sweep.states_held(few)) if exact else (k, min(k, few))
-    return peak(few) + (held - held_of_few) * first_state(problem, theta[None], tasks.take(slice(1))).nbytes * chunk
+    states, of_few = (states_held(r, Truncated(k), sweep), sweep.states_held(few)) if exact else (k, min(k, few))
+    return peak(few) + (states - of_few) * first_state(problem, theta[None], tasks.take(slice(1))).nbytes * chunk

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ufom_runtime.algorithms import first_state
-from ufom_runtime.derivatives import count_calls, row_losses
+from ufom_runtime.derivatives import count_calls, inner_tasks, phi_of, row_losses
 from ufom_runtime.estimators import Estimator, hypergradient
 from ufom_runtime.problem import BilevelProblem, Tasks
 from ufom_theory import Sweep, UfomError
@@ -20,7 +20,7 @@ class Identity:
     """Values at θ_0 on the first task drawn.
 
     Attributes:
-        start: φ_0, shape (1, p).
+        start: φ_0 and the first state of the inner update, shape (1, P).
         losses: L_in and L_out at (θ_0, φ_0), shape (2,).
         gradient: the exact hypergradient, shape (s,); zeros where it cannot be computed, as for losses without second
             derivatives.
@@ -34,16 +34,19 @@ class Identity:
     def of(cls, problem: BilevelProblem, theta: Tensor, task: Tasks) -> Identity:
         """At θ, shape (s,), on a stack of one task; the calls are not counted."""
         with count_calls(), torch.no_grad():
-            phi, rows = first_state(problem, theta[None], task), theta[None]
-            names = ("inner_loss", "outer_loss")
-            losses = torch.stack([row_losses(problem, name, rows, phi, task).reshape(()) for name in names])
+            x, rows = first_state(problem, theta[None], task), theta[None]
+            phi, seen = (
+                phi_of(problem, rows, x, task),
+                {"inner_loss": inner_tasks(problem, task, 0), "outer_loss": task},
+            )
+            losses = torch.stack([row_losses(problem, name, rows, phi, of).reshape(()) for name, of in seen.items()])
         with count_calls():
             try:
                 exact = Estimator(1.0, Sweep.checkpointed(math.isqrt(problem.r)))
                 gradient = hypergradient(problem, theta, task, exact)
             except (UfomError, RuntimeError):
                 gradient = torch.zeros_like(theta)
-        return cls(phi, losses.to(theta.dtype), gradient)
+        return cls(x, losses.to(theta.dtype), gradient)
 
     def tensors(self) -> dict[str, Tensor]:
         """As a checkpoint stores them."""

@@ -183,7 +183,7 @@ def describe(problem: BilevelProblem, theta: Tensor, tasks: Task) -> dict[str, A
         "form": 2,
         "problem": type(problem).__name__,
         "r": problem.r,
-        "inner step sizes": _fingerprint(torch.as_tensor(problem.step_sizes, device="cpu")),
+        "inner step sizes": None if problem.update else _fingerprint(torch.tensor(problem.alphas, dtype=torch.float64)),
         "θ_0": _fingerprint(theta),
         "first tasks": _fingerprint(*Tasks.of(tasks).parts),
     }
