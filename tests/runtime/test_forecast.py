@@ -1,5 +1,7 @@
-"""The forecast of bytes against the meter, of seconds against its own counts; loop or vmap by the clock."""
+"""The forecast of bytes against the meter, of seconds as a mean over the coins; loop or vmap by the clock."""
 
+import itertools
+import time
 from functools import partial
 
 import pytest
@@ -14,19 +16,20 @@ from ufom_runtime import (
     choose_chunk,
     forecast,
     hypergradient,
+    measure_cost,
     peak_bytes,
 )
-from ufom_runtime.measure import clock
-from ufom_runtime.measure import forecast as forecasting
+from ufom_runtime.measure import calls, clock
+from ufom_runtime.measure.calls import CallCost
 from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.few_shot import digits_few_shot
 from ufom_runtime.problems.quadratic import quadratic
-from ufom_theory import CostModel, Sweep, Truncated
+from ufom_theory import CostModel, Sweep, Truncated, UfomError
 
 
 @pytest.mark.parametrize(
     "make",
-    [partial(quadratic, dim=200, r=60, alpha=0.01), partial(digits_few_shot, filters=4, r=12)],
+    [partial(quadratic, dim=200, r=16, alpha=0.01), partial(digits_few_shot, filters=4, r=8)],
     ids=["quadratic", "digits"],
 )
 @pytest.mark.parametrize("chunk", [1, 2])
@@ -35,26 +38,51 @@ from ufom_theory import CostModel, Sweep, Truncated
     [FOM, EXACT, RECOMPUTED, UFOM(0.5, Sweep.checkpointed(4), Truncated(7)), Estimator(1.0, Sweep.unrolled())],
     ids=["fom", "stored", "recomputed", "checkpointed", "unrolled"],
 )
-def test_bytes_are_foreseen_within_a_fifth(make, chunk, estimator):
+def test_bytes_are_foreseen_within_a_tenth(make, chunk, estimator):
     problem = make()
     theta, tasks = problem.initial, problem.sample(2, torch.Generator().manual_seed(0))
     coins = torch.full((2,), estimator.q > 0)
     known = (theta, *Tasks.of(tasks).parts)
     peak = peak_bytes(lambda: hypergradient(problem, theta, tasks, estimator, coins=coins, chunk=chunk), known)
-    assert forecast(problem, theta, tasks, estimator, chunk=chunk).bytes == pytest.approx(peak, rel=0.2)
+    assert forecast(problem, theta, tasks, estimator, chunk=chunk).bytes == pytest.approx(peak, rel=0.1)
 
 
-def test_seconds_are_the_counts_times_a_steps(monkeypatch):
-    problem = quadratic(dim=2, r=9)
+@pytest.mark.parametrize(("coin", "expected"), [("task", None), ("batch", 0.7 * 2 + 0.3 * 9), ("stratified", 4.8)])
+def test_seconds_are_the_mean_over_the_coins(coin, expected):
+    cost = CallCost(4, {0: 2.0, 1: 4.5, 4: 9.0}, {0: 0.0, 1: 0.0, 4: 0.0}, 0)
+    by_count = {0: 2.0, 1: 4.5, 2: 6.0, 3: 7.5, 4: 9.0}
+    if expected is None:
+        every = itertools.product((False, True), repeat=4)
+        expected = sum(0.3 ** sum(x) * 0.7 ** (4 - sum(x)) * by_count[sum(x)] for x in every)
+    assert cost.expected(0.3, coin) == pytest.approx(expected, rel=1e-12)  # stratified: 1 or, with chance .2, 2 of 4
+
+
+def test_the_very_call_is_made(monkeypatch):
+    """Its coins, chunk and tasks are those that `hypergradient` will get, and its time is what it took."""
+    problem, made = quadratic(dim=2, r=3), []
     tasks = problem.sample(4, torch.Generator().manual_seed(0))
-    monkeypatch.setattr(
-        forecasting, "measure_cost", lambda *_, sweep, **__: CostModel(r=9, c1=2.0, c2=5.0, sweep=sweep)
-    )
-    monkeypatch.setattr(forecasting, "median_seconds", lambda function, device: (function(), 6.0)[1])
-    estimator = UFOM(0.25, Sweep.checkpointed(2), Truncated(3))
-    # 4 tasks: 9 gradients, 3 products, what stands outside the loop (6 s for the 2 tasks run together), and the coin's
-    coin = Sweep.checkpointed(2).extra_steps(6) * 2 + 6 * 5
-    assert forecast(problem, problem.initial, tasks, estimator, chunk=2).seconds == 4 * (18 + 15 + 3 + 0.25 * coin)
+
+    def call(problem, theta, tasks, estimator, *, coins, **options):
+        made.append((len(tasks), int(coins.sum()), options))
+        time.sleep(0.004 * (1 + int(coins.sum())))
+
+    monkeypatch.setattr(calls, "hypergradient", call)
+    found = forecast(problem, problem.initial, tasks, UFOM(0.5, coin="batch"), chunk=3)
+    assert {count for _, count, _ in made} == {0, 1, 3, 4}
+    assert all((n, options) == (4, {"chunk": 3, "compile": False}) for n, _, options in made)
+    assert found.seconds == pytest.approx(0.012, rel=0.6)
+    cost = measure_cost(problem, problem.initial, tasks, UFOM(0.1), seconds=0.05, repeats=5)
+    assert 4 * cost.c_det == pytest.approx(0.004, rel=0.6)
+    assert 4 * cost.c_rnd == pytest.approx(0.016, rel=0.6)
+
+
+def test_an_unsure_cost_is_refused(monkeypatch):
+    problem = quadratic(dim=2, r=3)
+    tasks, rounds = problem.sample(2, torch.Generator().manual_seed(0)), []
+    monkeypatch.setattr(clock, "_seconds", lambda *_: rounds.append(0) or 0.0023 + 0.02 * (len(rounds) // 2 % 2))
+    with pytest.raises(UfomError, match=r"an inner step takes .* larger than a fifth of it: the machine is too busy"):
+        measure_cost(problem, problem.initial, tasks, seconds=0.0, repeats=5)
+    assert len(rounds) == 2 * 50
 
 
 @pytest.mark.parametrize(("together", "chunk"), [(0.9, None), (1.1, 1)])

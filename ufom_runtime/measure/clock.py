@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ufom_runtime.algorithms import first_state
+from ufom_runtime.debiased import Debiased
 from ufom_runtime.estimators import Estimator
 from ufom_runtime.inspection.non_finite import refuse_non_finite
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
@@ -20,12 +21,15 @@ from ufom_runtime.steps import Steps
 from ufom_theory import CostModel, Sweep, UfomError
 from ufom_theory.checks import instance, integer, scalar
 
+_SURE = 0.2  # a cost's largest relative error
+
 
 @torch.enable_grad()
 def measure_cost(
     problem: BilevelProblem,
     theta: Tensor,
     tasks: Task | Tasks,
+    estimator: Estimator | Debiased | None = None,
     *,
     sweep: Sweep | None = None,
     seconds: float = 1.0,
@@ -33,28 +37,36 @@ def measure_cost(
     chunk: int | None = None,
     compile: bool = False,
 ) -> CostModel:
-    """Time an inner step (a gradient, C1) and a backward step (a Hessian-vector product, C2), alternately, at φ_0.
+    """C_det and C_rnd in seconds a task: of an estimator's very calls, or of steps times their counts.
+
+    With an estimator, `hypergradient` itself is called with no task and with all tasks corrected (`measure_calls`).
+    Without one, an inner step (a gradient, C1) and a backward step (a Hessian-vector product, C2) are timed
+    alternately, at φ_0: for any sweep and proxy, by Proposition 1.
 
     Args:
         problem: the problem.
         theta: outer parameters, shape (s,).
         tasks: n stacked tasks; the times are those of one task.
-        sweep: what will be run; if not given, the paper's. It matters where the steps are compiled and the sweep keeps
-            their residuals: the product then costs less, and the steps are timed as the sweep's backward loop has them.
+        estimator: what will be run.
+        sweep: without an estimator, what will be run; if not given, the paper's. It matters where the steps are
+            compiled and the sweep keeps their residuals: the product then costs less, and the steps are timed as the
+            sweep's backward loop has them.
         seconds: so long is timed, or as long as `repeats` take.
         repeats: and so often at least.
         chunk: tasks run together; None: all of them; 1: one at a time, without vmap.
         compile: as in `hypergradient`.
 
     Returns:
-        CostModel with r, and C1, C2 in seconds with standard errors; its proxy is the paper's. The medians are given,
-        since a busy machine's times have a long tail.
+        Without an estimator a CostModel with r, C1 and C2 and the paper's proxy, else `CostModel.of` its C_det and
+        C_rnd; with standard errors. The medians are given, since a busy machine's times have a long tail.
 
     Raises:
-        UfomError: as `hypergradient`, or repeats < 5.
+        UfomError: as `hypergradient`, repeats < 5, or a cost whose error is larger than a fifth of it.
     """
     if scalar("repeats", repeats, integer, 0) < 5:
         raise UfomError(f"repeats = {repeats}: a median with an error needs at least 5")
+    if estimator is not None:
+        return _as_run(problem, theta, tasks, estimator, seconds, repeats, chunk, compile)
     tasks = check(problem, theta, tasks)
     n = _together(tasks, chunk)
     tasks = tasks.take(slice(n))
@@ -71,9 +83,31 @@ def measure_cost(
         return steps.back(record, 0, None, b2)
 
     gradient(), product()  # warm-up: allocators, kernels chosen
-    times = np.array(_alternate((gradient, product), theta.device, seconds, repeats)) / n
-    (c1, c1_sem), (c2, c2_sem) = (_median(column) for column in times.T)
+    times = np.array(alternate((gradient, product), theta.device, seconds, repeats)) / n
+    (c1, c1_sem), (c2, c2_sem) = (median(column) for column in times.T)
+    refuse_unsure("an inner step", c1, c1_sem)
+    refuse_unsure("a backward step", c2, c2_sem)
     return CostModel(r=problem.r, c1=c1, c2=c2, c1_sem=c1_sem, c2_sem=c2_sem, sweep=sweep)
+
+
+def _as_run(
+    problem: BilevelProblem,
+    theta: Tensor,
+    tasks: Task | Tasks,
+    estimator: Estimator | Debiased,
+    seconds: float,
+    repeats: int,
+    chunk: int | None,
+    compile: bool,
+) -> CostModel:
+    from ufom_runtime.measure.calls import measure_calls  # it is built on this file
+
+    both = replace(estimator, q=0.5)  # at q = 0 or 1 one of the two calls would never be made
+    cost = measure_calls(problem, theta, tasks, both, seconds=seconds, repeats=repeats, chunk=chunk, compile=compile)
+    n = cost.tasks
+    rest, sem = cost.seconds[n] - cost.seconds[0], math.hypot(cost.sem[n], cost.sem[0])
+    refuse_unsure(f"the correction of {n} tasks", rest, sem)
+    return CostModel.of(cost.seconds[0] / n, rest / n, cost.sem[0] / n, sem / n)
 
 
 def choose_chunk(
@@ -125,22 +159,31 @@ def _together(tasks: Tasks, chunk: int | None) -> int:
     return n if chunk is None else min(n, int(scalar("chunk, the tasks run together,", chunk, integer, 1)))
 
 
-def median_seconds(function: Callable[[], object], device: torch.device) -> float:
-    """Median of ten calls or more, after one that does not count."""
-    function()
-    return _median(np.array(_alternate((function,), device, 0.2, 10))[:, 0])[0]
-
-
-def _alternate(
-    functions: tuple[Callable[[], object], ...], device: torch.device, seconds: float, repeats: int
+def alternate(
+    functions: Sequence[Callable[[], object]], device: torch.device, seconds: float, repeats: int
 ) -> list[list[float]]:
-    """Seconds of each function, in rounds."""
+    """Seconds of each function, in rounds: for so long, so often at least, ten times as often while they are unsure."""
     rounds: list[list[float]] = []
     spent = 0.0
-    while len(rounds) < repeats or (spent < seconds and len(rounds) < 10_000):
+
+    def unsure() -> bool:
+        return any(sem > value * _SURE for value, sem in map(median, np.array(rounds).T))
+
+    while (
+        len(rounds) < repeats or (spent < seconds and len(rounds) < 10_000) or (len(rounds) < 10 * repeats and unsure())
+    ):
         rounds.append([_seconds(f, device) for f in functions])
         spent += sum(rounds[-1])
     return rounds
+
+
+def refuse_unsure(name: str, value: float, sem: float) -> None:
+    """`UfomError` where a time's error is larger than a fifth of it."""
+    if not sem <= value * _SURE:
+        raise UfomError(
+            f"{name} takes {value:.3g} s with an error of {sem:.2g} s, larger than a fifth of it: the machine is too "
+            "busy; time it again when it is quiet, or for longer (seconds=, repeats=)"
+        )
 
 
 def _seconds(function: Callable[[], object], device: torch.device) -> float:
@@ -156,7 +199,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _median(values: NDArray[np.float64]) -> tuple[float, float]:
+def median(values: NDArray[np.float64]) -> tuple[float, float]:
     """The median and its standard error, from the order statistics that bracket it with 95 % (±1 σ = ½√n ranks)."""
     ordered, n = np.sort(values), len(values)
     reach = math.sqrt(n)  # two standard deviations of the median's rank, ½√n each
