@@ -48,7 +48,12 @@ INTRODUCTION = (
     "`streams`, the outer runs of hypercleaning, few_shot and regret drew tasks and coins from streams with seeds of "
     "32 bits; a new run with the same seeds draws others.\n"
 )
-app = typer.Typer(help="Compare what was predicted with what is measured.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="Compare what was predicted with what is measured.",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 def _command(name: str) -> Callable[..., None]:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from ufom_runtime.command import cli
 from ufom_runtime.command.report import _advice, _row, _why
+from ufom_runtime.problems.downloads import SOURCES, Source
 from ufom_theory import CostModel, Moments, Sweep, Truncated, optimal_q
 
 
@@ -48,6 +50,31 @@ def test_q_of_a_batch(capsys, monkeypatch):
     options = ["--d2", "0.1", "--v2", "1", "-r", "10", "--batch", "32", "--mean-gradient-sq", "0.5", "--json"]
     options += ["--outer", "paper"]
     assert json.loads(run(capsys, monkeypatch, "q", *options)[1])["q"] == pytest.approx(0.0525292762)
+
+
+def test_the_module_is_the_command_and_says_its_version():
+    done = subprocess.run([sys.executable, "-m", "ufom_runtime", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"ufom {version('ufom')}\n")
+
+
+def test_every_command_explains_itself_at_h(capsys, monkeypatch):
+    code, out, _ = run(capsys, monkeypatch, "-h")
+    assert code == 0
+    for command in ("q", "measure", "compare", "plan", "derive", "claims", "explore", "data"):
+        assert f"\n  {command} " in out
+        code, said, _ = run(capsys, monkeypatch, command, "-h")
+        assert code == 0
+        assert "-h, --help" in said
+
+
+def test_data_are_fetched_or_one_line_says_why_not(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("UFOM_DATA", str(tmp_path))
+    monkeypatch.setitem(SOURCES, "mnist", Source(("http://127.0.0.1:9/",), {"x.gz": "md5:0"}))
+    code, out, error = run(capsys, monkeypatch, "data", "mnist")
+    assert (code, out, error.count("\n")) == (2, "", 1)
+    assert error.startswith("ufom: x.gz could not be fetched: http://127.0.0.1:9/: no connection")
+    (tmp_path / "mnist" / "x.gz").write_bytes(b"there")
+    assert run(capsys, monkeypatch, "data", "mnist")[:2] == (0, "all files of mnist are there\n")
 
 
 def test_derive(capsys, monkeypatch):

@@ -1,0 +1,15 @@
+"""`ufom data`: a data set, fetched into the folder that UFOM_DATA names."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def data_command(name: Annotated[str, typer.Argument(help="mnist, omniglot or cifar100.")]) -> None:
+    """Fetch the files of a data set that the folder UFOM_DATA lacks; each is held to its digest."""
+    from ufom_runtime.problems.downloads import fetch
+
+    fetched = fetch(name)
+    print("\n".join(map(str, fetched)) if fetched else f"all files of {name} are there")
