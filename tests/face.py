@@ -56,6 +56,7 @@ RIGHT: dict[str, Any] = {
     "sample_tasks": PROBLEM.sample_tasks, "initial": None, "module": torch.nn.Linear(2, 1), "second_moment": 1.0,
     "as_printed": False, "scale": 1.0, "outer_step": 0.1, "step_size": 0.1, "lr": 0.1, "step": lambda k: 0.1,
     "methods": {"FOM": FOM}, "seeds": 2, "law": "step", "allow_biased": True, "memory": False, "checkpoint": None,
+    "budget": 0.1, "first": FOM, "until": 1, "then": UFOM(0.5),
 }  # fmt: skip
 WRONG: list[Any] = [
     None, True, 0, -1, 3, 2**31, 2**63, 10**400, -0.0, 0.5, 1e308, -1e-320, float("nan"), float("inf"), 1j, "x", "",

@@ -18,7 +18,7 @@ from ufom_theory import Sweep, Truncated
 from ufom_theory.planner import states_held
 
 Array = NDArray[np.float64]
-_LEAST, _MOST = 3, 200  # rounds of a timing
+_LEAST, _MOST = 3, 30  # rounds of a timing
 
 
 @torch.enable_grad()
