@@ -27,10 +27,13 @@ from ufom_runtime.command.cli import main
 from ufom_runtime.measure import compare as module
 from ufom_runtime.measure.candidates import Time
 from ufom_runtime.measure.parts import Parts, binomial, measure_parts, script_gradient
+from ufom_runtime.measure.path import pilot_points, weights_of
 from ufom_runtime.methods import REPTILE
 from ufom_runtime.problem import Tasks
+from ufom_runtime.problems.few_shot import digits_few_shot
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_theory import Sweep, Truncated, UfomError
+from ufom_theory.laws import parse_outer
 
 BATCH = 4
 # a gradient takes 1 s whatever the number of tasks, a backward step 2 s
@@ -244,6 +247,28 @@ def test_a_switch_goes_on_to_the_same_bits(tmp_path):
     early = train(problem, problem.initial, FOM, steps=3, **options)
     assert torch.equal(train(problem, problem.initial, switch, steps=3, **options).theta, early.theta)
     assert whole.log.exact.tolist()[:3] == [0, 0, 0]
+
+
+def test_a_pilot_run_is_that_of_train():
+    problem, options = quadratic(dim=3, r=3), {"batch": 2, "seed": 4}
+    thetas, steps = pilot_points(problem, problem.initial, FOM, parse_outer("sgd:0.1"), steps=5, **options)
+    assert steps == (0, 2, 4)
+    for theta, n in zip(thetas[1:], steps[1:], strict=True):
+        assert torch.equal(theta, train(problem, problem.initial, FOM, optimizer="sgd:0.1", steps=n, **options).theta)
+    assert weights_of(steps, 10) == pytest.approx((0.1, 0.2, 0.7))  # the last stands for all that follows it
+    assert weights_of((0,), 1) == (1.0,)
+
+
+def test_the_digits_net_is_compared_as_it_runs():
+    problem = digits_few_shot(filters=3, r=2, dtype=F64)
+    c = compare(problem, problem.initial, problem.sample(6, rng()), "adam:1e-3", 2, "50MB", budget=0.2)
+    assert c.why.startswith(("run ", "keep your script", "cannot tell"))
+    exact = c.table[c.table.method == "exact"]
+    assert (exact.steps_over_exact == 1).all()
+    script = c.table[c.table.method == "script"].ms.item()
+    assert exact.time_over_plain.to_numpy() == pytest.approx((exact.ms / script).to_numpy())
+    run = train(problem, problem.initial, c.best, optimizer="adam:1e-3", steps=1, batch=2)
+    assert torch.isfinite(run.theta).all()
 
 
 def ufom_compare(capsys, monkeypatch, problem, *options):
