@@ -143,6 +143,13 @@ def test_activation_checkpointing_of_a_module_is_refused(reentrant, sweep):
             hypergradient(learning(net), net.vector(), regression(n), sweep)
 
 
+def test_activation_checkpointing_is_refused_in_single_precision_too():
+    net = FlatModule(Activation(False).float())
+    tasks = tuple(t.float() for t in regression(1))
+    with pytest.raises(UfomError, match="gradient_checkpointing_disable"):
+        hypergradient(learning(net), net.vector(), tasks, EXACT)
+
+
 def test_activation_checkpointing_with_explicit_parameters_is_right():
     def body(phi, x):
         return torch.tanh(x * phi).square().sum()
