@@ -77,7 +77,7 @@ def test_an_executor_decides_where_cells_run_and_which_devices_they_see(tmp_path
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     store = Store(tmp_path, Local(2, gpus=2))
-    store.run(CELLS * 2, devices, jobs=1)
+    store.run(CELLS * 2, devices)
     table = store.table(CELLS)
     assert set(table.devices) <= pairs
     assert (table.groupby("pid").devices.nunique() == 1).all()
