@@ -65,7 +65,7 @@ def test_one_tensor_in_two_places_stays_two_arguments():
     rows = theta.expand(3, -1)
     compiled, plain = (Steps(problem, rows, Tasks.of(tasks), compile=c) for c in (True, False))
     for other in (phi, 2 * phi):
-        for a, b in zip(compiled.back(phi, 1, other), plain.back(phi, 1, other), strict=True):
+        for a, b in zip(compiled.back(phi, 1, phi, other), plain.back(phi, 1, phi, other), strict=True):
             assert (a - b).norm() <= 1e-12 * b.norm()
 
 

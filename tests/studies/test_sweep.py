@@ -94,9 +94,9 @@ def test_a_finished_cell_is_never_run_again(tmp_path):
 
 
 def test_the_table_follows_the_cells_however_they_were_run(tmp_path):
-    a, b = Store(tmp_path / "a"), Store(tmp_path / "b")
+    a, b = Store(tmp_path / "a"), Store(tmp_path / "b", Local(2))
     a.run(CELLS, square)
-    b.run(CELLS[::-1], square, jobs=2)
+    b.run(CELLS[::-1], square)
     pd.testing.assert_frame_equal(a.table(CELLS), b.table(CELLS))
     expected = [{**cell, **row} for cell in CELLS for row in square(cell)]
     pd.testing.assert_frame_equal(a.table(CELLS), pd.DataFrame(expected))
@@ -129,10 +129,10 @@ def test_rows_keep_their_bits(tmp_path):
     assert math.isnan(row["y"])
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_a_failure_is_recorded_and_retried_only_on_request(tmp_path, jobs):
-    store = Store(tmp_path)
-    outcome = store.run(CELLS, odd_only, jobs=jobs)
+@pytest.mark.parametrize("executor", [None, Local(2)])
+def test_a_failure_is_recorded_and_retried_only_on_request(tmp_path, executor):
+    store = Store(tmp_path, executor)
+    outcome = store.run(CELLS, odd_only)
     assert outcome.ran == 2
     assert outcome.failed == tuple((c, "ValueError: no even seed") for c in CELLS if c["seed"] == 0)
     assert store.load(CELLS[0]) is None
@@ -141,6 +141,7 @@ def test_a_failure_is_recorded_and_retried_only_on_request(tmp_path, jobs):
     record = json.loads(next(tmp_path.glob("*.failed.json")).read_text())
     assert record["where"][-1].startswith("test_sweep.py:")
     count = Counting()
+    store = Store(tmp_path)
     assert store.run(CELLS, count).failed == outcome.failed
     assert count.seen == []
     assert store.run(CELLS, count, retry=True).ran == 2
@@ -229,7 +230,7 @@ def slow(config):
 
 if __name__ == "__main__":
     cells = [{"x": x} for x in (0, 1, 2, 3)]
-    Store(sys.argv[1]).run(cells, slow, jobs=2, progress=lambda share: print(share, flush=True))
+    Store(sys.argv[1], Local(2)).run(cells, slow, progress=lambda share: print(share, flush=True))
 """
 
 
@@ -267,8 +268,8 @@ def test_two_writers_of_one_cell_are_harmless(tmp_path):
 
 def test_processes_have_one_thread_each(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    store = Store(tmp_path)
-    store.run(CELLS, threads, jobs=2)
+    store = Store(tmp_path, Local(2))
+    store.run(CELLS, threads)
     table = store.table(CELLS)
     assert set(table.threads) == {1}
     assert set(table.omp) == {"1"}
@@ -322,24 +323,23 @@ def test_a_pipe_or_device_in_a_cell_s_place_is_moved_aside(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    ("cells", "options", "message"),
+    ("cells", "message"),
     [
-        ([{"x": math.nan}], {}, "cannot be stored as JSON"),
-        ([{"x": object()}], {}, "cannot be stored as JSON"),
-        ([{"x": os.fsdecode(b"\xff")}], {}, "cannot be stored as JSON: .*surrogates not allowed"),
-        ([3], {}, "is not a mapping"),
-        ([{3: 1}], {}, "is not a mapping"),
-        (CELLS, {"jobs": 0}, "jobs = 0 must be at least 1"),
+        ([{"x": math.nan}], "cannot be stored as JSON"),
+        ([{"x": object()}], "cannot be stored as JSON"),
+        ([{"x": os.fsdecode(b"\xff")}], "cannot be stored as JSON: .*surrogates not allowed"),
+        ([3], "is not a mapping"),
+        ([{3: 1}], "is not a mapping"),
     ],
 )
-def test_bad_input_is_named(tmp_path, cells, options, message):
+def test_bad_input_is_named(tmp_path, cells, message):
     with pytest.raises(UfomError, match=message):
-        Store(tmp_path).run(cells, square, **options)
+        Store(tmp_path).run(cells, square)
 
 
 def test_a_function_that_cannot_travel_is_named(tmp_path):
     with pytest.raises(UfomError, match="define it at the top of a module"):
-        Store(tmp_path).run(CELLS, lambda config: [], jobs=2)
+        Store(tmp_path, Local(2)).run(CELLS, lambda config: [])
     with pytest.raises(UfomError, match=r"4 cells are not done; the first, .* was not run"):
         Store(tmp_path).table(CELLS)
 
