@@ -188,7 +188,7 @@ def law(problem: BilevelProblem, method: Any, calls: float, steps: int = 2000) -
     assert isinstance(problem.tasks, Tensor)
     assert problem.initial is not None
     theta = problem.initial
-    probes = theta - basis.T
+    probes = Tasks.of(theta - basis.T)
     spread = (problem.tasks @ basis).var(0, correction=0).numpy()
 
     def slopes(method: Any) -> tuple[Any, Any]:
