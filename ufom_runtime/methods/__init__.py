@@ -51,7 +51,7 @@ METHODS: dict[str, Entry] = {
     "truncated": Entry(lambda r: TruncatedBackprop(-(-r // 10)), "biased", "K ≤ r; exact at K = r"),
     "stored": Entry(lambda r: EXACT, "exact", "everywhere; r states"),
     "unrolled": Entry(lambda r: Estimator(1.0, Sweep.unrolled()), "exact", "everywhere; r states and the graph"),
-    "recomputed": Entry(lambda r: RECOMPUTED, "exact", "everywhere; r(r − 1)/2 steps repeated"),
+    "recomputed": Entry(lambda r: RECOMPUTED, "exact", "everywhere; (r − 1)(r − 2)/2 steps repeated"),
     "checkpointed": Entry(lambda r: Checkpointing(3), "exact", "everywhere"),
     "checkpointed-root": Entry(RootCheckpointing, "exact", "everywhere"),
     "ufom": Entry(lambda r: UFOM(0.3), "unbiased", "0 < q ≤ 1; pays where condition (20) holds"),
