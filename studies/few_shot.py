@@ -54,7 +54,7 @@ def measure(config: Config, store: Store, progress: Progress = silent) -> pd.Dat
     """
     cells = list(_cells(config, [setting for setting in config.settings if _is_there(setting[0])]))
     if not cells:
-        raise UfomError(f"none of the data of {config.settings} is there: call ufom_runtime.problems.downloads.fetch")
+        raise UfomError(f"none of the data of {config.settings} is there: run `ufom data omniglot`")
     outcome = store.run(cells, run_cell, progress=progress)
     if outcome.failed:
         cell, error = outcome.failed[0]

@@ -1,258 +1,32 @@
-"""The readers and their malformed inputs: IDX, Omniglot, CIFAR-100, a sealed cell, an outer run's state, TOML."""
+"""The readers and their malformed inputs: data files, a sealed cell, an outer run's state, TOML."""
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
-import os
 import struct
-import tarfile
-import zipfile
-import zlib
 from dataclasses import fields
 from functools import cache, partial
-from pathlib import Path
 
-import numpy as np
 import torch
 
 from studies import regret
 from studies.engine.configuration import read_config
+from tests.faults.archives import (
+    IDX,
+    IDX_DANGEROUS,
+    MIB,
+    OMNIGLOT_DANGEROUS,
+    data_files,
+    drawings,
+    idx_mutated,
+    omniglot_mutated,
+    write,
+    zipped,
+)
 from tests.faults.fuzz import Reader, mutate, mutate_json
 from ufom_runtime import UFOM, outer_sgd
 from ufom_runtime.files import digest, read_sealed, write_sealed
-from ufom_runtime.problems import data
 from ufom_runtime.problems.quadratic import quadratic
-
-MIB = 2**20
-
-
-def zipped(content: bytes) -> bytes:
-    return gzip.compress(content, 1)
-
-
-def write(name: str, make, title: str):
-    """Writes what `make` makes; a number is the length of an empty file."""
-
-    def dangerous(folder: Path) -> None:
-        content = make()
-        if isinstance(content, int):
-            (folder / name).write_bytes(b"")
-            os.truncate(folder / name, content)
-        else:
-            (folder / name).write_bytes(content)
-
-    dangerous.__name__ = title
-    return dangerous
-
-
-# IDX
-
-IDX = bytes([0, 0, 8, 3]) + struct.pack(">3I", 5, 4, 3) + bytes(range(60))
-
-
-def idx_valid(folder):
-    (folder / "x.gz").write_bytes(zipped(IDX))
-
-    def read():
-        found = data.read_idx(folder / "x.gz")
-        assert (found.dtype, 1 <= found.ndim <= 3) == (np.uint8, True)
-
-    return read
-
-
-def idx_mutated(folder, chance):
-    beneath = chance.random() < 0.6
-    (folder / "x.gz").write_bytes(zipped(mutate(IDX, chance)) if beneath else mutate(zipped(IDX), chance))
-
-
-def idx_claiming(*shape, body=0):
-    return lambda: zipped(bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape) + bytes(body))
-
-
-def named_gzip(flags):
-    whole = zipped(IDX)
-    return lambda: whole[:3] + bytes([flags]) + whole[4:10] + b"x" * (20 * MIB)
-
-
-idx_file = partial(write, "x.gz")
-IDX_DANGEROUS = (
-    idx_file(idx_claiming(2**32 - 1, 2**32 - 1, 2**32 - 1), "claims 2^96"),
-    idx_file(idx_claiming(0, 2**32 - 1, 2**32 - 1), "claims nothing, of large sizes"),
-    idx_file(idx_claiming(2**26), "claims 64 MiB, holds none"),
-    idx_file(idx_claiming(2**26, body=2**26), "claims and holds 64 MiB"),
-    idx_file(idx_claiming(2**10, body=300 * MIB), "a bomb of 300 MiB"),
-    idx_file(named_gzip(8), "a name without end"),
-    idx_file(named_gzip(16), "a comment without end"),
-    idx_file(lambda: zipped(IDX) * 1000, "a thousand members"),
-    idx_file(lambda: 2**40, "a terabyte of zeros"),
-)
-
-# Omniglot
-
-
-@cache
-def png(text: bytes = b"", size: int = 105) -> bytes:
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    pixels = zlib.compress((b"\0" + b"\xff" * 14) * min(size, 105), 9)
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", size, size, 1, 0, 0, 0, 0))
-    text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(text, 9)) if text else b""
-    return b"\x89PNG\r\n\x1a\n" + head + text + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-
-
-def drawings(number, contents=(None, None), name="Greek/character{0:02}/0001_{1:02}.png", method=zipfile.ZIP_DEFLATED):
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", method) as archive:
-        for i, content in enumerate(contents, 1):
-            path = f"images_background_small{number}/" + name.format(number, i)
-            archive.writestr(path, png() if content is None else content)
-    return out.getvalue()
-
-
-def omniglot_valid(folder):
-    os.environ["UFOM_DATA"] = str(folder)
-    data.OMNIGLOT_CHARACTERS, data.OMNIGLOT_DRAWERS = 2, 2
-    (folder / "omniglot").mkdir()
-    for number in (1, 2):
-        (folder / f"omniglot/images_background_small{number}.zip").write_bytes(drawings(number))
-
-    def read():
-        data.omniglot.cache_clear()
-        found = data.omniglot()
-        assert (found.shape, found.min() >= 0, found.max() <= 1) == ((2, 2, 1, 28, 28), True, True)
-
-    return read
-
-
-OMNIGLOT = "omniglot/images_background_small1.zip"
-omniglot_file = partial(write, OMNIGLOT)
-NAMES = (
-    "../../etc/{0}_{1}.png", "/abs/character{0:02}/0001_{1:02}.png", "Greek/character01/{1:04}_99.png", "{0}{1}" * 9999,
-    "Gr{1}\0ek/character{0:02}/0001_{1:02}.png", "../../Greek/character{0:02}/0001_{1:02}.png",
-)  # fmt: skip
-
-
-def omniglot_mutated(folder, chance):
-    kind = chance.random()
-    if kind < 0.45:
-        content = mutate(drawings(1), chance)
-    elif kind < 0.9:
-        content = drawings(1, (mutate(png(), chance), None), method=chance.choice((0, 8)))
-    else:
-        content = drawings(1, name=chance.choice(NAMES))
-    (folder / OMNIGLOT).write_bytes(content)
-
-
-def claiming(archive: bytes, size: int) -> bytes:
-    """The archive with another decoded size of its first file, in both of its headers."""
-    at = archive.index(b"PK\1\2")
-    packed = struct.pack("<I", size)
-    return archive[:22] + packed + archive[26 : at + 24] + packed + archive[at + 28 :]
-
-
-def crowded(most=2**22):
-    """A directory that names one file often."""
-    one = drawings(1, (None,))
-    at, end = one.index(b"PK\1\2"), one.index(b"PK\5\6")
-    directory = one[at:end] * (most // (end - at) - 10)
-    return one[:at] + directory + one[end : end + 12] + struct.pack("<II", len(directory), at) + one[end + 20 :]
-
-
-OMNIGLOT_DANGEROUS = (
-    omniglot_file(lambda: claiming(drawings(1, (bytes(300 * MIB), None)), 60_000), "deflates to 300 MiB, claims less"),
-    omniglot_file(lambda: drawings(1, (bytes(10 * MIB), None)), "deflates to 10 MiB"),
-    omniglot_file(lambda: claiming(drawings(1, (bytes(300 * MIB), None), method=zipfile.ZIP_BZIP2), 60_000), "bzip2"),
-    omniglot_file(lambda: drawings(1, method=zipfile.ZIP_LZMA), "lzma"),
-    omniglot_file(lambda: drawings(1, (png(size=2**31 - 1), None)), "a drawing of 2^62 pixels"),
-    omniglot_file(lambda: drawings(1, (png(size=20_000), None)), "a drawing of 400 million pixels"),
-    omniglot_file(lambda: drawings(1, (png(text=bytes(40 * MIB)), None)), "a text of 40 MiB in a drawing"),
-    omniglot_file(lambda: drawings(1).replace(b"\x14\0\0\0\x08", b"\x14\0\1\0\x08"), "encrypted"),
-    omniglot_file(crowded, "one file in all of a directory"),
-    omniglot_file(lambda: crowded(2**23), "a directory that is too long"),
-    omniglot_file(lambda: drawings(1, name="Greek{1}/character{0:02}/0001_01.png", contents=(None,) * 99), "too many"),
-    omniglot_file(lambda: 2**40, "a terabyte of zeros"),
-)
-
-# CIFAR-100
-
-
-def cifar(*changed, pixels=0):
-    """The members' names and contents, 1 image a class in each part; `changed` replace or follow them."""
-    labels = np.arange(100, dtype=np.uint8)
-    part = np.column_stack([labels // 5, labels, np.full((100, 3072), pixels, np.uint8)]).tobytes()
-    return dict([("cifar-100-binary/test.bin", part), ("cifar-100-binary/train.bin", part), *changed])
-
-
-def tarred(members, **attributes):
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            for key, value in attributes.items():
-                setattr(info, key, value)
-            tar.addfile(info, io.BytesIO(content))
-    return out.getvalue()
-
-
-def header(size, kind=tarfile.REGTYPE, name="cifar-100-binary/train.bin"):
-    info = tarfile.TarInfo(name)
-    info.size, info.type = size, kind
-    return info.tobuf(tarfile.GNU_FORMAT)
-
-
-@cache
-def cifar_tar():
-    return tarred(cifar())
-
-
-def cifar_valid(folder):
-    data.CIFAR100_TRAIN = data.CIFAR100_TEST = 1
-    path = folder / "cifar.tar.gz"
-    path.write_bytes(zipped(cifar_tar()))
-
-    def read():
-        for images, labels in data.read_cifar100(path):
-            assert (images.shape, images.dtype) == ((100, 3, 32, 32), np.uint8)
-            assert sorted(labels) == list(range(100))
-
-    return read
-
-
-def cifar_mutated(folder, chance):
-    kind = chance.random()
-    if kind < 0.3:
-        content = mutate(zipped(cifar_tar()), chance)
-    elif kind < 0.8:
-        block = chance.choice((0, 512 + 2 * 2**10 * 150 + 712, len(cifar_tar()) - 2048))  # by preference, a header
-        near = block - block % 512
-        whole = cifar_tar()
-        content = zipped(whole[:near] + mutate(whole[near : near + 512], chance) + whole[near + 512 :])
-    else:
-        content = zipped(mutate(cifar_tar(), chance))
-    (folder / "cifar.tar.gz").write_bytes(content)
-
-
-cifar_file = partial(write, "cifar.tar.gz")
-ELSEWHERE = ("../x", "/etc/passwd", "cifar-100-binary/../../x", "cifar-100-binary/a/b", "C:\\x", "cifar-100-binary/\0")
-CIFAR_DANGEROUS = (
-    cifar_file(lambda: zipped(header(2**33 - 1)), "claims 8 GiB"),
-    cifar_file(lambda: zipped(header(2**62)), "claims 2^62"),
-    cifar_file(lambda: zipped(header(-1)), "claims -1"),
-    cifar_file(lambda: zipped(tarred({"cifar-100-binary/x": bytes(290 * MIB)})), "a file of 290 MiB"),
-    cifar_file(lambda: zipped(header(250 * MIB, tarfile.XHDTYPE) + bytes(250 * MIB)), "an extended header of 250 MiB"),
-    *(cifar_file(lambda k=k: zipped(header(MIB, k) + bytes(MIB)), f"a header of kind {k!r}")
-      for k in (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, b"X")),
-    *(cifar_file(lambda k=k: zipped(tarred(cifar(), type=k)), f"of kind {k!r}")
-      for k in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.GNUTYPE_SPARSE, b"V")),
-    *(cifar_file(lambda n=n: zipped(tarred({n: b"x", **cifar()})), f"named {n!r}") for n in ELSEWHERE),
-    cifar_file(lambda: zipped(cifar_tar()[:-1024] + cifar_tar()), "everything twice"),
-    cifar_file(lambda: zipped(b"".join(header(0, name=f"cifar-100-binary/{i}") for i in range(20_000))), "files"),
-    cifar_file(lambda: 2**40, "a terabyte of zeros"),
-)  # fmt: skip
 
 # A sealed cell
 
@@ -455,9 +229,12 @@ TOML_DANGEROUS = (
 )
 
 READERS = {
-    "idx": Reader(idx_valid, idx_mutated, IDX_DANGEROUS),
-    "omniglot": Reader(omniglot_valid, omniglot_mutated, OMNIGLOT_DANGEROUS),
-    "cifar100": Reader(cifar_valid, cifar_mutated, CIFAR_DANGEROUS),
+    "mnist": Reader(data_files("mnist", **{"x.gz": lambda: zipped(IDX)}), idx_mutated, IDX_DANGEROUS),
+    "omniglot": Reader(
+        data_files("omniglot", **{"images_background_small1.zip": lambda: drawings(1)}),
+        omniglot_mutated,
+        OMNIGLOT_DANGEROUS,
+    ),
     "sealed": Reader(sealed_valid, sealed_mutated, SEALED_DANGEROUS),
     "state": Reader(state_valid, state_mutated, STATE_DANGEROUS),
     "toml": Reader(toml_valid, toml_mutated, TOML_DANGEROUS),

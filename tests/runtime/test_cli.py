@@ -11,7 +11,7 @@ import pytest
 
 from ufom_runtime.command import cli
 from ufom_runtime.command.report import _advice, _row, _why
-from ufom_runtime.problems.downloads import SOURCES, Source
+from ufom_runtime.problems.sources import SOURCES, Source
 from ufom_theory import CostModel, Moments, Sweep, Truncated, optimal_q
 
 

@@ -1,76 +1,27 @@
-"""The readers on small archives made here (good and damaged), and on the real files where they are."""
+"""The readers on files of other content and on damaged ones, and on the real files where they are."""
 
 import gzip
-import io
-import struct
 import zipfile
-import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from tests.runtime.conftest import needs_data
-from ufom_runtime.problems import data
+from ufom_runtime.problems import data, sources
 from ufom_runtime.problems.few_shot import digits_few_shot, omniglot_few_shot, sample_episodes
 from ufom_runtime.problems.hypercleaning import digits_hypercleaning, mnist_hypercleaning
 from ufom_theory import UfomError
 
 
-def idx(shape, body=None):
-    head = bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape)
-    return head + (bytes(range(int(np.prod(shape)))) if body is None else body)
-
-
-def test_idx_round_trip(tmp_path):
-    (tmp_path / "x.gz").write_bytes(gzip.compress(idx((2, 3, 4))))
-    np.testing.assert_array_equal(data.read_idx(tmp_path / "x.gz"), np.arange(24).reshape(2, 3, 4))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"not gzip", "cannot be read"),
-        (gzip.compress(idx((2, 3)))[:-9], "cannot be read"),
-        (gzip.compress(b""), "header reads nothing"),
-        (gzip.compress(b"\0\0\x0d\x01"), "unsigned bytes"),
-        (gzip.compress(b"\0\0\x08\x03\0\0"), "within its header"),
-        (gzip.compress(idx((5, 5), b"abc")), "does not hold 25 bytes"),
-        (gzip.compress(idx((2, 2), b"abcde")), "does not hold 4 bytes"),
-        (gzip.compress(idx((2**31, 2**31, 9), b"")), "but does not hold"),
-        (gzip.compress(idx((0, 2**31, 2**31), b"")), "but does not hold"),
-        (b"\x1f\x8b\x08\x08" + b"x" * 2**17, "it is cut short"),
-    ],
-)
-def test_damaged_idx_files_are_named(tmp_path, content, message):
-    (tmp_path / "x.gz").write_bytes(content)
-    with pytest.raises(UfomError, match=message) as caught:
-        data.read_idx(tmp_path / "x.gz")
-    assert "x.gz" in str(caught.value)
-
-
-def png(size=(105, 105)):
-    buffer = io.BytesIO()
-    Image.new("1", size, 1).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def archive(path, names, content):
-    path.parent.mkdir(exist_ok=True)
-    with zipfile.ZipFile(path, "w") as out:
-        for name in names:
-            out.writestr(name, content)
-
-
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("UFOM_DATA", str(tmp_path))
-    data.omniglot.cache_clear()
-    data.mnist.cache_clear()
+    for load in (data.mnist, data.omniglot, data.cifar100):
+        load.cache_clear()
     yield tmp_path
-    data.omniglot.cache_clear()
-    data.mnist.cache_clear()
+    for load in (data.mnist, data.omniglot, data.cifar100):
+        load.cache_clear()
 
 
 def test_missing_data_are_named(folder, monkeypatch):
@@ -85,27 +36,70 @@ def test_missing_data_are_named(folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("load", "file"),
     [
-        (png(), "holds 1 characters"),
-        (png((3, 3)), r"\(3, 3\)"),
-        (b"no image", "not a readable PNG"),
-        (b"x" * 2**17, "too many"),
+        (data.mnist, "mnist/train-images-idx3-ubyte.gz"),
+        (data.omniglot, "omniglot/images_background_small1.zip"),
+        (data.cifar100, "cifar100/cifar-100-binary.tar.gz"),
     ],
 )
-def test_damaged_omniglot_is_named(folder, content, message):
-    for number in (1, 2):
-        name = f"images_background_small{number}/Greek/character01/0394_01.png"
-        archive(folder / "omniglot" / f"images_background_small{number}.zip", [name], content)
-    with pytest.raises(UfomError, match=message):
-        data.omniglot()
+def test_a_file_of_other_content_is_refused_before_it_is_parsed(folder, monkeypatch, load, file):
+    def parse(*arguments, **options):
+        raise AssertionError
+
+    for module, name in ((data.np, "frombuffer"), (data, "_read_png"), (data.tarfile, "open")):
+        monkeypatch.setattr(module, name, parse)
+    (folder / file).parent.mkdir()
+    if file.endswith("zip"):
+        zipped(folder / file, {"images_background_small1/Greek/character01/0394_01.png": b"no image"})
+    else:
+        (folder / file).write_bytes(gzip.compress(b"other"))
+    name = file.rpartition("/")[2]
+    with pytest.raises(UfomError, match=rf"{name} is not the original file: \w+ [0-9a-f]+ instead of [0-9a-f]+; fetch"):
+        load()
 
 
-def test_an_archive_that_is_none_is_named(folder):
-    (folder / "omniglot").mkdir()
-    (folder / "omniglot" / "images_background_small1.zip").write_bytes(b"PK but no zip")
-    with pytest.raises(UfomError, match=r"small1\.zip cannot be read"):
-        data.omniglot()
+def zipped(path, files, kind=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", kind) as out:
+        for name, content in files.items():
+            out.writestr(name, content)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"not gzip", "cannot be read"),
+        (gzip.compress(b"content")[:-9], "it is cut short"),
+        (b"\x1f\x8b\x08\x08" + b"x" * 2**17, "it is cut short"),
+        (gzip.compress(b"content") * 2, "more follows its end"),
+        (gzip.compress(bytes(10**6 + 1)), "decodes to more than 1000000 bytes"),
+    ],
+)
+def test_damaged_gzips_are_named(tmp_path, monkeypatch, content, message):
+    monkeypatch.setattr(sources, "MOST_BYTES", 10**6)
+    (tmp_path / "x.gz").write_bytes(content)
+    with pytest.raises(UfomError, match=rf"x\.gz .*{message}"):
+        sources.content_digest(tmp_path / "x.gz")
+
+
+def test_damaged_zips_are_named(tmp_path, monkeypatch):
+    path = tmp_path / "x.zip"
+
+    def refuse(message):
+        with pytest.raises(UfomError, match=rf"x\.zip .*{message}"):
+            sources.content_digest(path)
+
+    path.write_bytes(b"PK but no zip")
+    refuse("cannot be read")
+    zipped(path, {"a": bytes(99)}, zipfile.ZIP_LZMA)
+    refuse("a is not deflated")
+    zipped(path, {str(i): b"" for i in range(4001)})
+    refuse("holds 4001 files")
+    path.write_bytes(bytes(2**22 + 1))
+    refuse("has 4194305 bytes")
+    zipped(path, {"a": bytes(10**6)})
+    path.write_bytes(path.read_bytes()[:-40])
+    refuse("cannot be read")
 
 
 @needs_data
@@ -193,30 +187,9 @@ def test_sizes_that_do_not_fit_are_refused(call):
         call()
 
 
-@pytest.mark.parametrize("at", [33, 8])
-def test_a_drawing_that_decodes_to_more_than_its_first_bytes_say_is_refused(tmp_path, monkeypatch, at):
-    """A chunk before IHDR shifts it, and a second IHDR counts in the first one's place."""
-
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    def header(size):
-        return chunk(b"IHDR", struct.pack(">IIBBBBB", size, size, 8, 0, 0, 0, 0))
-
-    mark, pixels = b"\x89PNG\r\n\x1a\n", zlib.compress(bytes(4001 * 4000))
-    small, large = header(105), header(4000)
-    content = mark + (small + large if at == 33 else chunk(b"tEXt", b"\0" * 4 + struct.pack(">II", 105, 105)) + large)
-    content += chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-    path = tmp_path / "x.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("x.png", content)
-    with zipfile.ZipFile(path) as archive, pytest.raises(UfomError, match=r"x\.png is \(4000, 4000\), not \(105"):
-        data._read_png(path, archive, archive.infolist()[0])
-
-
 @pytest.mark.parametrize("flag", [8, 16])
 def test_no_member_of_a_gzip_may_hide_behind_the_first(tmp_path, flag):
-    whole = gzip.compress(b"\0\0\x08\x01\0\0\0\x01x")
+    whole = gzip.compress(b"content")
     (tmp_path / "x.gz").write_bytes(whole + whole[:3] + bytes([flag]) + whole[4:10] + b"x" * 2**24)
     with pytest.raises(UfomError, match="more follows its end"):
-        data.read_idx(tmp_path / "x.gz")
+        sources.content_digest(tmp_path / "x.gz")

@@ -11,8 +11,9 @@ import zipfile
 import pytest
 
 from tests.runtime.conftest import needs_data
-from ufom_runtime.problems import data, downloads
-from ufom_runtime.problems.downloads import SOURCES, Source, content_digest, fetch
+from ufom_runtime.problems import data, sources
+from ufom_runtime.problems.downloads import fetch
+from ufom_runtime.problems.sources import SOURCES, Source, content_digest
 from ufom_theory import UfomError
 
 
@@ -89,7 +90,7 @@ def test_a_zip_is_known_by_its_files_not_by_its_bytes(tmp_path, monkeypatch):
     assert make("2.zip", files[:0:-1], zipfile.ZIP_DEFLATED) == one
     assert make("3.zip", [("a/1", b"onet"), ("a/2", b"wo")], zipfile.ZIP_STORED) != one
     assert make("4.zip", [("a/1", b"one"), ("b/2", b"two")], zipfile.ZIP_STORED) != one
-    monkeypatch.setattr(downloads, "MOST_BYTES", 5)
+    monkeypatch.setattr(sources, "MOST_BYTES", 5)
     with pytest.raises(UfomError, match=r"1\.zip decodes to more than 5 bytes"):
         content_digest(tmp_path / "1.zip")
     (tmp_path / "x.gz").write_bytes(gzip.compress(b"123456"))
@@ -101,14 +102,14 @@ def test_a_zip_is_known_by_its_files_not_by_its_bytes(tmp_path, monkeypatch):
 def test_the_pins_are_those_of_the_real_files():
     for name in ("mnist", "omniglot"):
         for file, pin in SOURCES[name].files.items():
-            assert "sha256:" + content_digest(data.data_folder() / name / file) == pin
+            assert "sha256:" + content_digest(sources.data_folder() / name / file) == pin
 
 
 def test_bad_input_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("UFOM_DATA", str(tmp_path))
     with pytest.raises(UfomError, match="unknown: fetch mnist, omniglot, cifar100"):
         fetch("imagenet")
-    with pytest.raises(UfomError, match=r"call ufom_runtime\.problems\.downloads\.fetch\('cifar100'\)"):
+    with pytest.raises(UfomError, match=r"run `ufom data cifar100`"):
         data.cifar100()
     monkeypatch.setitem(sys.modules, "pooch", None)
     with pytest.raises(ModuleNotFoundError, match="pip install"):

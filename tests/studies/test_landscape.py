@@ -18,8 +18,8 @@ from ufom_runtime import EXACT, FOM, UFOM, hypergradient
 from ufom_runtime.measure.moments import moments_by_proxy
 from ufom_runtime.methods import METHODS, Telescoping
 from ufom_runtime.problem import Tasks
-from ufom_runtime.problems.data import data_folder
 from ufom_runtime.problems.quadratic import quadratic
+from ufom_runtime.problems.sources import data_folder
 from ufom_theory import UfomError
 from ufom_theory.two_tasks import second_moment
 

@@ -14,7 +14,7 @@ from studies.engine.sweep import Store
 from tests.oracles import unrolled_gradient
 from tests.runtime.conftest import needs_data
 from ufom_runtime import UFOM, Estimator, hypergradient
-from ufom_runtime.problems.data import data_folder
+from ufom_runtime.problems.sources import data_folder
 from ufom_theory import CostModel, Sweep, Truncated, UfomError
 
 F64 = torch.float64
