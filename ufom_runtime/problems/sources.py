@@ -19,6 +19,7 @@ MOST_BYTES = 2**26  # a file that is decoded for its digest decodes to no more; 
 _MOST_FILE_BYTES = 2**28  # CIFAR-100's has 169 million
 _MOST_ZIP_BYTES, _MOST_MEMBERS = 2**22, 4000  # a zip's directory is read at once; Omniglot's have 3 million, 3,271
 _PIECE = 2**16
+_IN_PIECES = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what is compressed otherwise is decoded all at once
 
 
 @dataclass(frozen=True)
@@ -130,10 +131,7 @@ def _unzip(path: Path) -> Iterator[bytes]:
                 left -= info.file_size
                 if left < 0:
                     raise UfomError(f"{path} decodes to more than {MOST_BYTES} bytes: it is damaged; fetch it again")
-                if info.compress_type not in (
-                    zipfile.ZIP_STORED,
-                    zipfile.ZIP_DEFLATED,
-                ):  # others decode all at once
+                if info.compress_type not in _IN_PIECES:
                     raise UfomError(f"{path} cannot be read: {info.filename} is not deflated; fetch it again")
                 yield f"{info.filename}\0{info.file_size}\0".encode(errors="replace")
                 with archive.open(info) as stream:  # piece by piece: read() decodes all, whatever is claimed
