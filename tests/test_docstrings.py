@@ -1,6 +1,8 @@
 """Every public name says what it is and what it raises; what it says of a parameter, it has."""
 
 import dataclasses
+import doctest
+import importlib
 import inspect
 import re
 from pathlib import Path
@@ -10,6 +12,13 @@ import pytest
 import ufom_runtime
 import ufom_theory
 
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted(
+    path
+    for package in ("ufom_theory", "ufom_runtime")
+    for path in (ROOT / package).rglob("*.py")
+    if ">>> " in path.read_text(encoding="utf-8")
+)
 PUBLIC = [(module, name) for module in (ufom_theory, ufom_runtime) for name in module.__all__]
 RAISES = re.compile(r"\braise (ufom_theory\.)?UfomError")
 REFUSES = re.compile(RAISES.pattern + r"|\b(finite|positive|integer|scalar|instance|check|cpu_generator)\(")
@@ -77,6 +86,14 @@ def test_it_is_documented(module, name):
         assert not own or list(of_class(name, type(documented))) == []
         source = inspect.getsource(inspect.getmodule(type(documented)) if own else ufom_runtime.methods)
         assert re.search(rf'^{name}\b[^=\n]* = (.*|{{\n(.*\n)*?}})\n"""\w', source, re.M)
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_do_what_they_say(file):
+    module = importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
+    found = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert found.attempted > 0
+    assert not found.failed
 
 
 def test_every_public_name_has_a_place_on_the_site():

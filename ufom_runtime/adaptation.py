@@ -33,6 +33,11 @@ def adapt(
         with_state: return (φ_r, state), the state of the inner update after its last step as one vector a task.
         chunk, compile: as in `hypergradient`.
 
+    >>> from ufom_runtime.problems.quadratic import quadratic
+    >>> problem = quadratic()
+    >>> adapt(problem, problem.initial, problem.sample(3, torch.Generator().manual_seed(0))).shape
+    torch.Size([3, 5])
+
     Raises:
         UfomError: as `hypergradient`.
     """
@@ -53,6 +58,12 @@ def losses(
     """L_in(θ, φ_r, T) and L_out(θ, φ_r, T) of each task, shapes (n,) and (n,).
 
     With an `inner_batch` the inner loss is that of the data that the last step saw. Arguments and errors as `adapt`'s.
+
+    >>> from ufom_runtime.problems.quadratic import quadratic
+    >>> problem = quadratic()
+    >>> inner, outer = losses(problem, problem.initial, problem.sample(3, torch.Generator().manual_seed(0)))
+    >>> inner.shape, outer.shape
+    (torch.Size([3]), torch.Size([3]))
     """
     tasks = check(problem, theta, tasks)
     inner, outer = [], []

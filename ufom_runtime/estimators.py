@@ -209,6 +209,9 @@ def UFOM(
         scale: c, a factor of the proxy, as in `Estimator`.
         coin: "task" (the paper's), "batch" or "stratified", as in `Estimator`.
 
+    >>> UFOM(0.2, Sweep.checkpointed(3), HELD).calls(10)
+    Calls(gradients=12.0, hessian_vector_products=2.0)
+
     Raises:
         UfomError: q outside (0, 1], or a proxy that is not one.
     """
@@ -305,6 +308,12 @@ def hypergradient(
 
     Returns:
         The mean over the batch, shape (s,), or with `per_task` shape (n, s).
+
+    >>> from ufom_runtime.problems.quadratic import quadratic
+    >>> problem = quadratic()
+    >>> tasks = problem.sample(3, Generator().manual_seed(0))
+    >>> hypergradient(problem, problem.initial, tasks, EXACT).shape
+    torch.Size([5])
 
     Raises:
         UfomError: wrong shapes or devices, NaN, a loss that ignores φ, missing coins, an inner loop that diverged, or a

@@ -15,6 +15,7 @@ step (LSLR of MAML++), of each parameter (Meta-SGD), or of both.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -123,6 +124,11 @@ def adam(
     """Adam (Kingma and Ba 2015): φ − lr·m̂/(√v̂ + ε), with bias-corrected means m̂ of g and v̂ of g².
 
     Where v̂ = 0 exactly, as for a parameter whose gradient is always 0, √v̂ has the derivative 0 here, not NaN.
+
+    >>> update = adam(lr=lambda theta: theta[-1].exp())  # a learnt rate
+    >>> theta, phi = torch.tensor([0.1]).log(), torch.ones(2)
+    >>> update.update(theta, phi, update.init(theta, phi, None), torch.ones(2), None, 1)[0]
+    tensor([0.9000, 0.9000])
     """
     return adamw(lr, betas, eps, 0.0)
 
@@ -152,7 +158,7 @@ def adamw(
         count = count.detach() + 1
         m = b1 * m + (1 - b1) * g
         v = b2 * v + (1 - b2) * g * g
-        d = m / (1 - b1**count) / (_root(v / (1 - b2**count)) + e)
+        d = m / _weight(b1, count) / (_root(v / _weight(b2, count)) + e)
         return rate * (d + decay * phi if decays else d), (m, v, count)
 
     def start(phi: Tensor) -> State:
@@ -174,7 +180,12 @@ def clip_by_global_norm(max_norm: Hyperparameter) -> Transform:
 
 
 def chain(*transforms: Transform) -> Transform:
-    """One after the other: `chain(clip_by_global_norm(1.0), adamw(lr=1e-2))` clips g, then takes the step."""
+    """One after the other, each taking the direction of the one before for its g.
+
+    >>> phi, update = torch.ones(2), chain(clip_by_global_norm(5.0), sgd(lr=0.1))
+    >>> update.update(phi, phi, update.init(phi, phi, None), torch.tensor([30.0, 40.0]), None, 1)[0]
+    tensor([0.7000, 0.6000])
+    """
     if not transforms or not all(isinstance(t, Transform) for t in transforms):
         raise UfomError(
             f"chain takes updates of ufom_runtime.inner, one or more, not {[_named(t) for t in transforms]}"
@@ -225,6 +236,13 @@ def _at(value: Hyperparameter, theta: Tensor, phi: Tensor, count: Tensor | None)
     # not found[index]: an index of no dimensions is read as a number, which vmap and a trace cannot do
     step = found if found.ndim == 2 and len(found) == 1 else found.index_select(0, count.detach().long()[None])
     return step[0]
+
+
+def _weight(beta: float | Tensor, count: Tensor) -> Tensor:
+    """1 − β^count; of a float β without cancellation, which would cost half of float32's digits at β = 0.999."""
+    if isinstance(beta, Tensor) or not beta:
+        return 1 - beta**count
+    return -torch.expm1(count * math.log(beta))
 
 
 def _root(square: Tensor) -> Tensor:

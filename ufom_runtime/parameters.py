@@ -33,6 +33,11 @@ class FlatModule:
         module: the module; calls leave it as it was.
         names: names of the adapted parameters, in the order of the vector, which is the module's.
 
+    >>> net = FlatModule(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), adapt=["2.weight", "2.bias"])
+    >>> phi = net.vector()
+    >>> phi.shape, net(phi, torch.zeros(5, 4)).shape
+    (torch.Size([18]), torch.Size([5, 2]))
+
     Raises:
         UfomError: no adapted parameters, several devices or dtypes among them, parameters that have no shape yet (lazy
             layers), a frozen or unknown name in `adapt`, running statistics in training mode, active dropout.

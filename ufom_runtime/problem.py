@@ -49,6 +49,11 @@ class BilevelProblem:
             j. The start and the outer loss see the whole task.
         compile: refused; pass compile=True to the call, as `hypergradient(..., compile=True)`.
 
+    >>> def loss(theta, phi, task):
+    ...     return (phi - theta * task).square().sum()
+    >>> BilevelProblem(loss, loss, start=lambda theta, task: theta, step_sizes=[0.1] * 10, tasks=torch.ones(4, 3))
+    BilevelProblem(r = 10, 4 tasks)
+
     Raises:
         UfomError: step sizes that are not r ≥ 1 finite numbers > 0 or that require a gradient; both or neither of them
             and of `update` with `steps` ≥ 1; neither `sample_tasks` nor `tasks`; an `initial` that is not a finite

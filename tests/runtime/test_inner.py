@@ -168,3 +168,9 @@ def test_shapes_that_do_not_fit_are_named(lr, said):
         sgd(lr).check(torch.ones(10), torch.ones(5), 7)
     with pytest.raises(UfomError, match=r"return \(1, 5\) for one a parameter"):
         sgd(lambda t: t[:5]).check(torch.ones(10), torch.ones(5), 5)
+
+
+def test_adams_bias_correction_keeps_the_digits_of_float32():
+    update, phi = adam(1.0), torch.zeros(2)
+    moved, _ = update.update(phi, phi, update.init(phi, phi, None), torch.ones(2), None, 1)
+    torch.testing.assert_close(moved, torch.full((2,), -1.0), rtol=1e-6, atol=0)  # m̂ = v̂ = 1

@@ -91,6 +91,13 @@ def train(
     Returns:
         θ and the log.
 
+    >>> from ufom_runtime import UFOM
+    >>> from ufom_runtime.problems.quadratic import quadratic
+    >>> problem = quadratic()
+    >>> run = train(problem, problem.initial, UFOM(0.2), optimizer="adam:0.01", steps=5, batch=4)
+    >>> run.theta.shape, len(run.log)
+    (torch.Size([5]), 5)
+
     Raises:
         Stopped: Ctrl-C; a `KeyboardInterrupt` whose `run` has what was done. A checkpoint is saved before.
         UfomError: an argument outside its range, an optimizer that cannot take these steps, an inner loop that
