@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test test-all lint docs clean
 
 demo: $(STAMP)
 	$(BIN)/ufom q --d2 0.02 --v2 0.9 -r 10 --outer paper
@@ -13,6 +13,9 @@ demo: $(STAMP)
 	$(BIN)/python -m studies optimal_q
 
 test: $(STAMP)
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 lint: $(STAMP)

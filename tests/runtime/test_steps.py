@@ -31,8 +31,22 @@ def sines():
     return problem, problem.initial, problem.sample(3, torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("make", [sines, hypercleaning, few_shot])
+def _slow(make):
+    return pytest.param(make, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("make", [sines, _slow(hypercleaning), _slow(few_shot)])
 def test_compiled_steps_agree_with_the_unrolled_loop(make):
+    agrees_with_the_unrolled_loop(make)
+
+
+@pytest.mark.parametrize("make", [hypercleaning, few_shot])
+def test_traced_steps_agree_with_the_unrolled_loop(make, monkeypatch):
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, _: graph)
+    agrees_with_the_unrolled_loop(make)
+
+
+def agrees_with_the_unrolled_loop(make):
     problem, theta, tasks = make()
     exact, fom = unrolled_gradient(problem, theta, tasks), unrolled_gradient(problem, theta, tasks, 0)
     for estimator, expected in (
@@ -48,7 +62,8 @@ def test_compiled_steps_agree_with_the_unrolled_loop(make):
     assert len(kept(problem, "graphs")) == 5
 
 
-def test_compiled_batches_are_of_one_length_and_counted_without_the_filling():
+def test_compiled_batches_are_of_one_length_and_counted_without_the_filling(monkeypatch):
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, _: graph)
     problem, theta, tasks = sines()
     coins = torch.tensor([True, False, True])
     with count_calls() as calls:
