@@ -44,6 +44,9 @@ def dangers(source):
             return f"{full(node.value)}.{node.attr}"
         return "?"
 
+    def refuses_pickles(call):
+        return any(k.arg == "allow_pickle" and getattr(k.value, "value", None) is False for k in call.keywords)
+
     def visit(node, ours):
         """`ours`: the parameters in scope; one named `compile` is not the builtin."""
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
@@ -52,6 +55,8 @@ def dangers(source):
             name = full(node)
             if (name in FORBIDDEN and name not in ours) or (isinstance(node, ast.Attribute) and node.attr in METHODS):
                 found.append((node.lineno, name))
+        elif isinstance(node, ast.Call) and full(node.func) == "numpy.load" and refuses_pickles(node):
+            return
         elif isinstance(node, ast.Call):
             name, words = full(node.func), [a.value for a in node.args if isinstance(a, ast.Constant)]
             if name.endswith(("import_module", "getattr")):
@@ -141,6 +146,7 @@ def test_a_planted_call_is_found(planted):
         "import torch\ntorch.compile(f)\nmodel.eval()",
         "from safetensors.torch import load\nload(b'')",
         "import sympy as sp\nsp.Symbol('x') + sp.S.Half",
+        "import numpy as np\nnp.load('x', allow_pickle=False)",
         "frame.eval",
         "def f(compile): return g(compile=compile)",
         "'eval(1)  # pickle'",

@@ -98,7 +98,7 @@ FAULTS = {
     "graph cut": (lambda p: lambda t, x: 0 * t, "it is zero: is the graph cut"),
     "another function": (
         lambda p: lambda t, x: t**2 + 1,
-        "no truncated gradient, no multiple of one, no usual slip",
+        "not a truncated gradient or a multiple of one, and not a usual slip",
     ),
 }
 

@@ -259,7 +259,7 @@ def test_the_command_writes_it_and_measure_opens_it_at_the_point(capsys, monkeyp
     assert measured["point"]["ratio"] == found["c2"] / found["c1"]
 
 
-@pytest.mark.parametrize("arguments", ["explore --output", "measure quadratic --tasks 2 --html"])
+@pytest.mark.parametrize("arguments", ["explore --output", "measure quadratic --outer tuned --tasks 2 --html"])
 def test_a_place_that_cannot_be_written_is_named(capsys, monkeypatch, arguments):
     code, _, err = run(capsys, monkeypatch, *arguments.split(), "/proc/nothing.html")
     assert code == 2

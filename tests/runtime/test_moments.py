@@ -250,7 +250,10 @@ def test_cost_is_seconds_of_a_task():
         (lambda p: measure_moments(p, p.initial), "no finite set of tasks"),
         (lambda p: measure_moments(p, p.initial, p.sample(1, rng(0))), "at least 2"),
         (lambda p: measure_moments(p, torch.stack([p.initial] * 2), p.sample(3, rng(0))), "at least 4"),
-        (lambda p: measure_moments(p, p.initial[None, None], p.sample(3, rng(0))), r"give \(s,\) or \(k, s\)"),
+        (
+            lambda p: measure_moments(p, p.initial[None, None], p.sample(3, rng(0))),
+            r"give one vector, \(s,\), or several, \(k, s\)",
+        ),
         (lambda p: measure_moments(p, p.initial[None][:0], p.sample(3, rng(0))), "give"),
         (lambda p: measure_moments(p, p.initial, p.sample(3, rng(0)), Truncated(11)), "keep K ≤ r"),
         (lambda p: measure_moments(p, p.initial * float("inf"), p.sample(3, rng(0))), "NaN or ±inf"),
