@@ -58,7 +58,7 @@ def _sweeps(r: int, proxy: Truncated, budget: int) -> list[Sweep]:
 
 
 def _exact(r: int, states: int) -> Sweep:
-    """The quickest sweep of the exact gradient within this many states; its coin is known before the first step."""
+    """The quickest sweep of the exact gradient within this many states."""
     if states >= r:
         return Sweep.stored()
     return Sweep.checkpointed(states - 1) if states > 1 else Sweep.recomputed()
@@ -68,7 +68,7 @@ def _candidate(proxy: Truncated, sweep: Sweep, moments: Moments, cost: CostModel
     q = float(optimal_q(moments, cost, m).q)
     if q == 1 and proxy.steps:  # the exact gradient, which has a quicker sweep in the memory of the proxy's ring
         proxy, sweep = Truncated(0), _exact(cost.r, states_held(cost.r, proxy, sweep))
-        cost = replace(cost, sweep=sweep, proxy=proxy)
+        cost = replace(cost, sweep=sweep, proxy=proxy, as_printed=False)  # its coin is known before the first step
     exact = float(cost.time(1.0, moments, m))
     # D² = 0: the time falls to V²^m·C_det as q → 0
     time = float(cost.time(q, moments, m)) if q > 0 else exact * float(cost.c_det / (cost.c_det + cost.c_rnd))

@@ -86,7 +86,8 @@ class Moments:
             if getattr(self, name) is None:
                 continue
             mean, square = np.asarray(getattr(self, name), dtype=np.float64), getattr(self, most)
-            if (below := (mean < 0) & (self._variance(name) == 0)).any():
+            below = (mean < 0) & (self._variance(name) == 0)
+            if self.n is None and below.any():  # of two tasks the error cannot be seen
                 value = np.broadcast_to(mean, below.shape)[below][0]
                 raise UfomError(f"{_SYMBOLS[name]} ({name}) = {value:g} is negative, but it is given without an error")
             exact = (self._variance(name) == 0) & (self._variance(most) == 0)

@@ -196,7 +196,7 @@ def test_measure_says_that_the_first_order_gradient_vanishes(capsys, monkeypatch
     code, out, _ = run(capsys, monkeypatch, "measure", "digits-hypercleaning", "--m", "2")
     assert code == 0
     assert "first-order gradient is identically zero" in out
-    assert "run the exact gradient, UFOM(1, Sweep.checkpointed(" in out
+    assert "Holding one state, run the exact gradient, RECOMPUTED" in out
 
 
 def test_where_the_data_cannot_tell_the_answer_says_what_to_run_and_what_to_do():

@@ -100,11 +100,6 @@ def test_states_grow_as_declared(name):
     grown = peak(many, 41) - peak(few, 8)
     if name == "unrolled":  # and the graph
         assert grown > declared
-    elif (
-        name == "ufom-truncated-checkpointed"
-    ):  # the ring is given back before the sweep: the larger of the two is held
-        assert grown == pytest.approx(max(5, 4) - max(1, 4), abs=0.05)
-        assert many.states(41) == 5 + 4
     else:
         assert grown == pytest.approx(declared, abs=0.05)
 
@@ -112,7 +107,7 @@ def test_states_grow_as_declared(name):
 def test_forward_holds_its_tangents_and_nothing_that_grows_with_r():
     assert peak(Forward(3), 30) == pytest.approx(peak(Forward(3), 8), abs=0.05)
     one, two, three = (peak(Forward(c), 8) for c in (1, 2, 3))
-    assert min(three - two, two - one) > 1  # a tangent, and what a step works with for it
+    assert min(three - two, two - one) > 0.99  # a tangent each
 
 
 def test_adaptive_and_reptile_run_in_outer_sgd_alone():

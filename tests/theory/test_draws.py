@@ -147,8 +147,9 @@ def judge_plan(v2, r, c1, c2, memory_slots, m, **biases):
     for c in found:
         assert c.states <= memory_slots
         assert c.time <= c.time_exact * (1 + 1e-12)
-        alone = optimal_q(moments[c.proxy], CostModel(r, c1, c2, c.sweep, c.proxy), m).q
-        assert c.q == pytest.approx(alone, rel=1e-9)
+        if c.q < 1:  # at q = 1 it is the exact gradient, whatever the proxy
+            alone = optimal_q(moments[c.proxy], CostModel(r, c1, c2, c.sweep, c.proxy), m).q
+            assert c.q == pytest.approx(alone, rel=1e-9)
 
 
 def test_plans():

@@ -69,7 +69,9 @@ def test_nothing_that_fits_is_sooner(bias, r, c2, budget, m):
                 fits.append(cost.time(optimal_q(given_, cost, m).q, given_, m))
     once = [Sweep.stored(), Sweep.recomputed(), *(Sweep.checkpointed(s) for s in range(1, r))]
     exact = [
-        CostModel(r=r, c2=c2, sweep=x).time(1.0, moments[FOM], m) for x in once if states_held(r, FOM, x) <= budget
+        CostModel(r=r, c2=c2, sweep=x, as_printed=False).time(1.0, moments[FOM], m)
+        for x in once
+        if states_held(r, FOM, x) <= budget
     ]
     found = plan(moments, r, 1.0, c2, budget, m)
     best = found[0].time
