@@ -23,7 +23,9 @@ extensions = [
 ]
 exclude_patterns = ["_build", "gallery"]
 nitpicky = True
-nitpick_ignore_regex = [("py:class", r"(torch|numpy|collections|fractions|pandas|sympy)\..*")]  # other projects' names
+# other projects' names
+OTHERS = r"(torch|numpy|collections|dataclasses|fractions|pandas|pd|sympy)\..*|Tensor"
+nitpick_ignore_regex = [("py:class", OTHERS)]
 nitpick_ignore = [("py:class", "ufom_runtime.estimators.Method")]
 
 myst_enable_extensions = ["dollarmath"]
