@@ -26,7 +26,7 @@ nitpicky = True
 # other projects' names
 OTHERS = r"(torch|numpy|collections|dataclasses|fractions|pandas|pd|sympy)\..*|Tensor"
 nitpick_ignore_regex = [("py:class", OTHERS)]
-nitpick_ignore = [("py:class", "ufom_runtime.estimators.Method")]
+nitpick_ignore = [("py:class", "ufom_runtime.estimators.Method"), ("py:class", "Method")]
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3

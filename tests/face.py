@@ -76,7 +76,14 @@ WRONG: list[Any] = [
     quadratic(inner_loss=lambda t, p, x: p), quadratic(outer_loss=lambda t, p, x: t.sum() * float("nan")),
     quadratic(start=lambda t, x: None), quadratic(sample_tasks=lambda n, g: [1, 2]),
 ]  # fmt: skip
-RESULTS = {"Calls", "Direction", "Forecast", "MeasuredCurvature", "MeasuredMoments"}  # which are given out, not called
+RESULTS = {
+    "Calls",
+    "Direction",
+    "Forecast",
+    "MeasuredCurvature",
+    "MeasuredMoments",
+    "Method",
+}  # which are given out, not called
 NOT_CALLED = RESULTS | {"EXACT", "FOM", "HELD", "METHODS", "RECOMPUTED", "REPTILE", "Stopped", "UfomError"}
 FACE = [
     (module, name) for module in (ufom_theory, ufom_runtime) for name in module.__all__ if name not in NOT_CALLED

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ufom_runtime.estimators import UFOM as UFOM
     from ufom_runtime.estimators import Direction as Direction
     from ufom_runtime.estimators import Estimator as Estimator
+    from ufom_runtime.estimators import Method as Method
     from ufom_runtime.estimators import hypergradient as hypergradient
     from ufom_runtime.measure.clock import choose_chunk as choose_chunk
     from ufom_runtime.measure.clock import measure_cost as measure_cost
@@ -66,7 +67,7 @@ _ROOMS = {
     "measure.constants": ["compare_bounds", "estimate_constants"],
     "measure.curvature": ["MeasuredCurvature", "measure_curvature"],
     "derivatives": ["Calls", "count_calls"],
-    "estimators": ["EXACT", "FOM", "HELD", "RECOMPUTED", "UFOM", "Direction", "Estimator", "hypergradient"],
+    "estimators": ["EXACT", "FOM", "HELD", "RECOMPUTED", "UFOM", "Direction", "Estimator", "Method", "hypergradient"],
     "measure.forecast": ["Forecast", "forecast"],
     "memory": ["peak_bytes"],
     "measure.moments": ["MeasuredMoments", "measure_moments", "moments_by_proxy"],
