@@ -121,7 +121,7 @@ def test_every_method_has_a_row_and_a_reason_where_it_is_not_valid(table):
         (TUNED.name, "guided-es", 4): "guides nowhere",
         (TUNED.name, "reptile", 4): "must start at θ",
         (TUNED.name, "adaptive-ufom", 4): "along a run",
-        (TUNED.name, "recomputed", 12): "left out: 91 calls",
+        (TUNED.name, "recomputed", 12): "left out: 80 calls",
     }
     for (name, method, r), reason in reasons.items():
         assert reason in row(table, name, method, r).refused
@@ -138,7 +138,8 @@ def test_time_is_second_moment_times_calls(table):
     found = table[(table.part == "family") & (table.name == TUNED.name) & (table.r == 4)]
     exact = row(table, TUNED.name, "recomputed").time, row(table, TUNED.name, "ufom").time
     best = found[found.memory == problems.memory(4)].iloc[0]
-    assert best.gain_paper == pytest.approx(exact[1] / planned.time)
+    # the plan charges Algorithm 4 as printed; in one forward pass it takes fewer steps, and the gain over it is smaller
+    assert best.gain_paper > exact[1] / planned.time > 1
     assert (found.gain_exact >= 1).all()
     assert exact[1] <= exact[0] * (1 + 1e-9)
 
