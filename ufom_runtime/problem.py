@@ -181,6 +181,7 @@ class BilevelProblem:
 
 def refuse_update(problem: BilevelProblem, what: str, why: str) -> None:
     """`UfomError` where the inner loop is not plain gradient descent on all of each task."""
+    instance("problem", problem, BilevelProblem, "give the problem itself")
     if problem.update is not None or problem.inner_batch is not None:
         named = "an inner update" if problem.update is not None else "other data at each inner step"
         raise UfomError(f"{what} cannot be used with {named}: {why}")

@@ -143,6 +143,7 @@ class Truncated:
 
     def __post_init__(self) -> None:
         scalar("proxy length K", self.steps, integer, 0)
+        instance("held", self.held, bool, "write True or False")
         if self.held and self.steps:
             raise UfomError(f"proxy length K = {self.steps} with held=True: only K = 0 can hold the gradients constant")
 
