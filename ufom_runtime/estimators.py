@@ -52,7 +52,7 @@ class Direction:
 class Method(Protocol):
     """Whatever gives an outer direction; `train` runs any of them.
 
-    FOM, EXACT, UFOM(q) and the methods of `ufom_runtime.rivals` are stateless; AdaptiveUFOM keeps a state.
+    FOM, EXACT, UFOM(q) and the methods of `ufom_runtime.methods` are stateless; AdaptiveUFOM keeps a state.
     """
 
     gradient: ClassVar[bool]

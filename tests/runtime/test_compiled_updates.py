@@ -57,6 +57,27 @@ def test_traced_steps_give_the_plain_numbers(monkeypatch, name):
     assert (len(kept(problem, "graphs")) == 5) == shared
 
 
+class Turned:
+    """An update that uses j once `numbered` is set."""
+
+    numbered = False
+
+    def init(self, theta, phi, task):
+        return ()
+
+    def update(self, theta, phi, state, grad, task, j):
+        return phi - 0.05 * (j if self.numbered else 1) * grad, state
+
+
+def test_an_update_that_begins_to_use_j_is_traced_for_each(monkeypatch):
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, _: graph)
+    update = Turned()
+    problem = problem_with(update)
+    compare(problem, [EXACT])
+    update.numbered = True
+    compare(problem, [EXACT])
+
+
 def test_the_compiler_gives_the_plain_numbers():
     problem = problem_with(adam(RATES, (0.8, 0.9)))
     compare(problem, [EXACT, UNROLLED])

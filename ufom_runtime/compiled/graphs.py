@@ -119,8 +119,9 @@ class Graphs:
         return made
 
     def _forget(self) -> None:
-        """Drop the steps that are stale; after too many times, for good."""
+        """Drop the steps that are stale, and whether the update uses j; after too many times, for good."""
         self._graphs.clear()
+        kept(self._problem, "numbered").clear()
         self._known["changes"] = self._known.get("changes", 0) + 1
         if self._known["changes"] == _MOST_CHANGES + 1:
             warnings.warn(_CHANGING, stacklevel=2)
