@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
 import platform
 import time
@@ -22,6 +21,7 @@ import pandas as pd
 
 from studies.engine.configuration import build
 from studies.shared.verdicts import Verdict
+from ufom_runtime.command.plain import json_text
 from ufom_runtime.files import DamagedFile, digest, read_whole, write_whole
 from ufom_runtime.verdicts import publish
 from ufom_theory import UfomError
@@ -133,15 +133,7 @@ class Results:
 
 def as_json(value: Any) -> bytes:
     """JSON, null for nan and ±inf, which it does not have."""
-
-    def known(x: Any) -> Any:
-        if isinstance(x, dict):
-            return {k: known(v) for k, v in x.items()}
-        if isinstance(x, list | tuple):
-            return [known(v) for v in x]
-        return None if isinstance(x, float) and not math.isfinite(x) else x
-
-    return (json.dumps(known(value), ensure_ascii=False, indent=1, allow_nan=False) + "\n").encode()
+    return (json_text(value, indent=1) + "\n").encode()
 
 
 def _processor() -> str:

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 
-def json_text(value: Any) -> str:
+def json_text(value: Any, indent: int | None = None) -> str:
     """JSON without NaN and ±inf, which it does not know: null stands for them."""
 
     def known(x: Any) -> Any:
@@ -17,4 +17,4 @@ def json_text(value: Any) -> str:
             return [known(v) for v in x]
         return None if isinstance(x, float) and not math.isfinite(x) else x
 
-    return json.dumps(known(value), ensure_ascii=False, allow_nan=False)
+    return json.dumps(known(value), ensure_ascii=False, indent=indent, allow_nan=False)
