@@ -25,7 +25,7 @@ def judge(table: pd.DataFrame) -> list[Verdict]:
         elif row.method.startswith("memory"):
             verdicts.append(Verdict(subject, "<=", 1.0, row.ratio, 0.01, "yes" if row.ratio <= 1.01 else "no"))
         elif row.method.startswith("bytes"):
-            verdicts.append(Verdict(subject, "=", 1.0, row.ratio, 0.2, "yes" if abs(row.ratio - 1) <= 0.2 else "no"))
+            verdicts.append(Verdict.from_interval(subject, "=", 1.0, row.ratio, margin=0.2))
         elif row.method.startswith("time"):
             bar = 0.25 if "at once" in row.method else 0.2 if "forecast" in row.method else 0.1
             half = (row.high - row.low) / 2

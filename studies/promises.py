@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -26,6 +27,7 @@ from ufom_runtime import (
     outer_sgd,
     peak_bytes,
 )
+from ufom_runtime.measure.clock import UnsureTime
 from ufom_runtime.memory import LiveBytes
 from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.quadratic import quadratic
@@ -35,8 +37,12 @@ Rows = Iterator[dict[str, Any]]
 BATCHES = {0: 0.4, 1: 0.4, 2: 0.2}  # ones among 8 coins, and how often: their mean is 8·Q
 
 
-def _over_predicted(pairs: list[tuple[float, float]]) -> dict[str, Any]:
-    measured, predicted = np.array(pairs).T
+def _over_predicted(rounds: int, pair: Callable[[], tuple[float, float]]) -> dict[str, Any]:
+    """Measured over predicted seconds in so many rounds; if a time stays unsure there is no ratio, but the reason."""
+    try:
+        measured, predicted = np.array([pair() for _ in range(rounds)]).T
+    except UnsureTime as busy:
+        return {"note": str(busy)}
     said = f"{np.median(measured):.4g} s, predicted {np.median(predicted):.4g} s"
     return {"seconds": float(np.median(measured)), **spread(measured / predicted), "note": said}
 
@@ -48,13 +54,16 @@ _cost = partial(measure_cost, seconds=0.1, repeats=5)
 def checkpoint_time(config: Config) -> Rows:
     """The time of the exact gradient with 3 checkpoints, over C1·(r + 1 + repeated steps) + C2·r."""
     problem, theta, tasks = build(config, "hypercleaning", max(config.lengths))
-    sweep, pairs = Sweep.checkpointed(3), []
-    hypergradient(problem, theta, tasks, Estimator(1.0, sweep))
-    for _ in range(config.rounds):
+    sweep = Sweep.checkpointed(3)
+    run = partial(hypergradient, problem, theta, tasks, Estimator(1.0, sweep))
+    run()
+
+    def pair() -> tuple[float, float]:
         cost = _cost(problem, theta, tasks, sweep=sweep)
-        took = seconds(lambda: hypergradient(problem, theta, tasks, Estimator(1.0, sweep)))
-        pairs.append((took, float(cost.c_det + cost.c_rnd)))
-    yield {"method": "time with 3 checkpoints", "workload": "hypercleaning", "r": problem.r, **_over_predicted(pairs)}
+        return seconds(run), float(cost.c_det + cost.c_rnd)
+
+    row = {"method": "time with 3 checkpoints", "workload": "hypercleaning", "r": problem.r}
+    yield {**row, **_over_predicted(config.rounds, pair)}
 
 
 def checkpoint_memory(config: Config) -> Rows:
@@ -81,7 +90,7 @@ def ufom_time(config: Config) -> Rows:
     problem, theta, drawn = build(config, "few-shot", config.steps)
     tasks = Tasks.of(drawn)
     one, estimator = tasks.take(slice(1)), UFOM(Q)
-    n, rounds, pairs, batched = len(tasks), max(3, config.rounds // 5), [], []
+    n, rounds = len(tasks), max(3, config.rounds // 5)
 
     def run(chosen: Any, coins: list[int]) -> float:
         return seconds(lambda: hypergradient(problem, theta, chosen, estimator, coins=torch.tensor(coins) == 1))
@@ -91,19 +100,23 @@ def ufom_time(config: Config) -> Rows:
         run(one, coins)
     for coins in patterns.values():
         run(tasks, coins)
-    for _ in range(rounds):
+
+    def single() -> tuple[float, float]:
         cost = _cost(problem, theta, one)
-        took = [run(one, [coin]) for coin in STREAM]
-        pairs.append((float(np.mean(took)), float(cost.c_det + Q * cost.c_rnd)))
+        return float(np.mean([run(one, [coin]) for coin in STREAM])), float(cost.c_det + Q * cost.c_rnd)
+
+    def batched() -> tuple[float, float]:
         measured = predicted = 0.0
         for ones, share in BATCHES.items():
             rest = _cost(problem, theta, tasks.take(slice(n - ones)))
             corrected = _cost(problem, theta, tasks.take(slice(ones))) if ones else rest
             measured += share * run(tasks, patterns[ones]) / n
             predicted += share * float((n - ones) * rest.c_det + ones * (corrected.c_det + corrected.c_rnd)) / n
-        batched.append((measured, predicted))
-    for said, found in (("one task at a time", pairs), (f"{n} tasks at once", batched)):
-        yield {"method": f"time of UFOM({Q}), {said}", "workload": "few-shot", "r": problem.r, **_over_predicted(found)}
+        return measured, predicted
+
+    for said, pair in (("one task at a time", single), (f"{n} tasks at once", batched)):
+        row = {"method": f"time of UFOM({Q}), {said}", "workload": "few-shot", "r": problem.r}
+        yield {**row, **_over_predicted(rounds, pair)}
 
 
 def growth(config: Config) -> Rows:
@@ -144,22 +157,32 @@ def _grown(problem: BilevelProblem, estimator: Estimator, steps: int) -> int:
 
 def foreseen(config: Config) -> Rows:
     """Time and peak bytes over what `forecast` says from a few steps."""
+    estimators = {
+        "first-order": FOM,
+        "exact, stored": EXACT,
+        "exact, 3 checkpoints": Estimator(1.0, Sweep.checkpointed(3)),
+    }
     for workload, r in (("few-shot", config.steps), ("hypercleaning", max(config.lengths))):
-        problem, theta, tasks = build(config, workload, r)
-        one = Tasks.of(tasks).take(slice(1))
-        for name, estimator in (("first-order", FOM), ("exact, stored", EXACT),
-                                ("exact, 3 checkpoints", Estimator(1.0, Sweep.checkpointed(3)))):  # fmt: skip
-            run = partial(hypergradient, problem, theta, one, estimator)
-            run()
-            pairs = []
-            for _ in range(max(3, config.rounds // 3)):
-                expected = forecast(problem, theta, one, estimator)
-                pairs.append((seconds(run), expected.seconds))
-            row = {"method": f"time over its forecast, {name}", "workload": workload, "r": r}
-            yield {**row, **_over_predicted(pairs)}
-            most = peak_bytes(run, (theta, *one.parts))
-            yield {"method": f"bytes over their forecast, {name}", "workload": workload, "r": r,
-                   "live_bytes": most, "ratio": most / expected.bytes}  # fmt: skip
+        for name, estimator in estimators.items():
+            for row in _foreseen(config, workload, r, estimator):
+                yield {**row, "method": f"{row['method']}, {name}", "workload": workload, "r": r}
+
+
+def _foreseen(config: Config, workload: str, r: int, estimator: Estimator) -> Rows:
+    problem, theta, tasks = build(config, workload, r)
+    one, foretold = Tasks.of(tasks).take(slice(1)), math.nan
+    run = partial(hypergradient, problem, theta, one, estimator)
+    run()
+
+    def pair() -> tuple[float, float]:
+        nonlocal foretold
+        expected = forecast(problem, theta, one, estimator)
+        foretold = expected.bytes
+        return seconds(run), expected.seconds
+
+    yield {"method": "time over its forecast", **_over_predicted(max(3, config.rounds // 3), pair)}
+    most = peak_bytes(run, (theta, *one.parts))
+    yield {"method": "bytes over their forecast", "live_bytes": most, "ratio": most / foretold}
 
 
 PROMISES: dict[str, Callable[[Config], Rows]] = {

@@ -4,10 +4,22 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a worker: workers that share cores slow each other tenfold
 
+import pytest
 from hypothesis import settings
+
+from tests import ticks
+from ufom_runtime.measure import clock
 
 settings.register_profile("ufom", deadline=None, derandomize=True)
 settings.load_profile("ufom")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def steady_clock():
+    """No test depends on how quick or how busy the machine is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clock, "took", ticks.seconds)
+        yield
 
 
 def pytest_make_parametrize_id(val, argname):

@@ -242,7 +242,7 @@ def test_cost_is_seconds_of_a_task():
     cost = measure_cost(problem, problem.initial, problem.sample(1, rng(0)), seconds=0.1)
     assert cost.r == 7
     assert 0 < cost.c1 < cost.c2 < 1
-    assert 0 < cost.c1_sem < cost.c1
+    assert cost.c1_sem == 0  # the clock of the tests is steady
     batch = measure_cost(problem, problem.initial, problem.sample(100, rng(0)), seconds=0.1)
     assert batch.c1 < cost.c1 / 3  # a hundred small tasks at once cost far less than one at a time
 

@@ -9,9 +9,12 @@ import pandas as pd
 import pytest
 import torch
 
-from studies import peers, performance
+from studies import peers, performance, promises
 from studies.methods import METHODS, Method
+from studies.shared import timing
+from tests import ticks
 from tests.oracles import unrolled_gradient
+from ufom_runtime.measure.clock import UnsureTime
 from ufom_runtime.problem import Tasks
 
 TINY = replace(performance.SIZES["quick"], filters=2, images=8, hidden=3, steps=2, rounds=2, outer_steps=10)
@@ -24,6 +27,8 @@ def table():
         patch.setattr(performance, "_in_process", performance.work)
         patch.setattr(performance, "theory_calls", lambda rounds: [])
         patch.setattr(performance, "resident_bytes", lambda call: 1e6 + sum(call().shape))
+        for module in (timing, promises):
+            patch.setattr(module, "seconds", ticks.seconds)
         return performance.measure(TINY)
 
 
@@ -157,15 +162,28 @@ def test_long_calls_are_repeated_less_often():
 
 
 def test_promises_are_judged_and_can_be_broken(table):
-    promises = table[table.group == "promises"]
-    agrees = {v.subject: v.agrees for v in performance.judge(promises)}
-    assert len(agrees) == len(promises) == 24
+    rows = table[table.group == "promises"]
+    agrees = {v.subject: v.agrees for v in performance.judge(rows)}
+    assert len(agrees) == len(rows) == 24
     kept = [a for subject, a in agrees.items() if subject.startswith(("growth", "memory", "bytes"))]
     assert kept == ["yes"] * 15  # those of time want a quiet machine
-    broken = promises.assign(live_bytes=8.0, ratio=2.0, low=1.95, high=2.05)
+    broken = rows.assign(live_bytes=8.0, ratio=2.0, low=1.95, high=2.05)
     assert {v.agrees for v in performance.judge(broken)} == {"no"}
-    noisy = promises[promises.method.str.startswith("time")].assign(ratio=2.0, low=1.0, high=3.0)
+    noisy = rows[rows.method.str.startswith("time")].assign(ratio=2.0, low=1.0, high=3.0)
     assert {v.agrees for v in performance.judge(noisy)} == {"inconclusive"}
+
+
+def test_a_time_that_stays_unsure_leaves_its_promise_open_and_says_why(monkeypatch, random_images):
+    def unsure(*_, **__):
+        raise UnsureTime("the machine is too busy")
+
+    monkeypatch.setattr(promises, "_cost", unsure)
+    monkeypatch.setattr(promises, "forecast", unsure)
+    found = [row for name in ("time of UFOM", "forecast") for row in performance.work(TINY, {"promise": name})]
+    rows = pd.DataFrame(found, columns=performance.COLUMNS)
+    assert len(rows) == 14
+    assert [v.agrees for v in performance.judge(rows)] == ["inconclusive"] * 14
+    assert (rows.note[rows.method.str.startswith("time")] == "the machine is too busy").all()
 
 
 def test_figure_labels_every_method_measured(table):

@@ -24,6 +24,10 @@ from ufom_theory.checks import instance, integer, scalar
 _SURE = 0.2  # a cost's largest relative error
 
 
+class UnsureTime(UfomError):
+    """A time whose error is larger than a fifth of it: the machine was busy."""
+
+
 @torch.enable_grad()
 def measure_cost(
     problem: BilevelProblem,
@@ -61,7 +65,7 @@ def measure_cost(
         C_rnd; with standard errors. The medians are given, since a busy machine's times have a long tail.
 
     Raises:
-        UfomError: as `hypergradient`, repeats < 5, or a cost whose error is larger than a fifth of it.
+        UfomError: as `hypergradient`, repeats < 5, or (`UnsureTime`) a cost whose error is larger than a fifth of it.
     """
     if scalar("repeats", repeats, integer, 0) < 5:
         raise UfomError(f"repeats = {repeats}: a median with an error needs at least 5")
@@ -172,21 +176,22 @@ def alternate(
     while (
         len(rounds) < repeats or (spent < seconds and len(rounds) < 10_000) or (len(rounds) < 10 * repeats and unsure())
     ):
-        rounds.append([_seconds(f, device) for f in functions])
+        rounds.append([took(f, device) for f in functions])
         spent += sum(rounds[-1])
     return rounds
 
 
 def refuse_unsure(name: str, value: float, sem: float) -> None:
-    """`UfomError` where a time's error is larger than a fifth of it."""
+    """`UnsureTime` where a time's error is larger than a fifth of it."""
     if not sem <= value * _SURE:
-        raise UfomError(
+        raise UnsureTime(
             f"{name} takes {value:.3g} s with an error of {sem:.2g} s, larger than a fifth of it: the machine is too "
             "busy; time it again when it is quiet, or for longer (seconds=, repeats=)"
         )
 
 
-def _seconds(function: Callable[[], object], device: torch.device) -> float:
+def took(function: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call."""
     _wait(device)
     begin = time.perf_counter()
     function()

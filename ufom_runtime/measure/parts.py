@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ufom_runtime.estimators import HELD, Estimator, hypergradient
+from ufom_runtime.measure import clock
 from ufom_runtime.memory import peak_bytes
 from ufom_runtime.problem import BilevelProblem, Tasks, held_identity
 from ufom_theory import Sweep, Truncated
@@ -48,23 +48,10 @@ def alternated(functions: Sequence[Callable[[], object]], device: torch.device, 
 
     It ends after `seconds`, but not before three rounds.
     """
-    end, rounds = time.perf_counter() + seconds, -1
     found: list[list[float]] = []
-    while rounds < _LEAST or (rounds < _MOST and time.perf_counter() < end):
-        row = []
-        for function in functions:
-            begin = _now(device)
-            function()
-            row.append(_now(device) - begin)
-        found.append(row)
-        rounds += 1
+    while len(found) <= _LEAST or (len(found) <= _MOST and sum(map(sum, found)) < seconds):
+        found.append([clock.took(function, device) for function in functions])
     return np.array(found[1:])
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 @dataclass(frozen=True)
