@@ -29,7 +29,8 @@ def measure_command(
 ) -> None:
     """Measure D², V², bias, C1 and C2 of a problem, and say which q to run.
 
-    Built in: synthetic, quadratic, digits-hypercleaning, mnist-hypercleaning, digits-few-shot, omniglot, cifar100.
+    Built in: synthetic, quadratic, sinusoid, digits-hypercleaning, mnist-hypercleaning, digits-few-shot, omniglot and
+    cifar100.
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

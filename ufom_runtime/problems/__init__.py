@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 BUILT_IN = {
     "synthetic": "ufom_runtime.problems.synthetic:synthetic",
     "quadratic": "ufom_runtime.problems.quadratic:quadratic",
+    "sinusoid": "ufom_runtime.problems.sinusoid:sinusoid",
     "digits-hypercleaning": "ufom_runtime.problems.hypercleaning:digits_hypercleaning",
     "mnist-hypercleaning": "ufom_runtime.problems.hypercleaning:mnist_hypercleaning",
     "digits-few-shot": "ufom_runtime.problems.few_shot:digits_few_shot",
