@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -17,7 +19,36 @@ from ufom_theory import Sweep, UfomError
 from ufom_theory.checks import integer
 
 Each = Callable[[Callable[[Tensor], list[Tensor]], Sequence[Tensor]], Iterable[list[Tensor]]]
-"""Runs a function of every chunk, and gives what comes of it in their order: `map`, or several processes together."""
+"""Runs a function of every chunk, and gives what comes of it in their order, as `map` does."""
+_SHARES, _SHARED_BYTES = 8, 512 * 2**20  # of a batch that processes share: chunks at least, and bytes of one at most
+_each: ContextVar[Each | None] = ContextVar("each", default=None)
+
+
+@contextmanager
+def shared_by(each: Each | None) -> Iterator[None]:
+    """Inside the block chunks are run by `each`, such as several processes together; None: by this one."""
+    token = _each.set(each)
+    try:
+        yield
+    finally:
+        _each.reset(token)
+
+
+def is_shared() -> bool:
+    """Whether chunks are run by other processes, too."""
+    return _each.get() is not None
+
+
+def run_each(function: Callable[[Tensor], list[Tensor]], pieces: Sequence[Tensor]) -> Iterable[list[Tensor]]:
+    """`map(function, pieces)`, by whoever shares them."""
+    return (_each.get() or map)(function, pieces)
+
+
+def cut(n: int, chunk: int | None) -> tuple[Tensor, ...]:
+    """0 … n − 1 in pieces of `chunk`; None: one piece, or where they are shared an eighth each."""
+    whole = -(-n // _SHARES) if is_shared() else n
+    size = whole if chunk is None else int(integer("chunk, the tasks run together,", chunk, 1))
+    return torch.split(torch.arange(n, device="cpu"), size)
 
 
 def refuse_divergence(gradient: Tensor) -> Tensor:
@@ -39,7 +70,6 @@ def in_chunks(
     sweep: Sweep,
     chunk: int | None = None,
     ring: int = 0,
-    each: Each = map,
     compile: bool = False,
     stops: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
@@ -56,9 +86,9 @@ def in_chunks(
         lengths: truncation lengths, ascending.
         sweep: how the states are recovered.
         chunk: rows run together; None: as many as the budget holds, by the measured bytes of one row; compiled
-            steps run one on the CPU, and as many as there are tasks at most elsewhere.
+            steps run one on the CPU, and as many as there are tasks at most elsewhere. Where processes share the
+            chunks, an eighth of the rows at most, and no more than fit into 512 MiB.
         ring: last states kept from the forward loop, the proxy's length.
-        each: runs the chunks.
         compile: as in `hypergradient`.
         stops: how many backward steps each pair takes, shape (rows,), on the CPU; the longest length if not given.
 
@@ -95,7 +125,7 @@ def in_chunks(
     columns = torch.arange(pairs.shape[1], device="cpu")
     apart = [columns] if stops is None or not compile else [columns[stops == k] for k in sorted(set(stops.tolist()))]
     pieces = [piece for group in apart for piece in torch.split(group, size)]
-    found = each(run_filled if compile else run, pieces)
+    found = run_each(run_filled if compile else run, pieces)
     yield from zip((pairs[:, piece] for piece in pieces), found, strict=True)
 
 
@@ -124,7 +154,9 @@ def rows_together(
             known[key] = peak_bytes(lambda: sweep_gradients(problem, rows, one, lengths, sweep, ring), tasks.parts)
         if n > 1:
             known[key] += sum(t[0].nbytes for t in tasks.parts)  # the rows of a chunk are copies
-    size = max(1, budget(thetas.device) // max(1, known[key]))
+    size = max(1, (_SHARED_BYTES if is_shared() else budget(thetas.device)) // max(1, known[key]))
+    if is_shared():
+        size = min(size, -(-pairs.shape[1] // _SHARES))
     return min(size, n) if compile else size
 
 

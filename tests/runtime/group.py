@@ -7,21 +7,23 @@ is this process, without a group.
 import contextlib
 import json
 import os
+import signal
 import socket
 import sys
 import time
+from dataclasses import replace
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from ufom_runtime import moments_by_proxy
+from ufom_runtime import EXACT, FOM, REPTILE, UFOM, AdaptiveUFOM, Roulette, Switch, moments_by_proxy, train
 from ufom_runtime.measure import __main__ as measure
+from ufom_runtime.methods import ES, Forward
 from ufom_runtime.problems.few_shot import digits_few_shot
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_runtime.training import processes
-from ufom_theory import Truncated, UfomError
+from ufom_theory import Sweep, Truncated, UfomError
 
 PROXIES = (Truncated(0), Truncated(1))
 
@@ -48,8 +50,8 @@ def moments():
     with processes.join() as group:
         out = {}
         for name, problem, thetas, tasks in problems():
-            shared = partial(group.map, thetas)
-            found = moments_by_proxy(problem, thetas, tasks, PROXIES, chunk=2, each=shared)
+            with group.sharing():
+                found = moments_by_proxy(problem, thetas, tasks, PROXIES, chunk=2)
             out[name] = [as_json(found[proxy]) for proxy in PROXIES]
         return out
 
@@ -65,7 +67,7 @@ def failing():
     seen = []
     with processes.join() as group:
         try:
-            for found in group.map(torch.zeros(1, dtype=torch.float64), function, torch.arange(7)[:, None].unbind()):
+            for found in group.map(function, torch.arange(7)[:, None].unbind()):
                 seen += [float(x) for x in found]
         except UfomError as error:
             return [seen, str(error)]
@@ -81,7 +83,7 @@ def silent():
             return [piece.double()[None]]
 
         try:
-            return [len(found) for found in group.map(torch.zeros(1).double(), function, torch.ones(2, 1).unbind())]
+            return [len(found) for found in group.map(function, torch.ones(2, 1).unbind())]
         except UfomError as error:
             return str(error)
 
@@ -95,6 +97,89 @@ def refused():
         except SystemExit as end:
             said.flush()
             return [end.code, Path(said.name).read_text()]
+
+
+PLAIN = quadratic(dim=3, r=3)
+FINITE = replace(PLAIN, sample_tasks=None, tasks=PLAIN.sample(6, torch.Generator().manual_seed(1)))
+METHODS = {
+    "ufom": (UFOM(0.4, Sweep.checkpointed(1), coin="stratified"), {"chunk": None}),
+    "unrolled": (UFOM(0.4, Sweep.unrolled(), scale=0.8), {}),
+    "adaptive": (AdaptiveUFOM(q_min=0.3), {"clip": 1.0}),
+    "by steps": (AdaptiveUFOM(law="step", outer="sgd:0.05"), {}),
+    "switch": (Switch(FOM, 3, UFOM(0.5, proxy=Forward())), {}),
+    "drawing": (Roulette((0, 1, 3), (0.6, 0.5)), {"chunk": None}),
+    "evolution": (ES(), {}),
+    "reptile": (REPTILE, {}),
+    "warm": (UFOM(0.4), {"warm_start": True}),
+    "best": (EXACT, {"keep": "best", "evaluate": lambda theta: {"loss": float(theta.norm())}}),
+    "until": (FOM, {"until": lambda row: time.perf_counter() > 0 and row["step"] == 6}),
+}
+
+
+def trained(name, group, **options):
+    """θ after some steps of 5 tasks, in chunks of one task or two, and the log without its times."""
+    method, own = METHODS[name]
+    problem = FINITE if name == "warm" else PLAIN
+    options = {"optimizer": "adam:0.01", "steps": 7, "batch": 5, "log_every": 3, "chunk": 2, **own, **options}
+    run = train(problem, problem.initial, method, processes=group, **options)
+    return [run.theta.tolist(), run.log.drop(columns="seconds").to_json(double_precision=15), run.ended]
+
+
+def fifty():
+    """Fifty steps of UFOM."""
+    with processes.join() as group:
+        return trained("ufom", group, steps=50)
+
+
+def methods():
+    """Every method."""
+    with processes.join() as group:
+        return {name: trained(name, group) for name in METHODS}
+
+
+def halves():
+    """Each call goes on with the run in a folder for 3 steps."""
+    found = []
+    with processes.join() as group:
+        for name in ("adaptive", "warm"):
+            folder = Path(f"state-{name}")
+            done = len(list(folder.glob("*"))) and json.loads((folder / "state.json").read_text())["step"]
+            found.append(trained(name, group, steps=done + 3, checkpoint=folder, checkpoint_every=2))
+    return found
+
+
+def differing():
+    """Each process has a seed of its own."""
+    with processes.join() as group:
+        try:
+            trained("ufom", group, seed=group.rank)
+        except UfomError as error:
+            return str(error)
+
+
+def killed():
+    """Process 1 dies in the middle of step 6; a call without it gives the step that was saved, and goes on."""
+    step, begun = {"now": 1}, []
+    with processes.join() as group:
+
+        def dies(theta, phi, task):
+            if group.rank == 1 and step["now"] == 6:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return PLAIN.inner_loss(theta, phi, task)
+
+        def rate(k):
+            step["now"] = k
+            begun.append(k)
+            return 0.01
+
+        problem, options = replace(PLAIN, inner_loss=dies), {"processes": group, "checkpoint": "state-killed"}
+        if group.size == 1:
+            begun.append(json.loads(Path("state-killed/state.json").read_text())["step"])
+        try:
+            run = train(problem, problem.initial, UFOM(0.4), rate, 8, batch=5, **options)
+        except processes.ProcessLost as error:
+            return str(error)
+        return [begun[0], run.steps]
 
 
 def write(job, size, rank):
@@ -122,7 +207,8 @@ def run(job, size):
             code = 0
         finally:
             os._exit(code)
-    assert not any(os.waitpid(child, 0)[1] for child in children), f"{job} with {size} processes failed"
+    failed = [os.waitpid(child, 0)[1] for child in children]
+    assert job == "killed" or not any(failed), f"{job} with {size} processes failed"
 
 
 if __name__ == "__main__":

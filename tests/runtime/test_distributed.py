@@ -1,4 +1,4 @@
-"""Moments measured by 1, 2 and 4 processes: the same bits, and never a hang.
+"""Moments and training by 1, 2 and 4 processes: the same bits, and never a hang.
 
 That a group started anew after a kill gives them, too, is the fault `dead_rank` of `tests.faults`.
 """
@@ -14,7 +14,7 @@ import pytest
 import torch.distributed as dist
 
 from tests.runtime import group
-from ufom_runtime import measure_moments
+from ufom_runtime import measure_moments, train
 from ufom_runtime.command.report import measure
 from ufom_runtime.training import processes
 from ufom_theory import UfomError
@@ -48,7 +48,19 @@ def found(tmp_path_factory):
     """What the processes of each job gave, by job, number of processes and rank."""
     folder = tmp_path_factory.mktemp("group")
     jobs = [f"moments:{size}" for size in SIZES] + ["failing:3", "silent:2", "refused:2"]
-    subprocess.run([sys.executable, group.__file__, folder, *jobs], env=os.environ | CPU, check=True, timeout=100)
+    jobs += [
+        "fifty:0",
+        "fifty:2",
+        "fifty:4",
+        "methods:0",
+        "methods:2",
+        "halves:0",
+        "halves:4",
+        "halves:2",
+        "differing:2",
+    ]
+    jobs += ["killed:2", "killed:0"]
+    subprocess.run([sys.executable, group.__file__, folder, *jobs], env=os.environ | CPU, check=True, timeout=600)
     return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 
@@ -84,6 +96,44 @@ def test_more_processes_than_chunks_are_refused_in_one_line(found):
     assert (code, said.count("\n")) == (2, 1)
     assert said.startswith("ufom: 2 processes for 1 chunk(s): start no more")
     assert other == [2, ""]
+
+
+@pytest.mark.parametrize(("job", "sizes"), [("fifty", (2, 4)), ("methods", (2,))])
+def test_training_gives_the_same_bits_for_any_number_of_processes(found, job, sizes):
+    for size in sizes:
+        for rank in range(size):
+            assert found[f"{job}-{size}-{rank}"] == found[f"{job}-0-0"]
+
+
+def test_training_by_chunks_is_training(found):
+    for name in set(group.METHODS) - {"drawing", "evolution"}:  # which draw chunk by chunk
+        method, options = group.METHODS[name]
+        problem = group.FINITE if name == "warm" else group.PLAIN
+        options = {
+            "optimizer": "adam:0.01",
+            "steps": 7,
+            "batch": 5,
+            **{k: v for k, v in options.items() if k != "chunk"},
+        }
+        run = train(problem, problem.initial, method, **options)
+        np.testing.assert_allclose(found["methods-2-0"][name][0], run.theta, rtol=1e-10, atol=1e-12, err_msg=name)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(found):
+    with processes.join() as alone:
+        whole = [group.trained(name, alone, steps=9) for name in ("adaptive", "warm")]
+    for rank in range(2):
+        assert found[f"halves-2-{rank}"] == whole
+
+
+def test_processes_that_were_given_other_arguments_are_refused(found):
+    for rank in range(2):
+        assert found[f"differing-2-{rank}"].startswith("process 1 has another seed than process 0, 1 and 0")
+
+
+def test_a_process_that_dies_ends_the_run_with_nothing_lost(found):
+    assert "another process died" in found["killed-2-0"]
+    assert found["killed-0-0"] == [5, 8]
 
 
 def torchrun(folder, *options, **environment):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ufom_runtime.batching import Each
 from ufom_runtime.derivatives import start
 from ufom_runtime.measure.clock import measure_cost
 from ufom_runtime.measure.constants import compare_bounds
@@ -84,12 +83,10 @@ def measure(
     given = problem.tasks if problem.tasks is not None else problem.sample(n_tasks, torch.Generator().manual_seed(seed))
     tasks = Tasks.of(given)
     proxies = [Truncated(k) for k in _LENGTHS if k < problem.r]
-    each: Each = map
     if processes is not None:
-        chunk, each = _shared(len(thetas) * len(tasks), chunk, processes), partial(processes.map, thetas)
-    moments = moments_by_proxy(
-        problem, thetas, given, proxies, chunk=chunk, compile=compile, progress=progress, each=each
-    )
+        chunk = _shared(len(thetas) * len(tasks), chunk, processes)
+    with processes.sharing() if processes else nullcontext():
+        moments = moments_by_proxy(problem, thetas, given, proxies, chunk=chunk, compile=compile, progress=progress)
     if processes is not None and processes.rank > 0:
         return {}
     one = tasks.take(slice(1))

@@ -12,8 +12,6 @@ import signal
 import sys
 import threading
 
-import torch
-
 from ufom_runtime.command import cli
 from ufom_runtime.training.processes import join
 
@@ -24,7 +22,6 @@ def main() -> None:
     if "RANK" in os.environ and hasattr(signal, "sigwait"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_stop, args=(prints,), daemon=True).start()
-    torch.set_num_threads(1)
     cli.main(["measure", *sys.argv[1:]], join, prints)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ufom_runtime.algorithms import first_order_vanishes
-from ufom_runtime.batching import Each, in_chunks, refuse_divergence
+from ufom_runtime.batching import in_chunks, refuse_divergence
 from ufom_runtime.estimators import EXACT, Estimator, as_proxy, proxy_length
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_theory import Moments, Truncated, UfomError
@@ -100,7 +100,6 @@ def moments_by_proxy(
     chunk: int | None = None,
     compile: bool = False,
     progress: Callable[[float], object] | None = None,
-    each: Each = map,
 ) -> dict[Truncated, MeasuredMoments]:
     """`measure_moments` for several truncation lengths at the price of one: every proxy falls out of one sweep.
 
@@ -112,8 +111,6 @@ def moments_by_proxy(
         chunk: (θ, task) pairs run together, as in `measure_moments`.
         compile: as in `hypergradient`.
         progress: called with the share of the work that is done.
-        each: runs the chunks, as `map` does: several processes share them by `partial(processes.map, thetas)` and a
-            `chunk`.
 
     Returns:
         The moments of each proxy, all with the same V².
@@ -137,7 +134,7 @@ def moments_by_proxy(
     judged = slice(n // 2 if split else 0, n)
     lengths = sorted({proxy_length(problem, p) for p in proxies} | {problem.r})
     rows: dict[Truncated, list[_AtTheta]] = {p: [] for p in proxies}
-    for found in _by_theta(problem, thetas, tasks, tuple(lengths), chunk, compile, progress, each):
+    for found in _by_theta(problem, thetas, tasks, tuple(lengths), chunk, compile, progress):
         exact = refuse_divergence(found[-1])
         for p in proxies:
             rows[p].append(_AtTheta.of(found[lengths.index(proxy_length(problem, p))], exact, judged, exact_sums))
@@ -166,7 +163,6 @@ def _by_theta(
     chunk: int | None,
     compile: bool,
     progress: Callable[[float], object] | None,
-    each: Each,
 ) -> Iterator[list[Tensor]]:
     """For each θ the gradients of all tasks, one tensor (n, s) a length; many θ run together where they are small."""
     n, (k, s) = len(tasks), thetas.shape
@@ -174,7 +170,7 @@ def _by_theta(
     for group in torch.split(torch.arange(k, device="cpu"), together):
         pairs = torch.stack([group.repeat_interleave(n), torch.arange(n, device="cpu").repeat(len(group))])
         pieces = []
-        rows = in_chunks(problem, thetas, tasks, pairs, lengths, EXACT.sweep, chunk, each=each, compile=compile)
+        rows = in_chunks(problem, thetas, tasks, pairs, lengths, EXACT.sweep, chunk, compile=compile)
         for _, found in rows:
             pieces.append(found)
             if progress:

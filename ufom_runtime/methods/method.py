@@ -8,13 +8,14 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
+from ufom_runtime.batching import cut, is_shared, run_each
 from ufom_runtime.coins import Draws
 from ufom_runtime.derivatives import Calls, Losses, watch_losses
 from ufom_runtime.estimators import Direction, State
 from ufom_runtime.inspection.non_finite import refuse_non_finite
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
+from ufom_runtime.training.seeds import LARGEST_SEED, generator
 from ufom_theory import UfomError
-from ufom_theory.checks import integer
 
 Rows = tuple[Tensor, dict[str, Tensor]]  # n estimates, shape (n, s), and columns for the log, each of shape (n,)
 
@@ -74,20 +75,35 @@ class RowMethod(ABC):
     ) -> Direction:
         """As `estimators.Method.direction`: the estimates of `rows`, and the columns' means.
 
-        Methods that draw do so chunk by chunk; None runs all tasks together.
+        Methods that draw do so chunk by chunk; None runs all tasks together. Where processes share the chunks, each
+        draws from a stream of its own.
         """
         tasks = check(problem, theta, tasks)
         if isinstance(draws, Tensor):
             raise UfomError(f"{self!r} tosses no coins: give a generator, if it draws at all")
         n = len(tasks)
-        found = []
-        with torch.enable_grad():
-            for piece in torch.split(torch.arange(n, device="cpu"), n if chunk is None else integer("chunk", chunk, 1)):
-                chosen = tasks if len(piece) == n else tasks.take(piece)
-                rows = theta.detach().expand(len(piece), -1)
-                with watch_losses(seen := Losses()):
-                    found.append(self.rows(problem, rows, chosen, draws, compile))
-                refuse_non_finite(problem, rows, chosen, found[-1][:1], seen, piece.tolist())
-        gradients = torch.cat([g for g, _ in found])
-        columns = {name: float(torch.cat([c[name] for _, c in found]).double().mean()) for name in found[0][1]}
-        return Direction(gradients.mean(0), gradients, columns=columns)
+        pieces = cut(n, chunk)
+        streams = dict(zip((int(piece[0]) for piece in pieces), _streams(draws, len(pieces)), strict=True))
+        names: list[str] = []
+
+        def run(piece: Tensor) -> list[Tensor]:
+            chosen = tasks if len(piece) == n else tasks.take(piece)
+            rows = theta.detach().expand(len(piece), -1)
+            with torch.enable_grad(), watch_losses(seen := Losses()):
+                found, columns = self.rows(problem, rows, chosen, streams[int(piece[0])], compile)
+            refuse_non_finite(problem, rows, chosen, [found], seen, piece.tolist())
+            names[:] = columns
+            return [found, *columns.values()]
+
+        found = [torch.cat(parts) for parts in zip(*run_each(run, pieces), strict=True)]
+        # a process without a chunk knows no names; process 0, which logs them, has one
+        columns = {name: float(x.double().mean()) for name, x in zip(names, found[1:], strict=False)}
+        return Direction(found[0].mean(0), found[0], columns=columns)
+
+
+def _streams(draws: Generator | None, n: int) -> list[Generator | None]:
+    """What each of n chunks draws from: one generator, in their order, unless other processes run some of them."""
+    if not is_shared() or not isinstance(draws, Generator) or draws.device.type != "cpu":
+        return [draws] * n
+    seed = int(torch.randint(LARGEST_SEED, (), generator=draws, device="cpu"))
+    return [generator(seed, chunk, "coins") for chunk in range(n)]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ufom_runtime.algorithms import first_state, inner_loop
+from ufom_runtime.batching import cut, run_each
 from ufom_runtime.coins import Draws
 from ufom_runtime.derivatives import Calls, Losses, phi_of, watch_losses
 from ufom_runtime.estimators import Direction, State
@@ -16,7 +17,6 @@ from ufom_runtime.inspection.non_finite import refuse_non_finite
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_runtime.steps import Steps
 from ufom_theory import UfomError
-from ufom_theory.checks import integer
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,8 @@ class Reptile:
         """
         tasks = check(problem, theta, tasks)
         n = len(tasks)
-        total = torch.zeros_like(theta)
-        each = []
-        for index in torch.split(torch.arange(n, device="cpu"), n if chunk is None else integer("chunk", chunk, 1)):
+
+        def run(index: Tensor) -> list[Tensor]:
             rows, piece = theta.detach().expand(len(index), -1), tasks.take(index)
             x = first_state(problem, rows, piece)
             if not torch.equal(phi_of(problem, rows, x, piece), rows):
@@ -72,6 +71,11 @@ class Reptile:
                 x = inner_loop(Steps(problem, rows, piece, compile=compile, products=False), x)
             moved = rows - phi_of(problem, rows, x, piece)
             refuse_non_finite(problem, rows, piece, [moved], seen, index.tolist())
+            return [moved]
+
+        total = torch.zeros_like(theta)
+        each = []
+        for (moved,) in run_each(run, cut(n, chunk)):
             total += moved.sum(0) / n
             if per_task:
                 each.append(moved)

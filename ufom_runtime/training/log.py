@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ufom_runtime.derivatives import count_calls
 from ufom_runtime.estimators import Direction, State
+from ufom_runtime.training.processes import Processes
 from ufom_runtime.training.warm import States
 from ufom_theory import UfomError
 from ufom_theory.checks import integer, plain
@@ -114,8 +115,8 @@ class Best:
 class Rows:
     """The log of a run: when a row is due, what is in it, which is the best, and whether it ends the run."""
 
-    def __init__(self, every: int, steps: int, evaluate: Any, best: Best | None) -> None:
-        self.every, self.steps, self.evaluate, self.best = every, steps, evaluate, best
+    def __init__(self, every: int, steps: int, evaluate: Any, best: Best | None, processes: Processes) -> None:
+        self.every, self.steps, self.evaluate, self.best, self.processes = every, steps, evaluate, best, processes
         self.regular: list[Row] = []
 
     def add(self, now: Now, gamma: float, given: Direction) -> Now:
@@ -123,6 +124,17 @@ class Rows:
         regular = now.step % self.every == 0
         if not regular and now.step != self.steps:
             return now
+        row, value = self.processes.first(lambda: self._row(now, gamma, given))
+        best = now.best
+        if self.best and (best is None or value < best[1]):
+            best = (now.logged if regular else -1, value, now.theta)
+        if not regular:
+            return replace(now, last={**row, "best": bool(self.best and best and best[0] == -1)})
+        self.regular.append(row)
+        return replace(now, logged=now.logged + 1, best=best)
+
+    def _row(self, now: Now, gamma: float, given: Direction) -> tuple[Row, float | None]:
+        """The row after a step, and the value that the best is chosen by."""
         row = {"step": now.step, "gamma": gamma, "exact": given.corrected, **dict(now.calls), "seconds": now.seconds}
         row["gradient_norm"] = float(given.value.norm())
         with count_calls():  # evaluation calls are not counted
@@ -133,19 +145,11 @@ class Rows:
         if taken := [name for name in columns if name in row]:
             raise UfomError(f"evaluate returned {taken}, columns that the log has already: give them other names")
         row |= {name: plain(value) for name, value in columns.items()}
-        best = now.best
-        if self.best:
-            value = self.best.value(row, list(columns))
-            if best is None or value < best[1]:
-                best = (now.logged if regular else -1, value, now.theta)
-        if not regular:
-            return replace(now, last={**row, "best": bool(self.best and best and best[0] == -1)})
-        self.regular.append(row)
-        return replace(now, logged=now.logged + 1, best=best)
+        return row, self.best.value(row, list(columns)) if self.best else None
 
     def stop(self, now: Now, until: Any, patience: int | None) -> Literal["until", "patience"] | None:
         """What ends the run before its next step."""
-        if until and now.logged and until(self.regular[now.logged - 1]):
+        if until and now.logged and self.processes.first(lambda: bool(until(self.regular[now.logged - 1]))):
             return "until"
         if patience and now.best and now.logged - 1 - now.best[0] >= patience:
             return "patience"

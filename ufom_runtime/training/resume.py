@@ -183,13 +183,14 @@ def describe(problem: BilevelProblem, theta: Tensor, tasks: Task) -> dict[str, A
         "form": 2,
         "problem": type(problem).__name__,
         "r": problem.r,
-        "inner step sizes": None if problem.update else _fingerprint(torch.tensor(problem.alphas, dtype=torch.float64)),
-        "θ_0": _fingerprint(theta),
-        "first tasks": _fingerprint(*Tasks.of(tasks).parts),
+        "inner step sizes": None if problem.update else fingerprint(torch.tensor(problem.alphas, dtype=torch.float64)),
+        "θ_0": fingerprint(theta),
+        "first tasks": fingerprint(*Tasks.of(tasks).parts),
     }
 
 
-def _fingerprint(*tensors: Tensor) -> str:
+def fingerprint(*tensors: Tensor) -> str:
+    """Dtypes, shapes and 16 digits of the digest of the bits."""
     kinds = ", ".join(f"{t.dtype} {tuple(t.shape)}".removeprefix("torch.") for t in tensors)
     content = b"".join(t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() for t in tensors)
     return f"{kinds} {digest(content)[:16]}"

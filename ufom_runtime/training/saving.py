@@ -21,6 +21,17 @@ if TYPE_CHECKING:
     from ufom_runtime.training.train import Loop
 
 
+def asked(loop: Loop, theta: Tensor) -> dict[str, Any]:
+    """What a run was asked for, as JSON."""
+    drawn, best = loop.problem.sample(loop.batch, generator(loop.seed, 1, "tasks")), loop.rows.best
+    return {
+        "seed": loop.seed, "batch": loop.batch, "log_every": loop.rows.every, "estimator": repr(loop.estimator),
+        "column": None if best is None else str(best.column), "outer steps": loop.outer.describe(),
+        "warm start": loop.warm is not None,
+        **describe(loop.problem, theta, drawn),
+    }  # fmt: skip
+
+
 @dataclass(frozen=True, eq=False)
 class Kept:
     """The checkpoint of a run, and what it takes to store a `Now` and to find it again."""
@@ -36,14 +47,8 @@ class Kept:
         except TypeError as error:
             raise UfomError(f"checkpoint = {folder!r} must be the path of a folder") from error
         loop.keeps = True
-        steps, best, rate = loop.rows.steps, loop.rows.best, loop.outer.rate
-        drawn = loop.problem.sample(loop.batch, generator(loop.seed, 1, "tasks"))
-        config = {
-            "seed": loop.seed, "batch": loop.batch, "log_every": loop.rows.every, "estimator": repr(loop.estimator),
-            "column": None if best is None else str(best.column), "outer steps": loop.outer.describe(),
-            "warm start": loop.warm is not None,
-            **describe(loop.problem, theta, drawn),
-        }  # fmt: skip
+        steps, rate = loop.rows.steps, loop.outer.rate
+        config = asked(loop, theta)
         identity = Identity.of(loop.problem, theta, first)
         held = sum(t.nbytes for t in identity.tensors().values())
         if loop.warm:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -21,16 +23,16 @@ from ufom_runtime.problem import BilevelProblem, Tasks, all_finite, check, finit
 from ufom_runtime.training.identity import Watch
 from ufom_runtime.training.log import Best, Now, Rows, Run, Stopped
 from ufom_runtime.training.optimizers import Factory, OuterSteps
-from ufom_runtime.training.saving import Kept
+from ufom_runtime.training.processes import Processes, ProcessLost
+from ufom_runtime.training.resume import fingerprint
+from ufom_runtime.training.saving import Kept, asked
 from ufom_runtime.training.seeds import check_seed, generator
 from ufom_runtime.training.warm import WarmStarts
 from ufom_theory import UfomError
-from ufom_theory.checks import integer
-
-if TYPE_CHECKING:
-    pass
+from ufom_theory.checks import instance, integer
 
 Row = dict[str, Any]
+_JOIN = "write `with join() as processes:`, of ufom_runtime.training.processes"
 
 
 def train(
@@ -57,6 +59,7 @@ def train(
     warm_start: bool = False,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 100,
+    processes: Processes | None = None,
 ) -> Run:
     """Run `steps` outer steps from θ; every step draws `batch` tasks, each with its own coin.
 
@@ -79,7 +82,7 @@ def train(
         patience: ends the run after this many logged rows without a smaller value of `column`.
         keep: "best" returns θ of the logged row with the smallest value of `column`.
         column: a column of the log; None: the one that `evaluate` returns.
-        progress: called with the share of the steps that are done.
+        progress: called with the share of the steps that are done, by the first process alone.
         chunk, compile: as in `hypergradient`.
         warm_start: the inner loop of a task starts where it last ended, a constant: ∂V/∂θ = 0 but at its first visit.
             For a finite Ω; r gradients a task more each step.
@@ -87,6 +90,9 @@ def train(
             arguments, a run that was stopped goes on from there to the same θ and log (but for seconds), to the last
             bit where `chunk`, `compile` and device are the same, too.
         checkpoint_every: steps between two saves; the last state is always saved.
+        processes: those of torchrun, `with join() as processes`: they share the tasks of each step, and all return the
+            same run, on CPUs of one kind to the last bit the same for any number of them. The first evaluates and
+            saves.
 
     Returns:
         θ and the log.
@@ -101,7 +107,9 @@ def train(
     Raises:
         Stopped: Ctrl-C; a `KeyboardInterrupt` whose `run` has what was done. A checkpoint is saved before.
         UfomError: an argument outside its range, an optimizer that cannot take these steps, an inner loop that
-            diverged, θ that is no longer finite, a start that changes, a checkpoint that is damaged or of another run.
+            diverged, θ that is no longer finite, a start that changes, a checkpoint that is damaged or of another run,
+            processes that were given different arguments.
+        ProcessLost: a process died; the first saves a checkpoint before it raises this.
         ModuleNotFoundError: a checkpoint is asked for, and safetensors is not installed.
     """
     counts = {"steps": steps, "batch": batch, "log_every": log_every, "checkpoint_every": checkpoint_every}
@@ -111,13 +119,16 @@ def train(
     finite_theta("theta", theta, (1,))
     theta = theta.detach().clone()
     outer = OuterSteps.of(theta, optimizer, step_sizes, steps, scheduler, clip)
-    rows = Rows(log_every, steps, evaluate, Best.of(keep, column, patience, evaluate))
+    if processes is not None:
+        instance("processes", processes, Processes, _JOIN)
+    group, sharing = (Processes(0, 1), nullcontext) if processes is None else (processes, processes.sharing)
+    rows = Rows(log_every, steps, evaluate, Best.of(keep, column, patience, evaluate), group)
     for name, function in {"evaluate": evaluate, "until": until, "progress": progress}.items():
         if function is not None and not callable(function):
             raise UfomError(f"{name} = {function!r} must be a function")
     with count_calls() as calls:
         warmed = WarmStarts.of(problem) if warm_start else None
-        loop = Loop(problem, estimator, outer, rows, calls, check_seed(seed), batch, chunk, compile, warmed)
+        loop = Loop(problem, estimator, outer, rows, calls, check_seed(seed), batch, chunk, compile, sharing, warmed)
         first = Tasks.of(problem.sample(batch, generator(loop.seed, 1, "tasks"))).take(slice(0, 1))
         check(problem, theta, first)
         warm = warmed.begin(theta, problem) if warmed else None
@@ -125,27 +136,42 @@ def train(
         kept = None if checkpoint is None else Kept.of(checkpoint, loop, theta, first)
         if kept:
             now = kept.load(now, loop)
-        watch, saved = Watch.of(problem, theta, first), now.step
-        ended: Literal["steps", "until", "patience"] = "steps"
-        try:
-            for k in range(now.step + 1, steps + 1):
-                if stop := rows.stop(now, until, patience):
-                    ended = stop
-                    break
-                now = loop.step(now, k)
-                if k <= 2 or k % checkpoint_every == 0:
-                    watch.refuse_changed(k)
-                if kept and k % checkpoint_every == 0:
-                    kept.save(now, rows.regular)
-                    saved = k
-                if progress:
-                    progress(k / steps)
-            if kept and saved != now.step:
-                kept.save(now, rows.regular)
-        except KeyboardInterrupt as error:
-            if kept and saved != now.step:
-                kept.save(now, rows.regular)
-            raise Stopped(rows.run(now, "Ctrl-C")) from error
+        if group.size > 1:
+            every = {"checkpoint_every": checkpoint_every, "patience": patience, "until": until is not None}
+            how = {"chunk": chunk, "compile": compile, "checkpoint": kept is not None, "step to start from": now.step}
+            group.agree({**asked(loop, theta), "steps": steps, **every, **how})
+        return _run(loop, now, kept, Watch.of(problem, theta, first), until, patience, progress, checkpoint_every)
+
+
+def _run(
+    loop: Loop, now: Now, kept: Kept | None, watch: Watch, until: Any, patience: int | None, progress: Any, every: int
+) -> Run:
+    """All steps after `now`."""
+    rows, group, saved = loop.rows, loop.rows.processes, now.step
+    ended: Literal["steps", "until", "patience"] = "steps"
+    try:
+        for k in range(now.step + 1, rows.steps + 1):
+            if stop := rows.stop(now, until, patience):
+                ended = stop
+                break
+            now = loop.step(now, k)
+            if k <= 2 or k % every == 0:
+                watch.refuse_changed(k)
+                if group.size > 1:
+                    group.agree({f"θ after step {k}": fingerprint(now.theta)})
+            if kept and k % every == 0:
+                group.first(partial(kept.save, now, rows.regular))
+                saved = k
+            if progress and group.rank == 0:
+                progress(k / rows.steps)
+        if kept and saved != now.step:
+            group.first(partial(kept.save, now, rows.regular))
+    except (KeyboardInterrupt, ProcessLost) as error:
+        if kept and saved != now.step and group.rank == 0:
+            kept.save(now, rows.regular)
+        if isinstance(error, ProcessLost):
+            raise
+        raise Stopped(rows.run(now, "Ctrl-C")) from error
     return rows.run(now, ended)
 
 
@@ -176,6 +202,7 @@ class Loop:
     batch: int
     chunk: int | None
     compile: bool
+    sharing: Callable[[], AbstractContextManager[None]] = nullcontext
     warm: WarmStarts | None = None
     keeps: bool = False  # whether the optimizer's state is kept after every step
 
@@ -190,11 +217,12 @@ class Loop:
             index, tasks = self.warm.sample(self.batch, drawing, warm)
         else:
             tasks = problem.sample(self.batch, drawing)
-        given = self.estimator.direction(
-            problem, now.theta, tasks, now.state, draws, chunk=self.chunk, compile=self.compile
-        )
-        if self.warm and warm:
-            warm = self.warm.after(now.theta, index, tasks, warm, self.compile)
+        with self.sharing():
+            given = self.estimator.direction(
+                problem, now.theta, tasks, now.state, draws, chunk=self.chunk, compile=self.compile
+            )
+            if self.warm and warm:
+                warm = self.warm.after(now.theta, index, tasks, warm, self.compile)
         theta = self.outer.take(given.value)
         if not all_finite(theta):
             raise UfomError(f"θ is not finite after step {k}: γ_k = {gamma:g} is too large; take smaller outer steps")

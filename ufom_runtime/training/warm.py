@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from ufom_runtime.algorithms import first_state, inner_loop
+from ufom_runtime.batching import cut, run_each
 from ufom_runtime.derivatives import layout_of
 from ufom_runtime.inner import State, Update
 from ufom_runtime.problem import BilevelProblem, Task, Tasks
@@ -81,9 +82,14 @@ class WarmStarts:
 
     def after(self, theta: Tensor, index: Tensor, tasks: Task, states: States, compile: bool) -> States:
         """The states after the inner loops of these tasks at θ: r gradients a task, which are counted."""
-        rows, stack = theta.expand(len(index), -1), Tasks.of(tasks)
-        steps = Steps(self.problem, rows, stack, compile=compile)
-        x = inner_loop(steps, first_state(self.problem, rows, stack))
+        stack = Tasks.of(tasks)
+
+        def run(piece: Tensor) -> list[Tensor]:
+            rows, some = theta.expand(len(piece), -1), stack.take(piece)
+            steps = Steps(self.problem, rows, some, compile=compile)
+            return [inner_loop(steps, first_state(self.problem, rows, some))]
+
+        x = torch.cat([x for (x,) in run_each(run, cut(len(index), None))])
         found, seen = (x.clone() for x in states)
         found[index.to(found.device)], seen[index.to(seen.device)] = x.detach(), True
         return found, seen
