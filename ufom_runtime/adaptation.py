@@ -10,11 +10,14 @@ from torch import Tensor
 from ufom_runtime.algorithms import first_state, inner_loop
 from ufom_runtime.batching import refuse_divergence, rows_together
 from ufom_runtime.derivatives import inner_tasks, phi_of, row_losses
+from ufom_runtime.inspection.draws import refuse_draws
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_runtime.steps import Steps
 from ufom_theory import Sweep
+from ufom_theory.checks import typed
 
 
+@typed
 def adapt(
     problem: BilevelProblem,
     theta: Tensor,
@@ -47,6 +50,7 @@ def adapt(
     return (phi, torch.cat([x[:, phi.shape[1] :] for _, x in found])) if with_state else phi
 
 
+@typed
 def losses(
     problem: BilevelProblem,
     theta: Tensor,
@@ -79,13 +83,13 @@ def _ends(
     problem: BilevelProblem, theta: Tensor, tasks: Tasks, chunk: int | None, compile: bool
 ) -> Iterator[tuple[Tensor, Tasks, Tensor]]:
     """Rows of θ, their tasks and x_r, chunk by chunk."""
-    index = torch.arange(len(tasks))
+    index = torch.arange(len(tasks), device="cpu")
     pairs = torch.stack([torch.zeros_like(index), index])
     size = rows_together(problem, theta[None], tasks, pairs, (0,), Sweep.recomputed(), chunk, 0, compile)
     for piece in torch.split(index, size):
         some = tasks.take(piece)
         rows = theta.detach().expand(len(piece), -1)
-        with torch.enable_grad():
+        with torch.enable_grad(), refuse_draws():
             x = inner_loop(
                 Steps(problem, rows, some, compile=compile, products=False), first_state(problem, rows, some)
             )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ufom_runtime.algorithms import sweep_gradients
 from ufom_runtime.derivatives import Losses, count_calls, count_rows, watch_losses
+from ufom_runtime.inspection.draws import refuse_draws
 from ufom_runtime.inspection.non_finite import refuse_non_finite
 from ufom_runtime.kept import kept
 from ufom_runtime.memory import budget, peak_bytes
@@ -101,7 +102,7 @@ def in_chunks(
         rows, chosen = _rows(thetas, tasks, piece)
         ends = None if stops is None else stops[columns]
         try:
-            with watch_losses(seen := Losses()):
+            with watch_losses(seen := Losses()), refuse_draws():
                 found = sweep_gradients(problem, rows, chosen, lengths, sweep, ring, compile, ends)
         except torch.OutOfMemoryError as error:
             said = f"{len(rows)} tasks at once do not fit into memory: pass a smaller chunk ({error})"

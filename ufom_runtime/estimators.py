@@ -17,7 +17,7 @@ from ufom_runtime.coins import Coin, Draws, debias, toss, weighed_as
 from ufom_runtime.derivatives import Calls
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check, held_identity
 from ufom_theory import CostModel, Sweep, Truncated, UfomError
-from ufom_theory.checks import finite, plain, scalar
+from ufom_theory.checks import finite, plain, scalar, typed
 from ufom_theory.planner import states_held
 
 if TYPE_CHECKING:
@@ -193,6 +193,7 @@ def UFOM(  # type: ignore[overload-overlap]  # an Estimator is a Proxy, too
 def UFOM(
     q: float, sweep: Sweep | None = None, *, proxy: Proxy, scale: float = 1.0, coin: Coin = "task"
 ) -> Debiased: ...
+@typed
 def UFOM(
     q: float,
     sweep: Sweep | None = None,
@@ -277,6 +278,7 @@ def as_proxy(proxy: object) -> Truncated:
     return found
 
 
+@typed
 def hypergradient(
     problem: BilevelProblem,
     theta: Tensor,

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from ufom_theory import UfomError
+
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the tensors made inside the block and not yet freed; `.peak` is the most there were at once.
@@ -52,7 +54,10 @@ def peak_bytes(function: Callable[[], object], known: Iterable[Tensor] = ()) -> 
         function: called once, without arguments.
         known: tensors that it is given, and that do not count.
     """
-    with LiveBytes(known) as meter:
+    tensors = list(known)
+    if other := [x for x in tensors if not isinstance(x, Tensor)]:
+        raise UfomError(f"known holds a {type(other[0]).__name__}: give the tensors that the function is given")
+    with LiveBytes(tensors) as meter:
         function()
     return int(meter.peak)
 

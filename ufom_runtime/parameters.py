@@ -145,7 +145,10 @@ def _adapted(module: nn.Module, adapt: Iterable[str] | None) -> dict[str, nn.Par
 
 
 def _chosen(names: Iterable[str], known: list[str]) -> set[str]:
-    chosen = {names} if isinstance(names, str) else set(names)
+    listed = [names] if isinstance(names, str) else list(names)
+    if other := [name for name in listed if not isinstance(name, str)]:
+        raise UfomError(f"a {type(other[0]).__name__} is not a name: give texts, as named_parameters() has them")
+    chosen = set(listed)
     if not chosen:
         raise UfomError("no parameter is named: give at least one name, as named_parameters() has them")
     if chosen - set(known):

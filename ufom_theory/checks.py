@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from functools import wraps
+from types import NoneType
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Number = float | NDArray[np.float64]
 LARGEST = 3_000_000_000  # of any count: r(r − 1) then fits in int64
 
@@ -76,6 +80,39 @@ def instance(name: str, value: Any, kind: type, remedy: str) -> None:
     """`UfomError` where `value` is of another type."""
     if not isinstance(value, kind):
         raise UfomError(f"{name} = {value!r:.200} must be of type {kind.__name__}: {remedy}")
+
+
+_WRITTEN = {
+    "bool": "write True or False",
+    "BilevelProblem": "write BilevelProblem(inner_loss=..., outer_loss=..., start=..., ...)",
+    "Sweep": 'write Sweep.stored(), or Sweep.parse("checkpointed:3")',
+    "Truncated": "write Truncated(K), K = 0 for FOM",
+    "Moments": "write Moments(d2, v2)",
+    "CostModel": "write CostModel(r=10)",
+}
+
+
+def typed(function: Callable[P, R]) -> Callable[P, R]:
+    """Refuse arguments of another type where the annotation is a class above, or that or None: `sweep: Sweep | None`.
+
+    A wrong one is otherwise met far inside, or only asked whether it is true.
+    """
+    kinds: dict[str, tuple[type, ...]] = {}
+    for name, annotation in function.__annotations__.items():
+        written = str(annotation).removesuffix(" | None")
+        if name != "return" and written in _WRITTEN:
+            kind = bool if written == "bool" else function.__globals__[written]
+            kinds[name] = (kind,) if written == annotation else (kind, NoneType)
+    names = function.__code__.co_varnames
+
+    @wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name, value in (*zip(names, args, strict=False), *kwargs.items()):
+            if name in kinds and not isinstance(value, kinds[name]):
+                instance(name, value, kinds[name][0], _WRITTEN[kinds[name][0].__name__])
+        return function(*args, **kwargs)
+
+    return checked
 
 
 def broadcast(**shapes: tuple[int, ...]) -> tuple[int, ...]:

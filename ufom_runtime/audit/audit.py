@@ -11,7 +11,7 @@ from torch import Tensor
 from ufom_runtime.audit.oracle import Oracle
 from ufom_runtime.problem import BilevelProblem, Task, all_finite, check
 from ufom_theory import UfomError
-from ufom_theory.checks import integer
+from ufom_theory.checks import integer, typed
 
 _FAR = 4.0  # standard errors at which a mean is called biased
 _LEAST = 10  # calls: fewer would take a coin that is mostly 1, without its weight 1/q, for the exact gradient
@@ -61,6 +61,7 @@ class Audit:
         return "\n".join([f"{self.verdict}: {self.why}", *(f"  {name:<42} {value}" for name, value in rows)])
 
 
+@typed
 def audit_gradient(
     fn: Callable[[Tensor, Task], Tensor],
     problem: BilevelProblem,

@@ -22,6 +22,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ufom_runtime.derivatives import LOOPS, count_calls, start, watch_losses
+from ufom_runtime.inspection.draws import REMEDY
 from ufom_runtime.inspection.hidden import refuse_hidden
 from ufom_runtime.inspection.points import Found, Point, noise
 from ufom_runtime.kept import kept
@@ -61,15 +63,16 @@ def check_first_use(problem: BilevelProblem, theta: Tensor, tasks: Tasks, produc
     with _aside():
         before = _generators()
         rows = _few(problem, theta.detach(), tasks)
-        found = _alone(rows, products)
-        if found is None:  # not finite even where it was asked for: the sweep will say where
-            return
-        point, alone = found
-        _refuse_impure(point, alone[0], before, products)
-        refuse_hidden(point, products)
-        why = _vmap_is_wrong(point, alone, products) if len(alone) > 1 and not kept(problem, LOOPS) else ""
-        if why:
-            kept(problem, LOOPS)["rows"] = True
+        why, same = "", problem.update is None and problem.inner_batch is None
+        for j in (0,) if same else sorted({0, problem.r - 1}):  # else the steps need not be alike
+            found = _alone(replace(rows, j=j), products)
+            if found is None:  # not finite even where it was asked for: the sweep will say where
+                return
+            point, alone = found
+            _refuse_impure(point, alone[0], before, products)
+            refuse_hidden(point, products)
+            if len(alone) > 1 and not kept(problem, LOOPS) and (why := _vmap_is_wrong(point, alone, products)):
+                kept(problem, LOOPS)["rows"] = True
     passed[key] = products
     if why:
         warnings.warn(f"the tasks of this problem run one after another, without vmap: {why}", stacklevel=2)
@@ -165,10 +168,8 @@ def _refuse_impure(point: Point, first: Found, before: dict[str, Any], products:
     said = [f"{name} moved" for name in drew]
     if error > 100 * eps:
         said.append(f"{worst}, taken twice at one point, differs by {error:.2g} of its norm")
-    remedy = (
-        "draw what is random in sample_tasks and pass it in the task, T = (x, y, noise), or switch it off (.eval(), "
-        "dropout=0); what changes between calls (a counter, an iterator, a buffer, spectral norm) belongs there, too"
-    )
+    changing = "what changes between calls (a counter, an iterator, a buffer, spectral norm) belongs there, too"
+    remedy = f"{REMEDY}; {changing}"
     if point.phi.device.type == "cuda" and error <= 1e4 * eps and not drew:
         remedy = "CUDA's atomic operations differ by so little: use torch.use_deterministic_algorithms(True)"
     raise UfomError(f"a loss must be a function of (θ, φ, T), but {' and '.join(said)}: {remedy}")

@@ -16,21 +16,26 @@ from ufom_runtime.derivatives import (
     derivative,
     gradient_and_products,
     inner_gradient,
+    inner_tasks,
+    layout_of,
     leaf,
     row_losses,
+    start,
+    updated,
 )
 from ufom_runtime.inspection.points import Point, noise, scale
 from ufom_theory import UfomError
 
 _STEPS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # of finite differences, relative to the root mean square
 _DIRECTIONS = 3  # of finite differences
+_LOSSES = ("inner_loss", "outer_loss")
 _HOOKS = "ufom forbids saved-tensor hooks while it looks for them"
 
 Scalar = Callable[[Tensor, Tensor], Tensor]  # of θ and φ
 Slopes = tuple[Tensor | None, ...]  # in θ and in φ
 
 CHECKPOINTED = (
-    "{} checkpoints activations (torch.utils.checkpoint), and its gradient is not that of the loss: the backward pass "
+    "{} checkpoints activations (torch.utils.checkpoint), and its gradient is not its own: the backward pass "
     "computes them again with the module's own parameters, not with φ. Switch it off, "
     "model.gradient_checkpointing_disable(); to save memory take fewer tasks together (chunk) or a sweep that keeps "
     "fewer states, Sweep.checkpointed(slots)"
@@ -38,11 +43,12 @@ CHECKPOINTED = (
 
 
 def refuse_hidden(point: Point, products: bool) -> None:
-    """Hold the custom Functions and the activation checkpointing of the losses to finite differences, for one row."""
+    """Hold custom Functions and activation checkpointing to finite differences, for one row, wherever they stand."""
     if torch.finfo(point.phi.dtype).eps > 1e-4:  # too coarse for any difference
         return
-    for name in ("inner_loss", "outer_loss"):
-        one = point.row(0).of_loss(name)
+    updates = ["the inner update"] * (point.problem.update is not None)
+    for name in ("inner_loss", "outer_loss", "start", *updates):
+        one = point.row(0).of_loss(name) if name in _LOSSES else point.row(0)
         checkpointed, custom = _suspects(name, one)
         if not (checkpointed or custom):
             continue
@@ -55,22 +61,32 @@ def refuse_hidden(point: Point, products: bool) -> None:
             raise UfomError(CHECKPOINTED.format(name))
 
 
-def _loss(name: str, one: Point, theta: Tensor, phi: Tensor) -> Tensor:
-    return row_losses(one.problem, name, theta, phi, one.tasks)
+def _value(name: str, one: Point, theta: Tensor, phi: Tensor) -> Tensor:
+    """A loss; or the start, or what the inner update makes of φ (whole states) and a gradient, along a direction."""
+    if name in _LOSSES:
+        return row_losses(one.problem, name, theta, phi, one.tasks)
+    if name == "start":
+        x = start(one.problem, theta, one.tasks)
+        return (x * noise(x, 30)).sum()
+    layout = layout_of(one.problem, theta, one.tasks)
+    assert layout is not None
+    seen = inner_tasks(one.problem, one.tasks, one.j)
+    x = updated(one.problem, layout, theta, phi, noise(phi[:, : layout.p], 31), seen, one.j)
+    return (x * noise(x, 30)).sum()
 
 
 def _suspects(name: str, one: Point) -> tuple[bool, bool]:
-    """Whether a loss checkpoints activations, and whether it holds a custom Function."""
+    """Whether a function checkpoints activations, and whether it holds a custom Function."""
     theta, phi, hooked = leaf(one.theta), leaf(one.phi), False
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         try:
             with disable_saved_tensors_hooks(_HOOKS):
-                value = _loss(name, one, theta, phi)
+                value = _value(name, one, theta, phi)
         except UfomError as error:
             if _HOOKS not in str(error):
                 raise
-            hooked, value = True, _loss(name, one, theta, phi)
+            hooked, value = True, _value(name, one, theta, phi)
     # the reentrant kind cuts the graph where no input requires grad, and says no more than this
     cut = any("None of the inputs have requires_grad=True" in str(w.message) for w in heard)
     custom = [node.name() for node in _nodes(value.grad_fn) if isinstance(node, BackwardCFunction)]
@@ -91,9 +107,9 @@ def _nodes(root: Node | None) -> Iterator[Node]:
 def _first_order(name: str, one: Point) -> tuple[list[Scalar], list[Slopes], list[float]]:
     """The loss, once for each direction; its derivatives in θ and in φ; its size."""
     theta, phi = leaf(one.theta), leaf(one.phi)
-    value = _loss(name, one, theta, phi)
+    value = _value(name, one, theta, phi)
     slopes = derivative(name, value, (theta, phi))
-    functions: list[Scalar] = [lambda theta, phi: _loss(name, one, theta, phi)] * _DIRECTIONS
+    functions: list[Scalar] = [lambda theta, phi: _value(name, one, theta, phi)] * _DIRECTIONS
     return functions, [slopes] * _DIRECTIONS, [float(value.abs())] * _DIRECTIONS
 
 

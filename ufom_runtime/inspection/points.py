@@ -27,13 +27,17 @@ Found = dict[str, Tensor | None]
 
 @dataclass(frozen=True)
 class Point:
-    """Rows of θ, shape (n, s), of φ (or whole states x), shape (n, p), and of b2, shape (n, p), with their tasks."""
+    """Rows of θ, shape (n, s), of φ (or whole states x), shape (n, p), and of b2, shape (n, p), with their tasks.
+
+    The inner step that is looked at is j + 1.
+    """
 
     problem: BilevelProblem
     theta: Tensor
     phi: Tensor
     b2: Tensor
     tasks: Tasks
+    j: int = 0
 
     def row(self, i: int) -> Point:
         """One row of them."""
@@ -61,9 +65,9 @@ class Point:
             "∂L_out/∂θ": outer1,
             "∂L_out/∂φ": outer2,
         }
-        layout, seen = layout_of(problem, self.theta, self.tasks), inner_tasks(problem, self.tasks, 0)
+        layout, seen = layout_of(problem, self.theta, self.tasks), inner_tasks(problem, self.tasks, self.j)
         theta, x = leaf(self.theta), leaf(self.phi)
-        following, g = next_state(problem, layout, theta, x, seen, 0, 1.0, graph=products)
+        following, g = next_state(problem, layout, theta, x, seen, self.j, 1.0, graph=products)
         found["the gradient of inner_loss"] = g.detach()
         if layout is not None:
             found["the inner update"] = following.detach()
@@ -76,9 +80,9 @@ class Point:
         return found
 
     def of_loss(self, name: str) -> Point:
-        """The point as a loss sees it: φ without the update's state, and of the tasks what the first step sees."""
+        """The point as a loss sees it: φ without the update's state, and of the tasks what the step sees."""
         phi = phi_of(self.problem, self.theta, self.phi, self.tasks)
-        tasks = inner_tasks(self.problem, self.tasks, 0) if name == "inner_loss" else self.tasks
+        tasks = inner_tasks(self.problem, self.tasks, self.j) if name == "inner_loss" else self.tasks
         return replace(self, phi=phi, b2=self.b2[:, : phi.shape[1]], tasks=tasks)
 
 

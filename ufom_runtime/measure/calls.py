@@ -18,6 +18,7 @@ from ufom_runtime.measure.clock import alternate, median, refuse_unsure
 from ufom_runtime.memory import peak_bytes
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_theory import UfomError
+from ufom_theory.checks import typed
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def corrected_tasks(n: int, q: float, coin: Coin) -> NDArray[np.float64]:
     return found
 
 
+@typed
 def measure_calls(
     problem: BilevelProblem,
     theta: Tensor,

@@ -19,7 +19,7 @@ from ufom_runtime.inspection.non_finite import refuse_non_finite
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_runtime.steps import Steps
 from ufom_theory import CostModel, Sweep, UfomError
-from ufom_theory.checks import instance, integer, scalar
+from ufom_theory.checks import finite, instance, integer, scalar, typed
 
 _SURE = 0.2  # a cost's largest relative error
 
@@ -29,6 +29,7 @@ class UnsureTime(UfomError):
 
 
 @torch.enable_grad()
+@typed
 def measure_cost(
     problem: BilevelProblem,
     theta: Tensor,
@@ -67,6 +68,7 @@ def measure_cost(
     Raises:
         UfomError: as `hypergradient`, repeats < 5, or (`UnsureTime`) a cost whose error is larger than a fifth of it.
     """
+    seconds = scalar("seconds", seconds, finite, "a finite number ≥ 0", 0.0)
     if scalar("repeats", repeats, integer, 0) < 5:
         raise UfomError(f"repeats = {repeats}: a median with an error needs at least 5")
     if estimator is not None:
@@ -114,6 +116,7 @@ def _as_run(
     return CostModel.of(cost.seconds[0] / n, rest / n, cost.sem[0] / n, sem / n)
 
 
+@typed
 def choose_chunk(
     problem: BilevelProblem,
     theta: Tensor,

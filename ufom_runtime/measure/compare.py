@@ -21,7 +21,7 @@ from ufom_runtime.measure.path import CannotTell, measure_path, pilot_points
 from ufom_runtime.measure.verdict import decide, outcomes, table_of
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check, held_identity
 from ufom_theory import Sweep, UfomError
-from ufom_theory.checks import byte_count, integer, positive, scalar
+from ufom_theory.checks import byte_count, integer, positive, scalar, typed
 from ufom_theory.laws import parse_outer
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Comparison:
         return self.why
 
 
+@typed
 def compare(
     problem: BilevelProblem,
     theta: Tensor,

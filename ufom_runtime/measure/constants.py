@@ -21,8 +21,9 @@ from ufom_runtime.estimators import EXACT
 from ufom_runtime.inspection.non_finite import refuse_non_finite
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check, refuse_update
 from ufom_runtime.steps import Steps
+from ufom_runtime.training.seeds import check_seed
 from ufom_theory import AssumptionConstants, bias_bound, gradient_bound, smoothness_bound
-from ufom_theory.checks import instance, integer
+from ufom_theory.checks import instance, integer, typed
 
 Operator = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]  # a linear map of each row, and its transpose
 _ITERATIONS, _STATES = 20, 10
@@ -41,6 +42,7 @@ class EstimatedConstants(AssumptionConstants):
 
 
 @torch.enable_grad()
+@typed
 def estimate_constants(
     problem: BilevelProblem,
     thetas: Tensor,
@@ -68,7 +70,7 @@ def estimate_constants(
         UfomError: wrong shapes or devices, a loss that ignores φ, an inner loop that diverged.
     """
     theta, rows, index = _pairs(problem, thetas, tasks)
-    generator, size = torch.Generator().manual_seed(seed), len(theta) if chunk is None else chunk
+    generator, size = torch.Generator().manual_seed(check_seed(seed)), len(theta) if chunk is None else chunk
     found = [
         _visit(problem, theta[piece.to(theta.device)], rows.take(piece), generator, compile)
         for piece in torch.split(index[0], integer("chunk, the pairs run together,", size, 1))
@@ -127,6 +129,7 @@ def _states(problem: BilevelProblem, theta: Tensor, rows: Tasks, compile: bool) 
     return phi, [states[i] for i in chosen]
 
 
+@typed
 def compare_bounds(
     problem: BilevelProblem,
     thetas: Tensor,

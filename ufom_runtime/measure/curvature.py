@@ -15,6 +15,7 @@ from ufom_runtime.estimators import EXACT, Estimator, as_proxy, proxy_length
 from ufom_runtime.measure.moments import Estimate, tasks_or_all
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_theory import Truncated, UfomError
+from ufom_theory.checks import typed
 
 Array = NDArray[np.float64]
 _STEPS = [4.0**-k for k in range(1, 12)]  # of the differences, relative to 1 + ‖θ‖
@@ -51,6 +52,7 @@ class MeasuredCurvature:
         return {name: getattr(self, name) for name in self.sems}
 
 
+@typed
 def measure_curvature(
     problem: BilevelProblem,
     theta: Tensor,

@@ -10,6 +10,7 @@ from ufom_runtime.debiased import Debiased
 from ufom_runtime.estimators import Estimator
 from ufom_runtime.measure.calls import measure_calls
 from ufom_runtime.problem import BilevelProblem, Task, Tasks
+from ufom_theory.checks import typed
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Forecast:
     bytes: int
 
 
+@typed
 def forecast(
     problem: BilevelProblem,
     theta: Tensor,

@@ -16,7 +16,7 @@ from ufom_runtime.batching import in_chunks, refuse_divergence
 from ufom_runtime.estimators import EXACT, Estimator, as_proxy, proxy_length
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_theory import Moments, Truncated, UfomError
-from ufom_theory.checks import instance
+from ufom_theory.checks import typed
 from ufom_theory.quantities import ENTRIES
 
 Array = NDArray[np.float64]
@@ -47,6 +47,7 @@ class MeasuredMoments(Moments):
     per_theta: dict[str, Array] = field(default_factory=dict, repr=False)
 
 
+@typed
 def measure_moments(
     problem: BilevelProblem,
     thetas: Tensor,
@@ -91,6 +92,7 @@ def measure_moments(
     return moments_by_proxy(problem, thetas, tasks, (one,), chunk=chunk, compile=compile, progress=progress)[one]
 
 
+@typed
 def moments_by_proxy(
     problem: BilevelProblem,
     thetas: Tensor,
@@ -148,7 +150,6 @@ def moments_by_proxy(
 
 def tasks_or_all(problem: BilevelProblem, tasks: Task | Tasks | None) -> tuple[Task | Tasks, bool]:
     """The tasks given, or all of a finite Ω; and whether they are all, so that sums over them are exact."""
-    instance("problem", problem, BilevelProblem, "write BilevelProblem(inner_loss=..., outer_loss=..., start=..., ...)")
     chosen = problem.tasks if tasks is None else tasks
     if chosen is None:
         raise UfomError("the problem has no finite set of tasks: draw some, tasks = problem.sample(n, generator)")

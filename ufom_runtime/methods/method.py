@@ -12,6 +12,7 @@ from ufom_runtime.batching import cut, is_shared, run_each
 from ufom_runtime.coins import Draws
 from ufom_runtime.derivatives import Calls, Losses, watch_losses
 from ufom_runtime.estimators import Direction, State
+from ufom_runtime.inspection.draws import refuse_draws
 from ufom_runtime.inspection.non_finite import refuse_non_finite
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_runtime.training.seeds import LARGEST_SEED, generator
@@ -88,9 +89,10 @@ class RowMethod(ABC):
 
         def run(piece: Tensor) -> list[Tensor]:
             chosen = tasks if len(piece) == n else tasks.take(piece)
+            stream = streams[int(piece[0])]
             rows = theta.detach().expand(len(piece), -1)
-            with torch.enable_grad(), watch_losses(seen := Losses()):
-                found, columns = self.rows(problem, rows, chosen, streams[int(piece[0])], compile)
+            with torch.enable_grad(), watch_losses(seen := Losses()), refuse_draws(stream):
+                found, columns = self.rows(problem, rows, chosen, stream, compile)
             refuse_non_finite(problem, rows, chosen, [found], seen, piece.tolist())
             names[:] = columns
             return [found, *columns.values()]

@@ -13,6 +13,7 @@ from ufom_runtime.batching import cut, run_each
 from ufom_runtime.coins import Draws
 from ufom_runtime.derivatives import Calls, Losses, phi_of, watch_losses
 from ufom_runtime.estimators import Direction, State
+from ufom_runtime.inspection.draws import refuse_draws
 from ufom_runtime.inspection.non_finite import refuse_non_finite
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_runtime.steps import Steps
@@ -67,7 +68,7 @@ class Reptile:
             x = first_state(problem, rows, piece)
             if not torch.equal(phi_of(problem, rows, x, piece), rows):
                 raise UfomError("Reptile moves θ towards φ_r, so the inner loop must start at θ: use a V(θ, T) = θ")
-            with watch_losses(seen := Losses()):
+            with watch_losses(seen := Losses()), refuse_draws():
                 x = inner_loop(Steps(problem, rows, piece, compile=compile, products=False), x)
             moved = rows - phi_of(problem, rows, x, piece)
             refuse_non_finite(problem, rows, piece, [moved], seen, index.tolist())

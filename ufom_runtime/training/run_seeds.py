@@ -19,7 +19,7 @@ from ufom_runtime.problem import BilevelProblem
 from ufom_runtime.training.seeds import generator
 from ufom_runtime.training.train import train
 from ufom_theory import UfomError
-from ufom_theory.checks import instance, integer, scalar
+from ufom_theory.checks import integer, scalar, typed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,6 +101,7 @@ class SeedRuns:
         return np.stack([np.interp(places, run[x], run[y], left=np.nan, right=np.nan) for run in logs])
 
 
+@typed
 def run_seeds(
     problem: BilevelProblem,
     methods: Mapping[str, Method],
@@ -130,7 +131,6 @@ def run_seeds(
     """
     import pandas as pd
 
-    instance("problem", problem, BilevelProblem, "write BilevelProblem(inner_loss=..., outer_loss=..., start=..., ...)")
     chosen = seeds if isinstance(seeds, Sequence) else range(integer("seeds", seeds, 1))
     if not isinstance(methods, Mapping) or not methods or not chosen:
         raise UfomError(f"methods = {methods!r:.200}, seeds = {seeds!r:.200}: give at least one of each, by name")

@@ -29,12 +29,13 @@ from ufom_runtime.training.saving import Kept, asked
 from ufom_runtime.training.seeds import check_seed, generator
 from ufom_runtime.training.warm import WarmStarts
 from ufom_theory import UfomError
-from ufom_theory.checks import instance, integer
+from ufom_theory.checks import instance, integer, typed
 
 Row = dict[str, Any]
 _JOIN = "write `with join() as processes:`, of ufom_runtime.training.processes"
 
 
+@typed
 def train(
     problem: BilevelProblem,
     theta: Tensor,
@@ -175,6 +176,7 @@ def _run(
     return rows.run(now, ended)
 
 
+@typed
 def outer_sgd(
     problem: BilevelProblem,
     theta: Tensor,
