@@ -1,12 +1,12 @@
-"""Other coins for a batch: stratified ones, a correction of less than full weight, and how large the batch should be.
+"""Other coins and other proxies: stratified coins, a scaled proxy, a share of a correction, and the size of the batch.
 
-All take `laws.Progress`, of which the curvatures are not used. Derived in `derivations/stratified.py` and
-`derivations/scaled_proxy.py`.
+All take `laws.Progress`. Derived in `derivations/stratified.py` and `derivations/scaled_proxy.py`.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from ufom_theory.cost import CostModel
 from ufom_theory.laws import Progress, noise_q
 
 Weight = Literal["1/q", "B/k"]
+Coins = Literal["task", "batch", "stratified"]
 
 
 def _single(progress: Progress) -> Progress:
@@ -30,10 +31,91 @@ def _covariance(p: Progress) -> Number:
     return (squares - p.d2) / 2 - p.cross
 
 
-def _bias_and_spread(p: Progress) -> tuple[float, float]:
+def _bias_and_spread(p: Progress) -> tuple[Any, Any]:
     """‖E d‖² and D² − ‖E d‖², neither below 0: an unbiased estimate of ‖E d‖² may lie outside [0, D²]."""
-    bias = min(max(float(p.bias_sq), 0.0), float(p.d2))
-    return bias, float(p.d2) - bias
+    bias = np.minimum(np.maximum(p.bias_sq, 0.0), p.d2)
+    return bias, p.d2 - bias
+
+
+def with_coins(progress: Progress, q: float, batch: int, coin: Coins) -> Progress:
+    """With the D² whose (1/q − 1)·D²/B is the noise that these coins add to the mean over a batch.
+
+    "task": D² itself; "batch", one coin for all: D² + (B − 1)·‖E d‖²; "stratified": what `stratified_second_moment`
+    says, with the weight B/k where qB ≥ 1, else 1/q. Curvatures are left as they are: that of E d counts as that of d.
+
+    Args:
+        progress: numbers or arrays.
+        q: probability of a correction, in (0, 1].
+        batch: B.
+        coin: which coins.
+
+    Raises:
+        UfomError: q outside (0, 1], batch < 1.
+    """
+    p, b, q = progress, scalar("batch", batch, integer, 1), _one_probability(q)
+    bias, _ = _bias_and_spread(p)
+    if coin == "task" or q == 1 or b == 1:
+        return p
+    if coin == "batch":
+        return replace(p, d2=p.d2 + (b - 1) * bias)
+    noise = _stratified_noise(p, q, b, "B/k" if q * b >= 1 else "1/q")
+    return replace(p, d2=np.maximum(noise, 0.0) * b / (1 / q - 1))
+
+
+def best_scale(progress: Progress) -> Number:
+    """c* = E⟨G, F⟩/E‖F‖², at which D_c² = E‖G − c·F‖² is least; 0 where F vanishes."""
+    p = progress
+    v2, proxy_sq = np.asarray(p.variance + p.gradient_sq), np.asarray(p.proxy_variance + p.proxy_mean_sq)
+    vanishes = proxy_sq <= 0
+    return plain(np.where(vanishes, 0.0, (v2 + proxy_sq - p.d2) / (2 * np.where(vanishes, 1.0, proxy_sq))))  # type: ignore[no-any-return]
+
+
+def scaled_proxy(progress: Progress, c: float) -> Progress:
+    """With c·F in the place of F, for a fixed c: D_c² = (1 − c)·V² + c·D² + c(c − 1)·E‖F‖², and so its curvature.
+
+    The same identity holds of E[xᵀHx] for x = G, d and F, from which ℓ_d of d_c = G − c·F follows.
+    """
+    p, c = progress, scalar("c", c, finite)
+
+    def of_scaled(of_g: Any, of_d: Any, of_f: Any) -> Any:
+        """E[xᵀHx] of x = d_c, by those of G, d and F."""
+        return (1 - c) * of_g + c * of_d + c * (c - 1) * of_f
+
+    v2, proxy_sq = np.asarray(p.variance + p.gradient_sq), np.asarray(p.proxy_variance + p.proxy_mean_sq)
+    d2, by_d = np.maximum(of_scaled(v2, p.d2, proxy_sq), 0.0), None
+    if p.curvature_correction is not None:
+        by_g, noise, ours, by_f, noise_f = p.curvatures(
+            "curvature_gradient", "curvature_noise", "curvature_correction", "curvature_proxy", "curvature_proxy_noise"
+        )
+        form = of_scaled(
+            by_g * p.gradient_sq + noise * p.variance, ours * p.d2, by_f * p.proxy_mean_sq + noise_f * p.proxy_variance
+        )
+        by_d = plain(np.where(d2 > 0, form / np.where(d2 > 0, d2, 1.0), 0.0))
+    return replace(
+        p, d2=plain(d2), cross=c * p.cross, proxy_mean_sq=c * c * p.proxy_mean_sq,
+        proxy_variance=c * c * p.proxy_variance, curvature_correction=by_d,
+    )  # fmt: skip
+
+
+def _one_probability(q: float) -> float:
+    q = scalar("q", q, positive)
+    if q > 1:
+        raise UfomError(f"q = {q:g} must lie in (0, 1]: it is a probability")
+    return q
+
+
+def _stratified_noise(p: Progress, q: float, b: int, weight: Weight) -> Any:
+    """What stratified coins add to the second moment of the mean."""
+    bias, spread = _bias_and_spread(p)
+    k = math.floor(q * b)
+    share = q * b - k
+    if weight == "1/q":
+        return (1 / q - 1) * spread / b + share * (1 - share) * bias / (q * b) ** 2
+    if weight != "B/k":
+        raise UfomError(f"weight = {weight!r} is unknown: use '1/q' or 'B/k'")
+    if k < 1:
+        raise UfomError(f"weight = 'B/k' needs qB ≥ 1, but qB = {q * b:g}: a batch could have k = 0; use '1/q'")
+    return ((1 - share) / k + share / (k + 1) - 1 / b) * spread
 
 
 def stratified_second_moment(progress: Progress, q: float, batch: int, weight: Weight = "1/q") -> float:
@@ -53,22 +135,8 @@ def stratified_second_moment(progress: Progress, q: float, batch: int, weight: W
     Raises:
         UfomError: q outside (0, 1], another weight, "B/k" with qB < 1, arrays.
     """
-    p, b, q = _single(progress), scalar("batch", batch, integer, 1), scalar("q", q, positive)
-    if q > 1:
-        raise UfomError(f"q = {q:g} must lie in (0, 1]: it is a probability")
-    bias, spread = _bias_and_spread(p)
-    k = math.floor(q * b)
-    share = q * b - k
-    if weight == "1/q":
-        coins = (1 / q - 1) * spread / b + share * (1 - share) * bias / (q * b) ** 2
-    elif weight != "B/k":
-        raise UfomError(f"weight = {weight!r} is unknown: use '1/q' or 'B/k'")
-    elif k < 1:
-        raise UfomError(f"weight = 'B/k' needs qB ≥ 1, but qB = {q * b:g}: a batch could have k = 0; use '1/q'")
-    else:
-        inverse = (1 - share) / k + share / (k + 1)
-        coins = (inverse - 1 / b) * spread
-    return float(p.gradient_sq + p.variance / b + coins)
+    p, b, q = _single(progress), scalar("batch", batch, integer, 1), _one_probability(q)
+    return float(p.gradient_sq + p.variance / b + _stratified_noise(p, q, b, weight))
 
 
 def stratified_q(progress: Progress, cost: CostModel, batch: int, m: float = 1.0) -> float:

@@ -324,27 +324,3 @@ def quotient(over: Any, under: Any) -> NDArray[np.float64]:
     """over/under, 0 where `under` is not positive: a gradient that is 0 makes no progress."""
     kept = np.asarray(under) > 0
     return np.where(kept, over / np.where(kept, under, 1.0), 0.0)
-
-
-def normalised_decrease(
-    gradient: ArrayLike, variance: ArrayLike, d2: ArrayLike, q: Number, batch: int = 1
-) -> NDArray[np.float64]:
-    """Σ_i g_i²/√A_{B,i}, A_{B,i} = g_i² + (Var_i + (1/q − 1)·D_i²)/B: progress over γ of a step of Adam (a model).
-
-    The curvature is left out. The last axis of the arrays holds the coordinates; q is one number.
-
-    Raises:
-        UfomError: q outside (0, 1], batch < 1.
-    """
-    g, b = np.asarray(gradient, dtype=np.float64), _batch(batch)
-    moment = g * g + (np.asarray(variance) + (1 / _probability(q) - 1) * np.asarray(d2)) / b
-    return quotient(g * g, np.sqrt(np.maximum(moment, 0.0))).sum(-1)  # type: ignore[no-any-return]
-
-
-def normalised_fom(
-    gradient: ArrayLike, proxy_mean: ArrayLike, proxy_variance: ArrayLike, batch: int = 1
-) -> NDArray[np.float64]:
-    """Σ_i g_i·f_i/√(f_i² + Var_{F,i}/B): the same for FOM; shapes as in `normalised_decrease`."""
-    g, f = np.asarray(gradient, dtype=np.float64), np.asarray(proxy_mean, dtype=np.float64)
-    moment = f * f + np.asarray(proxy_variance) / _batch(batch)
-    return quotient(g * f, np.sqrt(np.maximum(moment, 0.0))).sum(-1)  # type: ignore[no-any-return]

@@ -19,6 +19,10 @@ from ufom_theory.power_law import discriminant_root, minimiser
 from ufom_theory.quantities import Z95, Moments
 
 Array = NDArray[np.float64]
+NOISELESS = (
+    "the exact gradient has no noise here, ‖∇M‖² = V² as with a single task, and this law is about noise: where steps "
+    "are not tuned to q, or near a minimum (there V² → 0 but not D²), exact steps are the choice"
+)
 _NOISY_CLOCK = 0.25  # relative error of a cost that is said
 
 
@@ -69,6 +73,7 @@ class Prediction:
         m: exponent of the time to precision.
         q: the q* that minimises (19); 0.0 where D² = 0 (FOM is exact: run it, or the smallest q that you like).
         law: what m rests on, such as "'adam:0.001', a model"; "" where m was given.
+        noiseless: whether the exact gradient has no noise, as on a single task; `why` then says what it means.
     """
 
     moments: Moments
@@ -76,6 +81,7 @@ class Prediction:
     m: Number
     q: Number
     law: str = ""
+    noiseless: bool = False
 
     @property
     def rho(self) -> Number:
@@ -187,6 +193,8 @@ class Prediction:
         """What weakens the interval, and what to do about it; "" where nothing does."""
         tail, cost = self.moments.tail, self.cost
         said = [tail.warning] if tail and tail.warning else []
+        if self.noiseless and np.any((np.asarray(self.q) < 1) & (np.asarray(self.q) > 0)):
+            said.append(NOISELESS)
         for name, value, sem in (("C1", cost.c1, cost.c1_sem), ("C2", cost.c2, cost.c2_sem)):
             if (error := float(np.max(np.asarray(sem) / np.asarray(value)))) > _NOISY_CLOCK:
                 said.append(f"{name} is known to ± {error:.0%} only: time it again, on a quiet machine")
@@ -271,7 +279,7 @@ def optimal_q(
     instance("moments", moments, Moments, "write Moments(d2, v2)")
     instance("cost", cost, CostModel, "write CostModel(r=10)")
     m, law = exponent_of(m, outer)
-    moments = batch_moments(moments, batch)
+    noiseless, moments = moments.noiseless, batch_moments(moments, batch)
     broadcast(moments=moments.shape, cost=cost.shape, m=np.shape(m))
     rho, gap = _ratios(moments)
     if np.any((np.asarray(moments.d2) > 0) & (rho == 0)):
@@ -279,4 +287,4 @@ def optimal_q(
             f"D²/V² = {np.min(moments.d2):g}/{np.max(moments.v2):g} is below floating point, and q* nearly 0: run the "
             "proxy alone, or any small q"
         )
-    return Prediction(moments, cost, m, plain(minimiser(rho, gap, _kappa(cost), m)), law)
+    return Prediction(moments, cost, m, plain(minimiser(rho, gap, _kappa(cost), m)), law, noiseless)

@@ -167,6 +167,13 @@ class Moments:
         with np.errstate(divide="ignore", over="ignore"):
             return plain(np.asarray(self.d2) / np.asarray(self.v2))  # type: ignore[no-any-return]
 
+    @property
+    def noiseless(self) -> bool:
+        """Whether the exact gradient is known to have no noise, ‖∇M‖² = V² without errors, as with a single task."""
+        if self.mean_gradient_sq is None or np.any([np.any(self.sem(x)) for x in ("v2", "mean_gradient_sq")]):
+            return False
+        return bool(np.all(np.asarray(self.v2) - self.mean_gradient_sq <= 1e-12 * np.asarray(self.v2)))
+
     def scaled(self) -> Scaled:
         """The best scaled proxy c*·F and its moments: c* = E⟨G, F⟩/E‖F‖², D_c² = V² − E⟨G, F⟩²/E‖F‖² ≤ min(D², V²).
 

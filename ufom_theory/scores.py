@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ufom_theory.checks import Number, UfomError, plain, positive, scalar
 from ufom_theory.cost import CostModel
@@ -95,6 +96,24 @@ def fom_progress(progress: Progress, outer: Outer, batch: int = 1, step: int = 1
     if takes_fixed_steps(outer):
         return fixed_step_fom(progress, outer.rate_at(step), batch)
     return _power_fom(outer, progress, batch)
+
+
+def coordinate_progress(progress: Progress, q: Number, batch: int = 1) -> NDArray[np.float64]:
+    """Σ_i g_i²/√A_{B,i}, A_{B,i} = g_i² + (Var_i + (1/q − 1)·D_i²)/B: progress over γ of a step of Adam (a model).
+
+    The curvature is left out. The last axis of the arrays in `progress` holds the coordinates.
+
+    Raises:
+        UfomError: q outside (0, 1], batch < 1.
+    """
+    moment = np.maximum(progress.second_moment(q, batch), 0.0)
+    return np.asarray(quotient(progress.gradient_sq, np.sqrt(moment)).sum(-1))
+
+
+def coordinate_fom(progress: Progress, batch: int = 1) -> NDArray[np.float64]:
+    """Σ_i g_i·f_i/√(f_i² + Var_{F,i}/B): the same for the proxy alone; shapes as in `coordinate_progress`."""
+    moment = np.maximum(fom_second_moment(progress, batch), 0.0)
+    return np.asarray(quotient(progress.cross, np.sqrt(moment)).sum(-1))
 
 
 def _scores(q: Any, ufom: Any, exact: Any, fom: Any, cost: CostModel, law: str) -> Scores:

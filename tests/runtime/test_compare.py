@@ -16,24 +16,31 @@ from ufom_runtime import (
     UFOM,
     BilevelProblem,
     Estimator,
+    Implicit,
     Switch,
     compare,
     hypergradient,
     inner,
+    measure_moments,
+    moments_by_proxy,
     peak_bytes,
     train,
 )
 from ufom_runtime.command.cli import main
+from ufom_runtime.debiased import Debiased
 from ufom_runtime.measure import compare as module
-from ufom_runtime.measure.candidates import Time
-from ufom_runtime.measure.parts import Parts, binomial, measure_parts, script_gradient
-from ufom_runtime.measure.path import pilot_points, weights_of
+from ufom_runtime.measure.calls import corrected_tasks
+from ufom_runtime.measure.candidates import Search, Time
+from ufom_runtime.measure.parts import Parts, measure_parts, script_gradient
+from ufom_runtime.measure.path import Measuring, pilot_points, usable, weights_of
 from ufom_runtime.methods import REPTILE
+from ufom_runtime.methods.roulette import Roulette
 from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.few_shot import digits_few_shot
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_theory import Sweep, Truncated, UfomError
 from ufom_theory.laws import parse_outer
+from ufom_theory.roulette import roulette_moments
 
 BATCH = 4
 # a gradient takes 1 s whatever the number of tasks, a backward step 2 s
@@ -44,11 +51,8 @@ PARTS = Parts(5, BATCH, (6.0, 6.0), (2.0, 2.0), (2.5, 2.5), (0.0, 0.0), 7.0, 60.
 def fixed_costs(monkeypatch):
     """The costs are those of PARTS, and whatever is timed takes what they say."""
 
-    def seconds(self, kinds, budget):
-        return {
-            k: Time(PARTS.script if k is None else PARTS.expected(k.q, k.proxy, k.sweep, k.coin), 0.01, "timed")
-            for k in kinds
-        }
+    def seconds(self, ways, budget):
+        return {way.method: Time(way.seconds, 0.01, "timed") for way in ways}
 
     monkeypatch.setattr(module, "measure_parts", lambda *_, **__: PARTS)
     monkeypatch.setattr(module._Clock, "time", seconds)
@@ -69,10 +73,15 @@ def simulated_progress(problem, theta, e, rate, n=40_000):
     """E[M(θ) − M(θ − γ·G)] over batches and coins, by the closed form of M, and its standard error."""
     d, hessian = problem._maps()  # of F − G, and of G
     tasks = problem.tasks[torch.randint(len(problem.tasks), (n, BATCH), generator=rng(5))]
-    exact, difference = (theta - tasks) @ hessian.T, (theta - tasks) @ d.T
-    coins = torch.rand(n, BATCH if e.coin == "task" else 1, 1, generator=rng(6), dtype=F64) < e.q
-    weight = 1 - coins / e.q if e.q else torch.ones(1, dtype=F64)
-    step = rate * (exact + weight * difference).mean(1)
+    exact = (theta - tasks) @ hessian.T
+    proxy = e.scale * (exact + (theta - tasks) @ d.T)
+    u = torch.rand(n, 1 if e.coin == "batch" else BATCH, generator=rng(6), dtype=F64)
+    coins, inverse = u < e.q, 1 / e.q if e.q else 0.0
+    if e.coin == "stratified":  # the tasks are drawn again for each batch: the first k of them are as good as any
+        least = math.floor(e.q * BATCH)
+        k = least + (u[:, :1] < e.q * BATCH - least)
+        coins, inverse = torch.arange(BATCH) < k, BATCH / k[..., None] if least else inverse
+    step = rate * (proxy + coins[..., None] * inverse * (exact - proxy)).mean(1)
     after = theta - step
     gains = (theta @ hessian @ theta - (after @ hessian * after).sum(1)) / 2
     return float(gains.mean()), float(gains.std() / math.sqrt(n))
@@ -83,11 +92,59 @@ def test_steps_over_exact_are_those_of_a_simulation(fixed_costs):
     table = compare(problem, problem.initial, None, f"sgd:{rate}", BATCH, budget=1).table
     exact, error = simulated_progress(problem, problem.initial, EXACT, rate)
     assert error < 0.01 * exact
-    for row in table[table.proxy == ""].itertuples():
-        if row.method in ("FOM", "UFOM"):
-            e = Estimator(row.q, coin=row.coin or "task")
+    seen = set()
+    for row in table[table.proxy.str.endswith("FOM") | (table.proxy == "")].itertuples():
+        key = row.q, row.coin, row.proxy
+        if row.method in ("FOM", "UFOM") and key not in seen:
+            scale = float(row.proxy.removesuffix("·FOM") or 1)
+            e = Estimator(row.q, coin=row.coin or "task", scale=scale)
             progress, error = simulated_progress(problem, problem.initial, e, rate)
             assert row.steps_over_exact == pytest.approx(exact / progress, rel=0.04)
+            seen.add(key)
+    assert {coin for _, coin, _ in seen} == {"", "task", "batch", "stratified"}
+    assert any("·" in proxy for *_, proxy in seen)
+
+
+def test_a_roulette_is_judged_by_its_second_moment():
+    """Where each method has its own best step, steps over exact's are those of the second moments."""
+    problem = finite(noise=0.5)
+    parts = replace(PARTS, back=(20.0, 20.0))
+    search = Search(parse_outer("tuned"), BATCH, None, parts)
+    path = Measuring(problem, problem.tasks, search.outer, BATCH).path(
+        problem.initial[None], (0,), 1, search.proxies, search.shortlist
+    )
+    found = moments_by_proxy(problem, problem.initial, None, [Truncated(), Truncated(1)])
+    v2 = found[Truncated()].v2 + (BATCH - 1) * found[Truncated()].mean_gradient_sq
+    rows = list(search._roulettes(path, 0))
+    assert {way.sweep for way, _ in rows} == {"recomputed", "checkpointed:2", "stored"}
+    for way, ratios in rows:
+        costs = parts.level_costs(way.method.levels, way.method.sweep)
+        assert costs == pytest.approx(Roulette.costs(way.method, 1.0, 20 / BATCH) * [0.25, 1, 1], rel=0.2, abs=1.0)
+        moment, _ = roulette_moments(way.method.survival, [found[p].d2 for p in found], v2, costs)
+        assert ratios[0, 0] == pytest.approx(moment / v2, rel=1e-9)
+        corrected = PARTS.mixed + 20 * (way.method.survival[0] + 4 * way.q) * BATCH / BATCH
+        assert way.seconds > corrected / 2
+
+
+def test_other_methods_are_debiased_too(fixed_costs, monkeypatch):
+    """Where FOM is zero, implicit differentiation is a proxy; what is recommended runs."""
+    problem = BilevelProblem(
+        lambda t, p, x: ((p - x).square() * t.exp()).sum(), lambda t, p, x: (p - 1.0 - x).square().sum(),
+        lambda t, x: torch.zeros(2, dtype=F64), [0.2] * 5, tasks=torch.tensor([[0.1, 0.3], [0.2, -0.1]], dtype=F64),
+    )  # fmt: skip
+    theta, methods = torch.zeros(2, dtype=F64), [Implicit("cg", 2), Implicit("neumann", 2)]
+    assert usable(problem, theta[None], Tasks.of(problem.tasks)) == methods
+    assert usable(quadratic(dim=3), torch.ones(1, 3, dtype=F64), Tasks.of(quadratic(dim=3).sample(2, rng()))) == []
+    others = replace(PARTS, others=dict.fromkeys(methods, (6.5, 1050)))
+    monkeypatch.setattr(module, "measure_parts", lambda *_, **__: others)
+    c = compare(problem, theta, None, "tuned", BATCH, budget=1)
+    assert {"cg:2", "neumann:2"} <= {proxy.split("·")[-1] for proxy in c.table.proxy}
+    assert isinstance(c.best, Debiased)
+    assert "cg:2" in c.why or "neumann:2" in c.why
+    moments = measure_moments(problem, theta, None, methods[0])
+    rows = [hypergradient(problem, theta, problem.tasks, e, per_task=True) for e in (EXACT, methods[0])]
+    assert moments.d2 == pytest.approx(float((rows[0] - rows[1]).square().sum(1).mean()), rel=1e-12)
+    assert torch.isfinite(train(problem, theta, c.best, optimizer="sgd:0.01", steps=2, batch=BATCH).theta).all()
 
 
 def test_the_regret_on_a_grid_is_small(fixed_costs):
@@ -129,7 +186,9 @@ def test_what_is_recommended_runs_and_was_timed():
 def test_a_quicker_script_is_kept(fixed_costs, monkeypatch):
     problem = finite(noise=0.5)
     monkeypatch.setattr(
-        module._Clock, "time", lambda self, kinds, _: {k: Time(1.0 if k is None else 9.0, 0.01, "timed") for k in kinds}
+        module._Clock,
+        "time",
+        lambda self, ways, _: {w.method: Time(1.0 if w.method is None else 9.0, 0.01, "timed") for w in ways},
     )
     c = compare(problem, problem.initial, None, "tuned", BATCH, budget=1)
     assert c.why.startswith("keep your script")
@@ -224,7 +283,7 @@ def test_bytes_are_the_sum_of_the_parts(measured, estimator):
 
 
 def test_expected_seconds_are_the_mean_over_the_coins():
-    assert binomial(3, 0.25).tolist() == pytest.approx([27 / 64, 27 / 64, 9 / 64, 1 / 64])
+    assert corrected_tasks(3, 0.25, "task").tolist() == pytest.approx([27 / 64, 27 / 64, 9 / 64, 1 / 64])
     stored = Sweep.stored()
     assert PARTS.expected(0.0, Truncated(), stored, "task") == 6
     assert PARTS.expected(1.0, Truncated(), stored, "task") == 16

@@ -40,7 +40,10 @@ def test_quadratics_have_the_known_curvatures():
 
 def test_errors_of_the_curvatures_are_calibrated():
     problem, seeds = quadratic(dim=3, r=1, noise=0.3), range(1000, 1050)
-    found = [measure_curvature(problem, problem.initial, problem.sample(40, rng(seed)), chunk=1000) for seed in seeds]
+    found = [
+        measure_curvature(problem, problem.initial, problem.sample(40, rng(seed)), rate=0.1, chunk=1000)
+        for seed in seeds
+    ]
     for name in found[0].values():
         spread = torch.tensor([getattr(f, name) for f in found]).std()
         assert float(torch.tensor([f.sems[name] for f in found]).mean() / spread) == pytest.approx(1, abs=0.4)
@@ -113,6 +116,20 @@ def test_kinks_are_refused():
         measure_curvature(absolute(False), theta, tasks)
 
 
+def test_between_two_kinks_the_curvature_is_not_that_of_the_objective():
+    """M″ is 2 and twice the density of the kinks; differences between two kinks see 2."""
+    problem = BilevelProblem(
+        lambda t, p, x: (p * 0).sum(), lambda t, p, x: (p.square() + (p - x).abs()).sum(), lambda t, x: t, [0.1],
+        lambda n, g: torch.rand(n, 2, generator=g, dtype=F64) * 2 - 1,
+    )  # fmt: skip
+    theta, tasks = torch.tensor([0.1, -0.2], dtype=F64), problem.sample(300, rng(0))
+    with pytest.raises(UfomError, match=r"settles within steps of .* alone.*kinks.*give rate="):
+        measure_curvature(problem, theta, tasks)
+    found = measure_curvature(problem, theta, tasks, rate=0.1)
+    assert found.curvature_noise == pytest.approx(3, abs=3 * found.sems["curvature_noise"])
+    assert found.sems["curvature_noise"] < 0.3
+
+
 def test_a_linear_objective_has_no_curvature():
     problem = BilevelProblem(
         lambda t, p, x: (p * x).sum(), lambda t, p, x: (p * x).sum(), lambda t, x: t, [0.1] * 2,
@@ -123,9 +140,14 @@ def test_a_linear_objective_has_no_curvature():
 
 
 @pytest.mark.parametrize(
-    ("tasks", "message"), [(None, "no finite set of tasks"), (torch.zeros(1, 5, dtype=F64), "draw at least 2")]
+    ("tasks", "rate", "message"),
+    [
+        (None, None, "no finite set of tasks"),
+        (torch.zeros(1, 5, dtype=F64), None, "draw at least 2"),
+        (torch.zeros(3, 5, dtype=F64), 0.0, "rate.*must be a finite number > 0"),
+    ],
 )
-def test_bad_input_is_named(tasks, message):
+def test_bad_input_is_named(tasks, rate, message):
     problem = quadratic()
     with pytest.raises(UfomError, match=message):
-        measure_curvature(problem, problem.initial, tasks)
+        measure_curvature(problem, problem.initial, tasks, rate=rate)

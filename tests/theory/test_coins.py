@@ -11,11 +11,14 @@ from tests.theory.test_one_step import progress_of
 from ufom_theory import CostModel, UfomError
 from ufom_theory.coins import (
     best_batch,
+    best_scale,
     partial_error,
     partial_share,
+    scaled_proxy,
     stratified_q,
     stratified_scale,
     stratified_second_moment,
+    with_coins,
 )
 from ufom_theory.laws import Progress
 
@@ -57,6 +60,33 @@ def test_stratified_coins_by_enumeration(tasks, batch, q, weight):
     mean, second = enumerated(exact, proxy, batch, q, weight)
     np.testing.assert_allclose(mean, exact.mean(0), atol=1e-12)
     assert stratified_second_moment(progress, q, batch, weight) == pytest.approx(second, rel=1e-12)
+
+
+@pytest.mark.parametrize(("batch", "q"), [(5, 0.15), (4, 0.5), (5, 0.47)])
+def test_all_coins_are_put_into_one_law(tasks, batch, q):
+    exact, proxy, p = tasks
+    second = enumerated(exact, proxy, batch, q, "B/k" if q * batch >= 1 else "1/q")[1]
+    assert with_coins(p, q, batch, "stratified").second_moment(q, batch) == pytest.approx(second, rel=1e-12)
+    coins = [(q, 1 / q), (1 - q, 0.0)]  # one for the batch
+    draws = [list(drawn) for drawn in itertools.product(range(len(exact)), repeat=batch)]
+    values = [(chance, proxy[i].mean(0) + w * (exact[i] - proxy[i]).mean(0)) for i in draws for chance, w in coins]
+    second = sum(chance * np.sum(x * x) for chance, x in values) / len(draws)
+    assert with_coins(p, q, batch, "batch").second_moment(q, batch) == pytest.approx(second, rel=1e-12)
+    assert with_coins(p, q, batch, "task") is p
+
+
+@pytest.mark.parametrize("c", [0.3, 1.0, 1.7])
+def test_a_scaled_proxy_by_its_gradients(c):
+    rng = np.random.default_rng(3)
+    exact, proxy, hessian = rng.normal(size=(5, 3)), rng.normal(size=(5, 3)), np.diag([1.0, 3.0, 0.5])
+    found, expected = scaled_proxy(progress_of(exact, proxy, hessian), c), progress_of(exact, c * proxy, hessian)
+    for name, value in vars(expected).items():
+        assert getattr(found, name) == pytest.approx(value, rel=1e-12), name
+    p = progress_of(exact, proxy, hessian)
+    best = best_scale(p)
+    assert best == pytest.approx(np.sum(exact * proxy) / np.sum(proxy * proxy), rel=1e-12)
+    assert scaled_proxy(p, best).d2 < min(scaled_proxy(p, x).d2 for x in (best - 0.1, best + 0.1))
+    assert best_scale(replace(p, d2=p.variance + p.gradient_sq, proxy_mean_sq=0.0, proxy_variance=0.0)) == 0.0
 
 
 def test_which_weight_has_the_smaller_moment(tasks):

@@ -17,12 +17,10 @@ from ufom_theory.laws import (
     fixed_step_fom,
     fixed_step_q,
     noise_q,
-    normalised_decrease,
-    normalised_fom,
     parse_outer,
     theorem_exponent,
 )
-from ufom_theory.scores import scores
+from ufom_theory.scores import coordinate_fom, coordinate_progress, scores
 
 DRAWS = int(os.environ.get("UFOM_DRAWS", "2000"))
 COST = CostModel(r=10)
@@ -47,7 +45,7 @@ def progress_of(exact, proxy, hessian):
     d2 = np.mean(np.sum(d**2, 1))
     return Progress(
         g @ g, var, d2, g @ f, f @ f, var_f, g @ hessian @ g / (g @ g), curved / var,
-        np.einsum("ij,jk,ik->", d, hessian, d) / 3 / d2, f @ hessian @ f / (f @ f), curved_f / var_f,
+        np.einsum("ij,jk,ik->", d, hessian, d) / len(d) / d2, f @ hessian @ f / (f @ f), curved_f / var_f,
     )  # fmt: skip
 
 
@@ -230,20 +228,22 @@ def test_21_against_the_numerical_minimum():
     np.testing.assert_allclose(optimal_q(Moments(d2, v2), cost, m=m).q, found, rtol=1e-10)
 
 
-def test_normalised_steps():
+def test_steps_normalised_by_coordinate():
     g, var, d2 = np.array([0.5, -0.2]), np.array([1.0, 0.3]), np.array([0.1, 0.2])
-    by_hand = sum(x * x / np.sqrt(x * x + (v + d) / 4) for x, v, d in zip(g, var, d2, strict=True))
-    assert normalised_decrease(g, var, d2, 0.5, 4) == pytest.approx(by_hand, rel=1e-14)
     f, var_f = np.array([0.4, 0.1]), np.array([0.2, 0.0])
+    p = Progress(g * g, var, d2, g * f, f * f, var_f)
+    by_hand = sum(x * x / np.sqrt(x * x + (v + d) / 4) for x, v, d in zip(g, var, d2, strict=True))
+    assert coordinate_progress(p, 0.5, 4) == pytest.approx(by_hand, rel=1e-14)
     by_hand = sum(x * y / np.sqrt(y * y + v / 4) for x, y, v in zip(g, f, var_f, strict=True))
-    assert normalised_fom(g, f, var_f, 4) == pytest.approx(by_hand, rel=1e-14)
-    assert normalised_fom([1.0], [0.0], [0.0]) == 0.0
+    assert coordinate_fom(p, 4) == pytest.approx(by_hand, rel=1e-14)
+    zero = np.zeros(1)
+    assert coordinate_fom(Progress(zero + 1, zero, zero, zero, zero, zero)) == 0.0
     # one scale for all coordinates: progress per cost is ∝ (A^(1/2)·C)^(−1), so the best q is (21)'s at m = 1/2
-    moments = Moments(0.1, 1.5)
-    q = optimal_q(moments, COST, outer="adam:1e-3").q
-    near = [
-        normalised_decrease([0.0001], [1.5], [0.1], x) / (COST.c_det + COST.c_rnd * x) for x in (q * 0.9, q, q * 1.1)
-    ]
+    one, q = (
+        Progress(zero + 1e-8, zero + 1.5, zero + 0.1, zero, zero, zero),
+        optimal_q(Moments(0.1, 1.5), COST, outer="adam:1e-3").q,
+    )
+    near = [coordinate_progress(one, x) / (COST.c_det + COST.c_rnd * x) for x in (q * 0.9, q, q * 1.1)]
     assert near[1] == max(near)
 
 

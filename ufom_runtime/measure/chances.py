@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ufom_runtime.coins import Coin
+from ufom_runtime.debiased import Proxy
 from ufom_runtime.measure.curvature import MeasuredCurvature
 from ufom_runtime.measure.moments import MeasuredMoments
 from ufom_theory import Truncated
+from ufom_theory.coins import best_scale, scaled_proxy, with_coins
 from ufom_theory.laws import Outer, Progress
 from ufom_theory.quantities import ENTRIES, Z95
-from ufom_theory.scores import fom_progress, ufom_progress
+from ufom_theory.scores import coordinate_fom, coordinate_progress, fom_progress, ufom_progress
 
 Array = NDArray[np.float64]
-DRAWS = 1000
+Key = Truncated | Proxy
+DRAWS = 400
 # the entries that all proxies share come first, so that the draws of two proxies have them in common
 _ORDER = ("mean_gradient_sq", "v2", "d2", "cross", "proxy_sq", "mean_cross", "mean_proxy_sq")
 
@@ -47,51 +53,93 @@ def draws(moments: MeasuredMoments, curvature: MeasuredCurvature | None, seed: i
     )  # fmt: skip
 
 
-def one_coin(progress: Progress, batch: int) -> Progress:
-    """With one coin for the batch D² + (B − 1)·‖E d‖² stands in the place of D²."""
-    return replace(progress, d2=progress.d2 + (batch - 1) * np.maximum(progress.bias_sq, 0.0))
-
-
 @dataclass(frozen=True, eq=False)
 class Path:
     """What was measured along a run.
 
     Attributes:
+        outer: how the outer steps are taken.
+        batch: tasks an outer step.
         horizon: outer steps of the exact gradient that are looked ahead.
         steps: outer steps at which it was measured, rising from 0.
         weights: the share of the horizon for which each point stands; their sum is 1.
-        progress: by the proxy, one `Progress` of draws a point.
+        progress: by the proxy, one `Progress` of draws a point, shape (DRAWS + 1,) each; for Adam (DRAWS + 1, c), by
+            coordinate.
+        measured: the same of every proxy that was measured, without curvatures or coordinates.
+        noiseless: whether the exact gradient has no noise: it is the same for all tasks, as where there is one.
+        vanishes: whether FOM is identically zero.
     """
 
+    outer: Outer
+    batch: int
     horizon: int
     steps: tuple[int, ...]
     weights: tuple[float, ...]
-    progress: dict[Truncated, list[Progress]]
+    progress: Mapping[Key, list[Progress]]
+    measured: Mapping[Key, list[Progress]] = field(default_factory=dict)
+    noiseless: bool = False
+    vanishes: bool = False
 
-    def exact(self, outer: Outer, batch: int) -> Array:
+    @property
+    def reference(self) -> list[Progress]:
+        """What the exact gradient's own progress is taken from."""
+        return next(iter(self.progress.values()))
+
+    @cached_property
+    def exact(self) -> Array:
         """Progress of an exact step, shape (points, DRAWS + 1)."""
-        first = next(iter(self.progress.values()))
-        return np.array([ufom_progress(p, 1.0, outer, batch, k + 1) for p, k in zip(first, self.steps, strict=True)])
+        return np.array([self._ufom(p, 1.0, i) for i, p in enumerate(self.reference)])
 
-    def ratios(self, proxy: Truncated, q: float, coin: str, outer: Outer, batch: int) -> Array:
-        """Steps over exact's for the same progress, at each point, shape (points, DRAWS + 1); q = 0 is the proxy alone.
+    def fom(self) -> Array:
+        """Steps over exact's of FOM, shape (points, DRAWS + 1); ∞ where it makes no progress."""
+        return self._ratios(self._fom(p, i) for i, p in enumerate(self.progress[Truncated()]))
 
-        ∞ where the estimator makes none.
+    def ufom(self, proxy: Key, q: float, coin: Coin, scale: float) -> Array:
+        """Steps over exact's of UFOM on a proxy scaled by a fixed number."""
+
+        def progress(p: Progress, i: int) -> Array:
+            p = p if scale == 1 else scaled_proxy(p, scale)
+            return self._ufom(with_coins(p, q, self.batch, coin), q, i)
+
+        return self._ratios(progress(p, i) for i, p in enumerate(self.progress[proxy]))
+
+    def noisier(self, proxy: Key, excess: Array) -> Array:
+        """Steps over exact's of an unbiased estimate that adds excess·D² of this proxy to V²; excess (points, draws).
+
+        Its noise is taken to lie along d as UFOM's does.
         """
+
+        def progress(p: Progress, i: int) -> Array:
+            more = excess[i].reshape(-1, *[1] * (np.ndim(p.d2) - 1))
+            return self._ufom(replace(p, d2=p.d2 * more), 0.5, i)  # 1/q − 1 = 1
+
+        return self._ratios(progress(p, i) for i, p in enumerate(self.progress[proxy]))
+
+    def scale(self, proxy: Key) -> float:
+        """c* of the proxy over the horizon, in two digits."""
+        shares: list[Any] = []
+        for name in ("gradient_sq", "variance", "d2", "cross", "proxy_mean_sq", "proxy_variance"):
+            at = [np.asarray(getattr(p, name))[0].sum() for p in self.progress[proxy]]
+            shares.append(float(np.asarray(self.weights) @ np.array(at)))
+        shares[2] = max(shares[2], 0.0)
+        return float(f"{float(best_scale(Progress(*shares))):.2g}")
+
+    def _ratios(self, every: Iterable[Array]) -> Array:
         found = []
-        for p, step in zip(self.progress[proxy], self.steps, strict=True):
-            exact = ufom_progress(p, 1.0, outer, batch, step + 1)
-            if not q:
-                ours = fom_progress(p, outer, batch, step + 1)
-            else:
-                ours = ufom_progress(one_coin(p, batch) if coin == "batch" else p, q, outer, batch, step + 1)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                found.append(np.where((ours > 0) & (exact > 0), exact / np.where(ours > 0, ours, 1.0), np.inf))
+        for exact, ours in zip(self.exact, every, strict=True):
+            made = (ours > 0) & (exact > 0)
+            found.append(np.where(made, exact / np.where(made, ours, 1.0), np.inf))
         return np.array(found)
 
-    def whole(self, ratios: Array) -> Array:
-        """Steps over exact's along the whole horizon, shape (DRAWS + 1,)."""
-        return np.asarray(np.asarray(self.weights) @ ratios)
+    def _ufom(self, p: Progress, q: float, point: int) -> Array:
+        if np.ndim(p.gradient_sq) > 1:
+            return np.broadcast_to(coordinate_progress(p, q, self.batch), DRAWS + 1)
+        return np.asarray(ufom_progress(p, q, self.outer, self.batch, self.steps[point] + 1))
+
+    def _fom(self, p: Progress, point: int) -> Array:
+        if np.ndim(p.gradient_sq) > 1:
+            return np.broadcast_to(coordinate_fom(p, self.batch), DRAWS + 1)
+        return np.asarray(fom_progress(p, self.outer, self.batch, self.steps[point] + 1))
 
 
 def interval(values: Array) -> tuple[float, float]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,13 +12,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ufom_runtime.estimators import FOM, Estimator, Method, hypergradient
-from ufom_runtime.measure.candidates import Row, Search, Time
+from ufom_runtime.debiased import Debiased
+from ufom_runtime.estimators import Estimator, Method, hypergradient
+from ufom_runtime.measure.calls import corrected_tasks
+from ufom_runtime.measure.candidates import FUSS, Row, Search, Time, Times, Way
 from ufom_runtime.measure.chances import DRAWS, Path
 from ufom_runtime.measure.moments import tasks_or_all
-from ufom_runtime.measure.parts import Parts, alternated, binomial, measure_parts, script_gradient
-from ufom_runtime.measure.path import CannotTell, measure_path, pilot_points
+from ufom_runtime.measure.parts import Parts, alternated, measure_parts, script_gradient
+from ufom_runtime.measure.path import CannotTell, Measuring, pilot_points, usable
 from ufom_runtime.measure.verdict import decide, outcomes, table_of
+from ufom_runtime.methods.roulette import Roulette
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check, held_identity
 from ufom_theory import Sweep, UfomError
 from ufom_theory.checks import byte_count, integer, positive, scalar, typed
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Array = NDArray[np.float64]
+_OFFSETS = 4  # of the evenly spaced numbers that time a roulette
 _TIMED = 3  # rows that are timed again, besides FOM, the quickest exact gradient and the script
 
 
@@ -104,21 +108,20 @@ def compare(
     stack = check(problem, theta, given, (1, 2))
     some = stack.take(torch.arange(batch, device="cpu") % len(stack))
     here = theta.detach() if theta.ndim == 1 else theta[0].detach()
-    parts = measure_parts(problem, here, some, limit, budget / 4, chunk=chunk, compile=compile)
+    others = usable(problem, theta.detach()[None] if theta.ndim == 1 else theta.detach(), stack)
+    parts = measure_parts(problem, here, some, limit, budget / 4, methods=others, chunk=chunk, compile=compile)
     if limit is not None and parts.bytes_forward > limit:
         held = f"a step of FOM holds {parts.bytes_forward} bytes at most"
         raise UfomError(f"memory = {memory!r}: {held}; give more memory, or a smaller batch or chunk")
-    search = Search(chosen, batch, limit, parts, not held_identity(problem))
-    search.times[None] = Time(parts.script)
+    search = Search(chosen, batch, limit, parts, not held_identity(problem), compile)
     horizon = _horizon(steps, seconds, pilot, parts)
     if horizon > 1 and theta.ndim == 1 and chosen.rate is None:
         raise UfomError(
             f"outer = '{chosen}' has no rate that a pilot run could follow: give sgd:γ, adam:γ or decay:s:γ₁; or θ at "
             "several points of a run, shape (k, s)"
         )
-    clock = _Clock(problem, here, some, chunk, compile)
-    exact = (search.exact() or [Estimator(1.0, Sweep.unrolled())])[0]
-    path, doubt, vanishes = None, "", False
+    clock, exact = _Clock(problem, here, some, chunk, compile), search.exact()[:1]
+    path, doubt = None, ""
     try:
         if theta.ndim == 2:
             if horizon < len(theta):
@@ -126,20 +129,20 @@ def compare(
             thetas, at = theta.detach(), tuple(np.linspace(0, horizon, len(theta), dtype=int).tolist())
         else:
             most = horizon if pilot is None else scalar("pilot", pilot, integer, 1)
-            fits = most if pilot is not None else int(budget / 4 / search.predict(exact).seconds)
-            thetas, at = pilot_points(problem, here, exact, chosen, batch, min(horizon, most, fits), seed)
-        path, vanishes = measure_path(
-            problem, thetas, at, horizon, given, chosen, batch, search.proxies, search.shortlist, chunk, compile
-        )
+            one = exact[0] if exact else search.script
+            fits = most if pilot is not None else int(budget / 4 / one.seconds)
+            method = one.method or Estimator(1.0, Sweep.unrolled())
+            thetas, at = pilot_points(problem, here, method, chosen, batch, min(horizon, most, fits), seed)
+        if len(thetas) > 1 and others:
+            kept = usable(problem, thetas, stack)
+            search = replace(search, parts=replace(parts, others={x: y for x, y in parts.others.items() if x in kept}))
+        measuring = Measuring(problem, given, chosen, batch, chunk, compile)
+        path = measuring.path(thetas, at, horizon, search.proxies, search.shortlist)
     except CannotTell as reason:
         doubt = str(reason)
     found = outcomes(search, path, _timed(search, path, clock, budget / 2))
     best, why = decide(search, path, found, doubt)
-    said = f"{why}. {_FOM_VANISHES}" if vanishes else f"{why}."
-    return Comparison(table_of(search, found), best, said)
-
-
-_FOM_VANISHES = "FOM is identically zero here: neither the start nor the outer loss contains θ."
+    return Comparison(table_of(found), best, why)
 
 
 def _horizon(steps: int | None, seconds: float | None, pilot: int | None, parts: Parts) -> int:
@@ -160,38 +163,51 @@ class _Clock:
     chunk: int | None
     compile: bool
 
-    def time(self, kinds: Sequence[Estimator | None], seconds: float) -> dict[Estimator | None, Time]:
-        """Each of them, the script among them, alternately; coins as their mean number of corrected tasks has them."""
+    def time(self, ways: Sequence[Way], seconds: float) -> Times:
+        """Each of them, the script among them, alternately; random ones as the mean over their draws."""
         calls: list[Callable[[], object]] = []
         mixtures = []
-        for kind in kinds:
-            mixture = [(1.0, self._script)] if kind is None else self._mixture(kind)
+        for way in ways:
+            mixture = list(self._mixture(way.method))
             mixtures.append((len(calls), [weight for weight, _ in mixture]))
             calls += [call for _, call in mixture]
         rounds = alternated(calls, self.theta.device, seconds)
         found = [rounds[:, at : at + len(weights)] @ np.array(weights) for at, weights in mixtures]
-        script = found[kinds.index(None)]
-        return {kind: _summary(x, script) for kind, x in zip(kinds, found, strict=True)}
+        script = found[[way.method for way in ways].index(None)]
+        return {way.method: _summary(x, script) for way, x in zip(ways, found, strict=True)}
 
-    def _script(self) -> object:
-        return script_gradient(self.problem, self.theta, self.tasks)
+    def _mixture(self, method: Method | None) -> Iterator[tuple[float, Callable[[], object]]]:
+        n = len(self.tasks)
+        if method is None:
+            yield 1.0, lambda: script_gradient(self.problem, self.theta, self.tasks)
+        elif isinstance(method, Roulette):
+            yield from ((1 / _OFFSETS, self._roulette(method, (i + 0.5) / _OFFSETS)) for i in range(_OFFSETS))
+        elif isinstance(method, Estimator | Debiased):
+            chances = corrected_tasks(n, method.q, method.coin)
+            some = np.flatnonzero(chances)
+            if len(some) > 3:  # by none, and by the mean number of corrected tasks where there are some
+                mean = n * method.q / (1 - chances[0])
+                low = min(math.floor(mean), n - 1)
+                share = min(mean - low, 1.0)
+                rest = 1 - chances[0]
+                some, weights = np.array([0, low, low + 1]), np.array([chances[0], rest * (1 - share), rest * share])
+            else:
+                weights = chances[some]
+            yield from ((w, self._corrected(method, int(k))) for w, k in zip(weights.tolist(), some, strict=True) if w)
 
-    def _mixture(self, e: Estimator) -> list[tuple[float, Callable[[], object]]]:
-        batch = len(self.tasks)
-        if e.q in (0.0, 1.0):
-            return [(1.0, self._call(e, None))]
-        none = 1 - e.q if e.coin == "batch" else float(binomial(batch, e.q)[0])
-        mean = batch if e.coin == "batch" else batch * e.q / (1 - none)  # corrected tasks where there are some
-        low = math.floor(min(mean, batch))
-        share = min(mean, batch) - low
-        weights = {0: none, low: (1 - none) * (1 - share), low + 1: (1 - none) * share}
-        return [(weight, self._call(e, corrected)) for corrected, weight in weights.items() if weight]
-
-    def _call(self, e: Estimator, corrected: int | None) -> Callable[[], object]:
-        coins = None if corrected is None else torch.arange(len(self.tasks), device="cpu") < corrected
+    def _corrected(self, method: Estimator | Debiased, corrected: int) -> Callable[[], object]:
+        n = len(self.tasks)
+        coins = torch.arange(n, device="cpu") < corrected if 0 < method.q < 1 else None
         return lambda: hypergradient(
-            self.problem, self.theta, self.tasks, e, coins=coins, chunk=self.chunk, compile=self.compile
+            self.problem, self.theta, self.tasks, method, coins=coins, chunk=self.chunk, compile=self.compile
         )
+
+    def _roulette(self, method: Roulette, offset: float) -> Callable[[], object]:
+        """One call with evenly spaced u: each level is reached by its mean number of tasks, over the offsets."""
+        n = len(self.tasks)
+        u, rows = (torch.arange(n, device="cpu") + offset) / n, self.theta.expand(n, -1)
+        reached = (u[:, None] < torch.tensor(method.survival, device="cpu")).sum(1)
+        return lambda: method.at(self.problem, rows, self.tasks, reached)
 
 
 def _summary(rounds: Array, script: Array) -> Time:
@@ -203,17 +219,20 @@ def _summary(rounds: Array, script: Array) -> Time:
 
 def _timed(search: Search, path: Path | None, clock: _Clock, seconds: float) -> list[Row]:
     """All rows, the script first, with the soonest of them timed again."""
-    points = len(path.steps) if path else 1
-    script = Row((None,) * points, np.ones((points, DRAWS + 1)))
-    exact = search.exact()[:1]
+    points, soonest = len(path.steps) if path else 1, list[Row]()
+    script, exact = Row((search.script,) * points, np.ones((points, DRAWS + 1))), search.exact()
     if path is None:
         unknown = np.full_like(script.ratios, np.nan)
-        search.predict(FOM)
-        rows = [Row((FOM,), unknown), *(Row((e,), script.ratios) for e in search.exact())]
-        chosen = {None, FOM, *exact}
+        rows = [Row((search.fom,), unknown), *(Row((way,), script.ratios) for way in exact)]
     else:
         rows = search.rows(path)
-        soonest = sorted(rows, key=lambda row: row.time(path.weights, search.times)[0])[:_TIMED]
-        chosen = {None, FOM, *exact, *(kind for row in soonest for kind in row.kinds)}
+        by_time = sorted(rows, key=lambda row: row.time(path.weights, {})[0] * (1 + FUSS * row.ways[-1].fuss))
+        for row in by_time:  # of coins that differ little one is enough
+            last = row.ways[-1]
+            if all(
+                (last.name, last.sweep, last.proxy) != (x.name, x.sweep, x.proxy) for y in soonest for x in y.ways[-1:]
+            ):
+                soonest.append(row)
+    chosen = {search.script, search.fom, *exact[:1], *(way for row in soonest[:_TIMED] for way in row.ways)}
     search.times.update(clock.time(sorted(chosen, key=repr), seconds))
     return [script, *rows]

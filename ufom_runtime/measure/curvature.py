@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -11,16 +12,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ufom_runtime.batching import in_chunks, refuse_divergence
-from ufom_runtime.estimators import EXACT, Estimator, as_proxy, proxy_length
-from ufom_runtime.measure.moments import Estimate, tasks_or_all
+from ufom_runtime.debiased import Proxy
+from ufom_runtime.estimators import EXACT, Estimator, proxy_length
+from ufom_runtime.measure.moments import Estimate, any_proxy, proxy_rows, tasks_or_all
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_theory import Truncated, UfomError
-from ufom_theory.checks import typed
+from ufom_theory.checks import positive, scalar, typed
 
 Array = NDArray[np.float64]
 _STEPS = [4.0**-k for k in range(1, 12)]  # of the differences, relative to 1 + ‖θ‖
 _TRIED = 4  # tasks whose directions choose the step
 _ROUGHEST = 0.1  # relative error at which the differences are refused
+_REMEDY = (
+    "give rate=γ, for the curvature that outer steps meet; or use a smooth activation (softplus or tanh for relu), or "
+    "float64"
+)
+_NEAREST = 1e-3  # relative to 1 + ‖θ‖; curvatures that change within so short a step are those between two kinks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +41,8 @@ class MeasuredCurvature:
         curvature_proxy: ℓ_f = fᵀHf/‖f‖², f = E F.
         curvature_proxy_noise: ℓ_F = tr(H·Cov F)/Var F.
         sems: the standard error of each, by its name; 0 where Ω is finite.
-        step: length of the differences.
-        error: relative error of the quadratic forms at this step, against those at the next.
+        step: length of the differences, or with a rate the mean length of the outer steps ±γ·x.
+        error: relative change of the quadratic forms from this step to one a quarter as long.
     """
 
     curvature_gradient: float
@@ -57,33 +64,40 @@ def measure_curvature(
     problem: BilevelProblem,
     theta: Tensor,
     tasks: Task | Tasks | None = None,
-    proxy: Truncated | Estimator | None = None,
+    proxy: Truncated | Estimator | Proxy | None = None,
     *,
+    rate: float | None = None,
     chunk: int | None = None,
     compile: bool = False,
 ) -> MeasuredCurvature:
     """Measure the curvatures of the law of one step by central differences of exact gradients.
 
-    Hv is (G(θ + hv) − G(θ − hv))/2h; h is the step at which the quadratic forms of a few tasks change least from one
-    step to the next. With sampled tasks each task's direction meets the Hessian of another task, which is unbiased and
-    takes two gradients; in all, about 10·n and 260 more. With the problem's finite Ω it meets the mean of all n, in
-    2n·(3n + 2) gradients.
+    Hx is (G(θ + hx) − G(θ − hx))/2h. With a `rate` γ, h = γ: the mean curvature along the outer steps ±γ·x, which is
+    what these steps meet, kinks of a ReLU net included. Without one, the step is that at which the quadratic forms of a
+    few tasks change least; where they are others at longer steps, as between two kinks, they are refused. With sampled
+    tasks each task's direction meets the Hessian of another task, which is unbiased and takes two gradients; in all,
+    about 10·n and 260 more (60 with a rate). With the problem's finite Ω it meets the mean of all n, in 2n·(3n + 2)
+    gradients.
 
     Args:
         problem: the problem.
         theta: θ, shape (s,); float64 is advised.
         tasks: n ≥ 2 stacked tasks, drawn from the problem; None for the problem's finite Ω.
-        proxy: FOM if not given; HELD, or Truncated(K).
+        proxy: FOM if not given; HELD, Truncated(K), or another stateless method, such as Implicit().
+        rate: γ of the outer steps.
         chunk: (θ, task) pairs run together, as in `measure_moments`.
         compile: as in `hypergradient`.
 
     Raises:
-        UfomError: too few tasks, differences that do not settle at any step (kinks in the losses, or rounding), or
-            what `measure_moments` raises.
+        UfomError: too few tasks, a rate ≤ 0, without a rate differences that do not settle at any step (kinks in the
+            losses, or rounding), or what `measure_moments` raises.
     """
     given, exact_sums = tasks_or_all(problem, tasks)
-    tasks, proxy = check(problem, theta, given), as_proxy(proxy)
-    proxy.refuse_beyond(problem.r)
+    tasks, proxy = check(problem, theta, given), any_proxy(proxy)
+    if rate is not None:
+        rate = scalar("rate, γ of the outer steps,", rate, positive)
+    if isinstance(proxy, Truncated):
+        proxy.refuse_beyond(problem.r)
     n = len(tasks)
     if n < 2 and not exact_sums:
         raise UfomError("one task gives no covariance: draw at least 2")
@@ -96,18 +110,22 @@ def measure_curvature(
         return [refuse_divergence(torch.cat(x)).double() for x in zip(*found, strict=True)]
 
     def forms(x: Tensor, index: Tensor, h: float) -> tuple[Array, Tensor]:
-        """xᵀH_jx and H_jx of each row x with the task j at `index`, by differences of the step h."""
+        """xᵀH_jx and H_jx of each row x with the task j at `index`, by differences of length h, or with a rate h·x."""
         length = x.norm(dim=1, keepdim=True)
-        unit = torch.where(length > 0, x / length, 0.0)
-        shifts = (h * unit).to(theta.dtype)
+        share = torch.where(length > 0, h / length, 0.0) if rate is None else torch.full_like(length, h)
+        shifts = (share * x).to(theta.dtype)
         ahead, behind = (gradients(theta + s, index, (problem.r,))[0] for s in (shifts, -shifts))
-        product = length * (ahead - behind) / (2 * h)
+        product = torch.where(length > 0, (ahead - behind) / (2 * share), 0.0)
         return (x * product).sum(1).cpu().numpy(), product
 
-    found = gradients(
-        theta[None], torch.arange(n, device="cpu"), tuple(sorted({proxy_length(problem, proxy), problem.r}))
-    )
-    exact, first = found[-1], found[0]
+    every = torch.arange(n, device="cpu")
+    lengths = {proxy_length(problem, proxy)} if isinstance(proxy, Truncated) else set()
+    found = gradients(theta[None], every, tuple(sorted(lengths | {problem.r})))
+    exact = found[-1]
+    if isinstance(proxy, Truncated):
+        first = found[0]
+    else:
+        first = proxy_rows(problem, theta[None], tasks, proxy, chunk, compile)[0].double()
     means = {"curvature_gradient": exact.mean(0), "curvature_proxy": first.mean(0)}
     spreads = {
         "curvature_noise": exact - means["curvature_gradient"],
@@ -116,8 +134,14 @@ def measure_curvature(
     }
     tried = torch.cat([x[:_TRIED] for x in spreads.values()] + [x[None] for x in means.values()])
     size = float(tried.norm(dim=1).sum() * exact.norm(dim=1).max())
-    step, error = _choose(lambda h: forms(tried, torch.arange(len(tried), device="cpu") % n, h)[0], theta, size)
-    every = torch.arange(n, device="cpu")
+
+    def few(h: float) -> Array:
+        return forms(tried, torch.arange(len(tried), device="cpu") % n, h)[0]
+
+    if rate is None:
+        step, error = _choose(few, theta, size)
+    else:
+        step, error = rate, _change(few(rate), few(rate / 4))
     results: dict[str, Estimate] = {}
     for name, x in spreads.items():
         if exact_sums:
@@ -134,7 +158,14 @@ def measure_curvature(
         form = Estimate(float(values.mean()) - excess, values + 2 * pull)
         results[name] = _quotient(form, Estimate.product_of_means(each, each, exact_sums))
     sems = {name: 0.0 if exact_sums else results[name].sem for name in sorted(results)}
-    return MeasuredCurvature(**{k: v.value for k, v in results.items()}, sems=sems, step=step, error=error)
+    length = step if rate is None else rate * float(exact.norm(dim=1).mean())
+    return MeasuredCurvature(**{k: v.value for k, v in results.items()}, sems=sems, step=length, error=error)
+
+
+def _change(values: Array, others: Array) -> float:
+    """Σ|x − y|/Σ|y|; 0 where all are 0."""
+    change, size = float(abs(values - others).sum()), float(abs(others).sum())
+    return change / size if size else float("inf") if change else 0.0
 
 
 def _quotient(form: Estimate, square: Estimate) -> Estimate:
@@ -152,18 +183,27 @@ def _choose(forms: Callable[[float], Array], theta: Tensor, size: float) -> tupl
     `size` is that of a form whose gradients differ by their own length over a step of 1: what rounding leaves of it
     counts as no change.
     """
-    steps = [(1 + float(theta.double().norm())) * t for t in _STEPS]
+    unit = 1 + float(theta.double().norm())
+    steps = [unit * t for t in _STEPS]
     values = np.array([forms(h) for h in steps])
-    changes, sizes = abs(np.diff(values, axis=0)).sum(1), abs(values[1:]).sum(1)
     # forms that vanish at short steps alone are those of a piecewise linear M, whose curvature sits in its kinks
     vanishing = np.inf if values.any() else 0.0
-    relative = np.divide(changes, sizes, out=np.full_like(sizes, vanishing), where=sizes > 0)
-    best = int(relative.argmin())
-    rounding = 100 * torch.finfo(theta.dtype).eps * size / steps[best]
-    if relative[best] > _ROUGHEST and changes[best] > rounding:
+    changes = [_change(*pair) if pair[1].any() else vanishing for pair in pairwise(values)]
+    moved = abs(np.diff(values, axis=0)).sum(1)
+    rounding = 100 * torch.finfo(theta.dtype).eps * size / np.array(steps[:-1])
+    best = int(np.argmin(changes))
+    if changes[best] > _ROUGHEST and moved[best] > rounding[best]:
         raise UfomError(
-            f"the curvature of M does not settle at any step of the differences (relative change {relative[best]:.2g} "
-            "at best): the losses have kinks here, or the gradients too few digits; use a smooth activation (softplus "
-            "or tanh for relu), or float64"
+            f"the curvature of M does not settle at any step of the differences (relative change {changes[best]:.2g} "
+            f"at best): the losses have kinks here, or the gradients too few digits; {_REMEDY}"
         )
-    return steps[best], float(relative[best])
+    off = abs(values[:best] - values[best]).sum(1) > np.maximum(_ROUGHEST * abs(values[best]).sum(), rounding[:best])
+    reach = steps[int(np.flatnonzero(off)[-1]) + 1 if off.any() else 0]
+    # a smooth M has changes that fall as h², by 16 from step to step
+    fell = [x > 0.01 and y < x / 100 for x, y in pairwise(changes[: best + 1])]
+    if reach < _NEAREST * unit or (np.array(fell, dtype=bool) & (moved[:best] > rounding[:best])).any():
+        raise UfomError(
+            f"the curvature of M settles within steps of {reach:.2g} alone, and is another at longer ones: the losses "
+            f"have kinks here, and outer steps go beyond them; {_REMEDY}"
+        )
+    return steps[best], changes[best]

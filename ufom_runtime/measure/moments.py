@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,13 +13,15 @@ from torch import Tensor
 
 from ufom_runtime.algorithms import first_order_vanishes
 from ufom_runtime.batching import in_chunks, refuse_divergence
-from ufom_runtime.estimators import EXACT, Estimator, as_proxy, proxy_length
+from ufom_runtime.debiased import Proxy
+from ufom_runtime.estimators import EXACT, Estimator, as_proxy, is_method, proxy_length
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_theory import Moments, Truncated, UfomError
 from ufom_theory.checks import typed
 from ufom_theory.quantities import ENTRIES
 
 Array = NDArray[np.float64]
+AnyProxy = TypeVar("AnyProxy", bound=Truncated | Proxy)
 _PIECE = 2**22  # numbers that are squared in float64 at once
 _HELD = 512 * 2**20  # bytes of gradients at several θ; not by the memory that is free, which must not decide the chunks
 
@@ -39,7 +41,7 @@ class MeasuredMoments(Moments):
             mean_proxy_sq, bias_sq, cosine.
     """
 
-    proxy: Truncated = field(default_factory=Truncated)
+    proxy: Truncated | Proxy = field(default_factory=Truncated)
     bias_sq: float = float("nan")
     bias_sq_sem: float = 0.0
     cosine: float = float("nan")
@@ -52,7 +54,7 @@ def measure_moments(
     problem: BilevelProblem,
     thetas: Tensor,
     tasks: Task | Tasks | None = None,
-    proxy: Truncated | Estimator | None = None,
+    proxy: Truncated | Estimator | Proxy | None = None,
     *,
     chunk: int | None = None,
     compile: bool = False,
@@ -69,7 +71,7 @@ def measure_moments(
         thetas: outer parameters to measure at, shape (k, s), or (s,) for one.
         tasks: n stacked tasks, drawn from the problem; None for the problem's finite Ω. At least 2, or 4
             where several θ ask for a split.
-        proxy: FOM if not given; HELD, or Truncated(K).
+        proxy: FOM if not given; HELD, Truncated(K), or another stateless method, such as Implicit().
         chunk: (θ, task) pairs run together; None: as many as the memory budget holds. Besides, all n gradients at
             one θ are held.
         compile: as in `hypergradient`.
@@ -88,7 +90,7 @@ def measure_moments(
     Raises:
         UfomError: wrong shapes, too few tasks, an inner loop that diverged, or a gradient that vanishes everywhere.
     """
-    one = as_proxy(proxy)
+    one = any_proxy(proxy)
     return moments_by_proxy(problem, thetas, tasks, (one,), chunk=chunk, compile=compile, progress=progress)[one]
 
 
@@ -97,19 +99,19 @@ def moments_by_proxy(
     problem: BilevelProblem,
     thetas: Tensor,
     tasks: Task | Tasks | None = None,
-    proxies: Iterable[Truncated] = (Truncated(),),
+    proxies: Iterable[AnyProxy] = (Truncated(),),  # type: ignore[assignment]
     *,
     chunk: int | None = None,
     compile: bool = False,
     progress: Callable[[float], object] | None = None,
-) -> dict[Truncated, MeasuredMoments]:
-    """`measure_moments` for several truncation lengths at the price of one: every proxy falls out of one sweep.
+) -> dict[AnyProxy, MeasuredMoments]:
+    """`measure_moments` for several proxies. Those of truncation lengths all fall out of one sweep.
 
     Args:
         problem: the problem.
         thetas: θ of shape (s,), or (k, s) for a supremum over k of them.
         tasks: n stacked tasks; None: the problem's finite Ω.
-        proxies: those to be measured, at least one.
+        proxies: those to be measured, at least one; a method such as Implicit() is called besides.
         chunk: (θ, task) pairs run together, as in `measure_moments`.
         compile: as in `hypergradient`.
         progress: called with the share of the work that is done.
@@ -124,28 +126,51 @@ def moments_by_proxy(
     if progress is not None and not callable(progress):
         raise UfomError(f"progress = {progress!r:.200} must be a function of the share that is done")
     proxies = list(proxies)
-    if not proxies or not all(isinstance(p, Truncated) for p in proxies):
+    if not proxies or not all(isinstance(p, Truncated) or is_method(type(p)) for p in proxies):
         raise UfomError(f"proxies = {proxies!r}: give at least one Truncated(K); K = 0 is FOM")
-    proxies = sorted(set(proxies), key=lambda p: p.steps)
+    others = [p for p in dict.fromkeys(proxies) if not isinstance(p, Truncated)]
+    cuts = sorted({p for p in proxies if isinstance(p, Truncated)}, key=lambda p: p.steps)
     tasks = check(problem, thetas, tasks, dimensions=(1, 2))
     thetas = thetas[None] if thetas.ndim == 1 else thetas
-    proxies[-1].refuse_beyond(problem.r)
+    if cuts:
+        cuts[-1].refuse_beyond(problem.r)
     n, split = len(tasks), len(thetas) > 1 and not exact_sums
     if not exact_sums and n < (4 if split else 2):
         raise UfomError(f"{n} task(s) give no standard error: draw at least {4 if split else 2}")
     judged = slice(n // 2 if split else 0, n)
-    lengths = sorted({proxy_length(problem, p) for p in proxies} | {problem.r})
-    rows: dict[Truncated, list[_AtTheta]] = {p: [] for p in proxies}
-    for found in _by_theta(problem, thetas, tasks, tuple(lengths), chunk, compile, progress):
+    lengths = sorted({proxy_length(problem, p) for p in cuts} | {problem.r})
+    rows: dict[Any, list[_AtTheta]] = {p: [] for p in (*cuts, *others)}
+    besides = {other: proxy_rows(problem, thetas, tasks, other, chunk, compile) for other in others}
+    for i, found in enumerate(_by_theta(problem, thetas, tasks, tuple(lengths), chunk, compile, progress)):
         exact = refuse_divergence(found[-1])
-        for p in proxies:
+        for p in cuts:
             rows[p].append(_AtTheta.of(found[lengths.index(proxy_length(problem, p))], exact, judged, exact_sums))
+        for other, given in besides.items():
+            rows[other].append(_AtTheta.of(given[i], exact, judged, exact_sums))
     choosing, one = slice(0, judged.start or n), tasks.take(slice(1))
-    vanishes = {held: first_order_vanishes(problem, thetas[:1], one, held) for held in {p.held for p in proxies}}
-    return {
-        p: replace(_supremum(p, rows[p], choosing, judged, exact_sums), vanishes=vanishes[p.held] and p.steps == 0)
-        for p in proxies
-    }
+    vanishing = {p for p in cuts if not p.steps and first_order_vanishes(problem, thetas[:1], one, p.held)}
+    return {p: replace(_supremum(p, rows[p], choosing, judged, exact_sums), vanishes=p in vanishing) for p in rows}
+
+
+def any_proxy(proxy: Truncated | Estimator | Proxy | None) -> Truncated | Proxy:
+    """As `as_proxy`, and a stateless method whose direction is a gradient as it is; else `UfomError`."""
+    if isinstance(proxy, Truncated | Estimator | None) or not is_method(type(proxy)):
+        return as_proxy(proxy)
+    if proxy.begin() or not proxy.gradient:
+        raise UfomError(f"proxy = {proxy!r}: give FOM, HELD, Truncated(K), or a stateless gradient, Implicit()")
+    return proxy
+
+
+def proxy_rows(
+    problem: BilevelProblem, thetas: Tensor, tasks: Tasks, proxy: Proxy, chunk: int | None, compile: bool
+) -> list[Tensor]:
+    """The gradients of all n tasks by a method that tosses no coins, shape (n, s), at each θ of shape (k, s)."""
+    found = []
+    for theta in thetas:
+        rows = proxy.direction(problem, theta, tasks, per_task=True, chunk=chunk, compile=compile).per_task
+        assert rows is not None
+        found.append(rows)
+    return found
 
 
 def tasks_or_all(problem: BilevelProblem, tasks: Task | Tasks | None) -> tuple[Task | Tasks, bool]:
@@ -249,7 +274,7 @@ class _AtTheta:
 
 
 def _supremum(
-    proxy: Truncated, rows: Sequence[_AtTheta], choosing: slice, judged: slice, exact_sums: bool
+    proxy: Truncated | Proxy, rows: Sequence[_AtTheta], choosing: slice, judged: slice, exact_sums: bool
 ) -> MeasuredMoments:
     """Choose each supremum's θ on the one half of the tasks, and take its value on the other."""
     at_d = max(rows, key=lambda row: row.d2[choosing].mean())

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ufom_runtime.coins import Coin
+from ufom_runtime.debiased import Proxy
 from ufom_runtime.estimators import HELD, Estimator, hypergradient
 from ufom_runtime.measure import clock
+from ufom_runtime.measure.calls import corrected_tasks
 from ufom_runtime.memory import peak_bytes
 from ufom_runtime.problem import BilevelProblem, Tasks, held_identity
 from ufom_theory import Sweep, Truncated
@@ -76,6 +80,7 @@ class Parts:
         bytes_state: what one more state adds.
         bytes_held: the most that HELD holds at once.
         bytes_unrolled: the most that the unrolled sweep holds at once.
+        others: seconds and bytes of a step of other methods, which may be debiased.
     """
 
     r: int
@@ -92,6 +97,7 @@ class Parts:
     bytes_state: int
     bytes_held: int
     bytes_unrolled: int
+    others: Mapping[Proxy, tuple[float, int]] = field(default_factory=dict)
 
     def seconds(self, corrected: int, proxy: Truncated, sweep: Sweep) -> float:
         """One outer step of which so many tasks are corrected."""
@@ -106,15 +112,24 @@ class Parts:
         again = repeated * self._of(self.forward, corrected) / (self.r + 1)
         return way + self.r * self._of(back, corrected) + again
 
-    def expected(self, q: float, proxy: Truncated, sweep: Sweep, coin: str) -> float:
+    def expected(self, q: float, proxy: Truncated | Proxy, sweep: Sweep, coin: Coin = "task") -> float:
         """The mean over the coins of `seconds`."""
-        if coin == "batch" or q in (0.0, 1.0):
-            ends = [self.seconds(k, proxy, sweep) if share else 0.0 for k, share in ((0, 1 - q), (self.batch, q))]
-            return (1 - q) * ends[0] + q * ends[1]
-        return float(sum(p * self.seconds(k, proxy, sweep) for k, p in enumerate(binomial(self.batch, q))))
+        chances = corrected_tasks(self.batch, q, coin)
+        if isinstance(proxy, Truncated):
+            return float(sum(p * self.seconds(k, proxy, sweep) for k, p in enumerate(chances) if p))
+        corrected = sum(p * self.alone(k, sweep) for k, p in enumerate(chances) if p and k)
+        return float(self.others[proxy][0] + corrected)
 
-    def bytes(self, q: float, proxy: Truncated, sweep: Sweep) -> int:
+    def alone(self, tasks: int, sweep: Sweep) -> float:
+        """The exact gradient of so many tasks by themselves."""
+        repeated = sweep.extra_steps(self.r, as_printed=False) / (self.r + 1)
+        back = self.graph if sweep.kind == "unrolled" else self.back
+        return float((1 + repeated) * self._of(self.forward, tasks) + self.r * self._of(back, tasks))
+
+    def bytes(self, q: float, proxy: Truncated | Proxy, sweep: Sweep) -> int:
         """The most that the tensors of one outer step hold at once, all tasks corrected (if q > 0)."""
+        if not isinstance(proxy, Truncated):
+            return max(self.others[proxy][1], self.bytes(1.0, Truncated(), sweep))
         least = self.bytes_held if proxy.held and q < 1 else self.bytes_forward
         if not q and not proxy.steps:
             return least
@@ -122,6 +137,23 @@ class Parts:
             return max(least, self.bytes_unrolled)
         held = states_held(self.r, proxy if q < 1 else Truncated(), sweep) if q else proxy.steps
         return max(least, self.bytes_back + (held - 1) * self.bytes_state)
+
+    def level_costs(self, levels: Sequence[int], sweep: Sweep) -> Array:
+        """c_0 … c_n of one of the batch's tasks in a roulette with these levels, as `Roulette.costs`."""
+        gradient, product = (self._of(pair, self.batch) / self.batch for pair in (self.forward, self.back))
+        repeated = [int(sweep.extra_steps(k, as_printed=False)) for k in levels]
+        runs = [product * k + gradient / (self.r + 1) * n for k, n in zip(levels, repeated, strict=True)]
+        return np.array([gradient, *np.maximum(np.diff(runs), 1e-9 * gradient)])
+
+    def roulette(self, levels: Sequence[int], survival: Sequence[float], sweep: Sweep) -> float:
+        """The mean over the draws of a step of a roulette: way there, backward steps and repeated steps by level."""
+        total = self.forward[1] if self.batch == 1 else self.mixed
+        repeated = [int(sweep.extra_steps(k, as_printed=False)) / (self.r + 1) for k in levels]
+        for i, q in enumerate(survival):
+            chances = corrected_tasks(self.batch, q, "task")
+            back, again = (sum(p * self._of(x, k) for k, p in enumerate(chances)) for x in (self.back, self.forward))
+            total += (levels[i + 1] - levels[i]) * back + (repeated[i + 1] - repeated[i]) * again
+        return float(total)
 
     def _of(self, pair: tuple[float, float], tasks: int) -> float:
         """The seconds of so many tasks."""
@@ -131,14 +163,6 @@ class Parts:
         return one + (every - one) * (tasks - 1) / (self.batch - 1)
 
 
-def binomial(n: int, q: float) -> Array:
-    """The probabilities of 0 … n successes in n trials."""
-    found = np.ones(1)
-    for _ in range(n):
-        found = np.convolve(found, (1 - q, q))
-    return found
-
-
 def measure_parts(
     problem: BilevelProblem,
     theta: Tensor,
@@ -146,6 +170,7 @@ def measure_parts(
     memory: int | None = None,
     seconds: float = 10.0,
     *,
+    methods: Sequence[Proxy] = (),
     chunk: int | None = None,
     compile: bool = False,
 ) -> Parts:
@@ -157,6 +182,7 @@ def measure_parts(
         tasks: the batch.
         memory: bytes that may be held; the backward steps are timed over no more states than fit.
         seconds: of timing, besides weighing.
+        methods: others that are timed and weighed, too.
         chunk, compile: as in `hypergradient`.
 
     Raises:
@@ -189,8 +215,11 @@ def measure_parts(
     sweep = stored if kept.steps == r else Sweep.recomputed()
     if batch > 1:
         calls.append(run(batch, Estimator(0.5, sweep), compile, torch.arange(batch, device="cpu") == 0))
-    calls.append(lambda: script_gradient(problem, theta, tasks))
-    *found, script = np.median(alternated(calls, theta.device, seconds), axis=0).tolist()
+    direct: list[Callable[[], object]] = [lambda: script_gradient(problem, theta, tasks)]
+    direct += [partial(hypergradient, problem, theta, tasks, x, chunk=chunk, compile=compile) for x in methods]
+    times = np.median(alternated([*calls, *direct], theta.device, seconds), axis=0).tolist()
+    found, (script, *others) = times[: len(calls)], times[len(calls) :]
+    held_by = [peak_bytes(call, (theta, *tasks.parts)) for call in direct[1:]]
     forward = found[0], found[len(sizes) - 1]
 
     def per_step(index: int, steps: int) -> tuple[float, float]:
@@ -202,4 +231,5 @@ def measure_parts(
     mixed = max(found[-1] - r * back[0] - repeated, forward[1]) if batch > 1 else forward[1]
     weights = by_script, bare, one, state, by_held, graph + (r - few) * by_graph
     held = per_step(3, 1) if other else (0.0, 0.0)
-    return Parts(r, batch, forward, back, per_step(2, graphed.steps), held, mixed, script, *weights)
+    by_method = dict(zip(methods, zip(others, held_by, strict=True), strict=True))
+    return Parts(r, batch, forward, back, per_step(2, graphed.steps), held, mixed, script, *weights, by_method)

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ufom_runtime.debiased import Proxy
 from ufom_runtime.estimators import Method
-from ufom_runtime.measure.chances import Path, draws
-from ufom_runtime.measure.curvature import measure_curvature
+from ufom_runtime.measure.chances import DRAWS, Key, Path, draws
+from ufom_runtime.measure.coordinates import measure_coordinates
+from ufom_runtime.measure.curvature import MeasuredCurvature, measure_curvature
 from ufom_runtime.measure.moments import MeasuredMoments, moments_by_proxy
+from ufom_runtime.methods.implicit import Implicit
 from ufom_runtime.problem import BilevelProblem, Task, Tasks
 from ufom_runtime.training.train import train
-from ufom_theory import Truncated, UfomError
+from ufom_theory import UfomError
 from ufom_theory.laws import Outer, Progress
 from ufom_theory.quantities import Z95
 from ufom_theory.scores import takes_fixed_steps
 
+Shortlist = Callable[[Path], Sequence[Key]]
 _POINTS = 3  # of a pilot run, its start among them
 
 
@@ -53,48 +60,101 @@ def weights_of(steps: Sequence[int], horizon: int) -> tuple[float, ...]:
     return tuple(float(x) for x in np.diff(ends) / ends[-1])
 
 
-def measure_path(
-    problem: BilevelProblem,
-    thetas: Tensor,
-    steps: tuple[int, ...],
-    horizon: int,
-    tasks: Task | Tasks,
-    outer: Outer,
-    batch: int,
-    proxies: Sequence[Truncated],
-    shortlist: Callable[[Path], Sequence[Truncated]],
-    chunk: int | None = None,
-    compile: bool = False,
-) -> tuple[Path, bool]:
-    """Moments, and for a fixed step curvatures, at each point, for these proxies.
+def usable(problem: BilevelProblem, thetas: Tensor, tasks: Tasks) -> list[Proxy]:
+    """Implicit differentiation by either solver, where it runs at every θ of shape (k, s) without an objection."""
+    iterations = min(max(problem.r // 4, 2), 10)
 
-    Curvatures cost several times what moments do: they are measured for those that `shortlist` names, by what the
-    law of tuned steps says of them all. Also returned is whether FOM is identically zero.
-
-    Raises:
-        CannotTell: ‖∇M‖² is not above its noise, curvatures that do not settle, or no expected progress at this step.
-    """
-    found = [moments_by_proxy(problem, theta, tasks, proxies, chunk=chunk, compile=compile) for theta in thetas]
-    for moments, step in zip(found, steps, strict=True):
-        _refuse_noise(moments[proxies[0]], step)
-    weights, kept = weights_of(steps, horizon), list(proxies)
-    progress: dict[Truncated, list[Progress]] = {p: [draws(m[p], None) for m in found] for p in proxies}
-    if takes_fixed_steps(outer):
-        kept = list(shortlist(Path(horizon, steps, weights, progress)))
+    def runs(method: Implicit) -> bool:
         try:
-            for p in kept:
-                curved = [measure_curvature(problem, theta, tasks, p, chunk=chunk, compile=compile) for theta in thetas]
-                progress[p] = [draws(m[p], c) for m, c in zip(found, curved, strict=True)]
+            for theta in thetas:
+                method.direction(problem, theta, tasks)
+        except UfomError:
+            return False
+        return True
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # how far it is from a stationary point is seen in its D²
+        return [x for x in (Implicit("cg", iterations), Implicit("neumann", iterations)) if runs(x)]
+
+
+@dataclass(frozen=True, eq=False)
+class Measuring:
+    """What is measured on, and how.
+
+    Attributes:
+        problem: the problem.
+        tasks: the tasks; a finite Ω, or drawn ones.
+        outer: how the outer steps are taken.
+        batch: tasks an outer step.
+        chunk, compile: as in `hypergradient`.
+    """
+
+    problem: BilevelProblem
+    tasks: Task | Tasks
+    outer: Outer
+    batch: int
+    chunk: int | None = None
+    compile: bool = False
+
+    def path(
+        self, thetas: Tensor, steps: tuple[int, ...], horizon: int, proxies: Sequence[Key], shortlist: Shortlist
+    ) -> Path:
+        """What the law of the outer steps needs at each θ of shape (k, s), for these proxies.
+
+        Curvatures, for fixed steps, and moments by coordinate, for Adam, cost several times what plain moments do: they
+        are measured for the proxies that `shortlist` names, by what the law of tuned steps says of them all.
+
+        Raises:
+            CannotTell: ‖∇M‖² is not above its noise, curvatures that do not settle, or no expected progress at this
+                step.
+        """
+        options: dict[str, Any] = {"chunk": self.chunk, "compile": self.compile}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="φ_r is not near|the Neumann series")
+            found = [moments_by_proxy(self.problem, theta, self.tasks, proxies, **options) for theta in thetas]
+            for moments, step in zip(found, steps, strict=True):
+                _refuse_noise(moments[proxies[0]], step)
+            measured: dict[Key, list[Progress]] = {p: [draws(m[p], None) for m in found] for p in proxies}
+            first = [m[proxies[0]] for m in found]
+            path = Path(
+                self.outer, self.batch, horizon, steps, weights_of(steps, horizon), measured, measured,
+                noiseless=all(m.noiseless for m in first), vanishes=first[0].vanishes,
+            )  # fmt: skip
+            if takes_fixed_steps(self.outer):
+                path = replace(path, progress=self._curved(thetas, steps, found, shortlist(path)))
+            elif self.outer.kind == "adam":
+                path = replace(path, progress=self._by_coordinate(thetas, shortlist(path)))
+        if not (path.exact[:, 0] > 0).all():
+            stuck = steps[int((path.exact[:, 0] <= 0).argmax())]
+            raise CannotTell(
+                f"at '{self.outer}' and a batch of {self.batch} the exact gradient itself makes no expected progress "
+                f"from step {stuck} on: take smaller outer steps, or a larger batch"
+            )
+        return path
+
+    def _curved(
+        self, thetas: Tensor, steps: Sequence[int], found: Sequence[Mapping[Key, MeasuredMoments]], kept: Sequence[Key]
+    ) -> dict[Key, list[Progress]]:
+        def at(theta: Tensor, step: int, proxy: Key) -> MeasuredCurvature:
+            return measure_curvature(
+                self.problem, theta, self.tasks, proxy, rate=self.outer.rate_at(step + 1), chunk=self.chunk,
+                compile=self.compile,
+            )  # fmt: skip
+
+        try:
+            return {
+                p: [draws(m[p], at(theta, k, p)) for m, theta, k in zip(found, thetas, steps, strict=True)]
+                for p in kept
+            }
         except UfomError as error:
             raise CannotTell(f"{error}; or outer = 'tuned', whose law needs no curvature") from error
-    path = Path(horizon, steps, weights, {p: progress[p] for p in kept})
-    exact = path.exact(outer, batch)
-    if not (exact[:, 0] > 0).all():
-        raise CannotTell(
-            f"at '{outer}' and a batch of {batch} the exact gradient itself makes no expected progress from step "
-            f"{steps[int((exact[:, 0] <= 0).argmax())]} on: take smaller outer steps, or a larger batch"
-        )
-    return path, found[0][proxies[0]].vanishes
+
+    def _by_coordinate(self, thetas: Tensor, kept: Sequence[Key]) -> dict[Key, list[Progress]]:
+        found = [
+            measure_coordinates(self.problem, theta, self.tasks, kept, DRAWS, self.chunk, self.compile)
+            for theta in thetas
+        ]
+        return {p: [at[p] for at in found] for p in kept}
 
 
 def _refuse_noise(moments: MeasuredMoments, step: int) -> None:
