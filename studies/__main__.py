@@ -14,33 +14,33 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+import typer.core
 
 from studies.engine import commands
 from studies.engine.commands import CellMinutes, Gpus, Jobs, Kind, Minutes, Partition, Size
-from studies.engine.configuration import read_config
+from studies.engine.configuration import keys, read_config
 from studies.engine.executors import DAY, Executor, executor
 from studies.engine.local import Local
 from studies.engine.results import Results
 from studies.engine.study import Study
 from studies.engine.sweep import Store
 from studies.shared.verdicts import Verdict
+from ufom_runtime.command.printing import progress
 from ufom_runtime.files import write_whole
 from ufom_theory import UfomError
 
 HERE = Path(__file__).parent
 STUDIES = {  # a line for --help, which spares importing them all
-    "divergence": "Theorem 2's problem, where FOM stalls (Fig. 1a-c).",
-    "optimal_q": "Is the predicted q as fast as the best q of a grid? The synthetic pair over inner step sizes.",
-    "readings": "The same under each reading of the paper; which exponent fits? (Fig. 1d-f)",
-    "regret": "What running the predicted q loses on quadratics, hypercleaning and Omniglot.",
-    "hypercleaning": "Data hypercleaning (Table 1, Fig. 3).",
-    "few_shot": "Few-shot classification (Table 2, Fig. 2).",
-    "landscape": "Bias, variance, time and memory of every method; which one for which problem?",
-    "performance": "Time and memory of a hypergradient, ours and other libraries'; standard wants a quiet machine.",
+    "divergence": "Does FOM stall where Theorem 2 says? Figures 1a to 1c",
+    "optimal_q": "Is the predicted q as fast as the best q of a grid?",
+    "readings": "Which reading of the optimal q does experiment support?",
+    "regret": "What is lost by running the predicted q on other problems?",
+    "hypercleaning": "Data hypercleaning, Table 1 and Figure 3.",
+    "few_shot": "Few-shot classification, Table 2 and Figure 2.",
+    "landscape": "Every method's bias, variance, time and memory.",
+    "performance": "Time and memory beside other libraries, on a quiet machine.",
     "template": "A study to copy: does averaging divide the variance?",
 }
 INTRODUCTION = (
@@ -52,6 +52,8 @@ app = typer.Typer(
     help="Compare what was predicted with what is measured.",
     no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -87,8 +89,18 @@ def _command(name: str) -> Callable[..., None]:
     return command
 
 
+class _Explained(typer.core.TyperCommand):
+    """A study's command; its help ends with the keys that `--config` may set."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The keys, and what they are at the size quick."""
+        with formatter.section("Keys of --config FILE.toml, as they are at the size quick"):
+            for line in keys(load(str(self.name)).sizes["quick"]):
+                formatter.write_text(line)
+
+
 for _name, _help in STUDIES.items():
-    app.command(_name, help=_help)(_command(_name))
+    app.command(_name, help=_help, cls=_Explained)(_command(_name))
 
 
 def _filler(retry: bool) -> Callable[..., None]:
@@ -109,9 +121,7 @@ def _filler(retry: bool) -> Callable[..., None]:
     return command
 
 
-app.command("run", help="Run a study's cells that are not done and write its table; judge and draw nothing.")(
-    _filler(retry=False)
-)
+app.command("run", help="Run a study's cells that are not done, and write its table.")(_filler(retry=False))
 app.command("retry", help="The same, and run the cells again that failed.")(_filler(retry=True))
 app.command("status")(commands.status)
 app.command("export")(commands.export)
@@ -138,7 +148,10 @@ def _results(name: str, called: str, size: str) -> Results:
 
 @app.command("judge")
 def judge() -> None:
-    """Judge every stored table again; exit status 1 if a verdict comes out other than recorded."""
+    """Judge every stored table again.
+
+    The exit status is 1 if a verdict comes out other than recorded.
+    """
     changed = False
     for study, results in _stored():
         verdicts = study.judge(*results.read(study))
@@ -165,13 +178,15 @@ def draw() -> None:
 
 @app.command("index")
 def index() -> None:
-    """Write README.md here: each study's question, answer, figure, verdicts, size, device, date and command.
+    """Write README.md here, docs/results.md and docs/which-method.md.
 
-    And docs/which-method.md, the landscape's guide.
+    README.md has each study's question, answer, figure, tables, verdicts, size, device, date and command; the pages
+    have the answers without the tables, and the landscape's guide.
     """
     from studies import landscape
 
     write_whole(HERE / "README.md", _index().encode())
+    write_whole(HERE.parent / "docs" / "results.md", _results_page().encode())
     for study, results in _stored():
         if study is landscape.study:
             page = landscape.page(results.read(study)[0])
@@ -189,6 +204,27 @@ def _index() -> str:
             f"## {name}\n\n**{study.question}** {study.answer(table, config)}\n\n![{name}](figures/{stem}.png)\n\n"
             f"{caption}\n\nVerdicts: {_counts(study.judge(table, config))} ([all](results/{stem}.verdicts.json)). "
             f"{size}, {made}, {run['seconds'] / 60:.0f} min: `python -m studies {name} --size {size}`\n"
+        )
+    return "\n".join(parts)
+
+
+def _results_page() -> str:
+    """The page of the site: answers, figures and verdicts; tables are files."""
+    head = (
+        "# Results\n\nEach study asks one question; its verdicts say yes, no, or that the data cannot tell. This page "
+        "was written from stored tables by `python -m studies index`; the commands make them anew, in a checkout.\n"
+    )
+    parts = [head]
+    for study, results in _stored():
+        (table, config), stem = results.read(study), results.path.stem
+        name, _, size = stem.rpartition("-")
+        parts.append(
+            f"## {name}\n\n**{study.question}** {study.answer(table, config)}\n\n"
+            f"![{name}](../studies/figures/{stem}.png)\n\n{_counts(study.judge(table, config))}: "
+            f"{{download}}`verdicts <../studies/results/{stem}.verdicts.json>`, "
+            f"{{download}}`table <../studies/results/{stem}.csv>`, "
+            f"{{download}}`caption and tables <../studies/figures/{stem}.txt>`; "
+            f"`python -m studies {name} --size {size}`\n"
         )
     return "\n".join(parts)
 
@@ -212,21 +248,18 @@ def _measure(name: str, config: Any, results: Results, runner: Executor | None, 
     study = load(name)
     if not study.jobs and (runner or retry):
         raise UfomError(f"{name} keeps no cells: run it without --executor, as python -m studies {name}")
-    console = Console(stderr=True)
-    columns = (TextColumn("measuring"), BarColumn(), TimeRemainingColumn())
     begin = time.perf_counter()
     store = Store(commands.CELLS / results.path.stem, runner or Local(study.jobs or 1, seconds=DAY), retry)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=1.0)
-        table = study.measure(config, store, lambda share: bar.update(task, completed=share))
+    with progress("measuring") as done:
+        table = study.measure(config, store, done)
     results.write(table, config, time.perf_counter() - begin)
 
 
 def _show(verdicts: list[Verdict]) -> None:
-    table = Table("claim", "predicted", "measured", "± 95 %", "agrees", box=None, pad_edge=False)
     for v in verdicts:
-        table.add_row(v.subject, f"{v.relation} {v.predicted:.4g}", f"{v.measured:.4g}", f"{v.tolerance:.2g}", v.agrees)
-    Console().print(table)
+        print(
+            f"{v.agrees}: {v.subject}: {v.measured:.4g} ± {v.tolerance:.2g}, predicted {v.relation} {v.predicted:.4g}"
+        )
 
 
 def main() -> None:

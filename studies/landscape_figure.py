@@ -200,12 +200,32 @@ def _cheapest(small: pd.DataFrame, rows: pd.DataFrame) -> str:
 
 
 def page(table: pd.DataFrame) -> str:
-    """The guide as a page of the documentation."""
+    """A page of the documentation, one screen: the quickest unbiased method on each problem, by the memory."""
+    shown = {}
+    for name, problem in _ran(table[table.time.notna()]).groupby("name", sort=False):
+        lengths = [(r, rows) for r, rows in problem.groupby("r")]
+        shown[name] = {"r": "; ".join(f"{r:.0f}" for r, _ in lengths)} | {
+            words: "; ".join(_best(rows[rows.states <= most(int(r))]) for r, rows in lengths)
+            for words, most in (
+                ("all r states fit", int),
+                ("about √r states fit", memory),
+                ("one state fits", lambda r: 1),
+            )
+        }
     return (
-        "# Which method for which problem\n\nWritten by `python -m studies index` from the stored table of the study "
-        f"`landscape`. [Methods](methods.md) says what each name stands for and how to call it; planned UFOM is the "
-        "proxy, sweep and q that [`plan`](choose-a-sweep.md) chooses, and `ufom` the paper's, on FOM with recomputed "
-        f"states.\n\n{_READING}\n\n{guide(table)}\n\n{answer(table)}\n"
+        "# Which method for which problem\n\n"
+        "For your own problem, ask [`compare`](start.md#from-a-script-to-a-decision); "
+        "it times and measures what is there, and FOM too. Here are five problems that were measured: the quickest "
+        "*unbiased* gradient that fits the memory, and its time to a given precision over that of the exact gradient "
+        "with all r states (second moment times function calls, m = 1).\n\n"
+        f"{markdown(pd.DataFrame.from_dict(shown, orient='index').rename_axis('problem'))}\n\n"
+        "- *stored*, *recomputed* and *checkpointed-root* are exact, by three [sweeps](choose-a-sweep.md).\n"
+        "- *ufom* is the paper's; *planned UFOM* has the proxy, sweep and q that [`plan`](choose-a-sweep.md) chooses.\n"
+        "- *roulette* and *single-sample* cut the loop at random lengths, and hold r states when it is run whole.\n"
+        "- A bias that you can bear? FOM first, then UFOM, is often sooner: [one step of your own run]"
+        "(understand.md#one-step-of-your-own-run).\n\n"
+        "[Methods](methods.md) has every name, its cost and when it is valid; [the results](results.md) the table. "
+        "`python -m studies index` wrote this page from the stored table of the study `landscape`.\n"
     )
 
 

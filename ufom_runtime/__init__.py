@@ -93,5 +93,7 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        raise ModuleNotFoundError("ufom_runtime needs torch: pip install 'ufom[runtime]'", name="torch") from error
+        raise ModuleNotFoundError(
+            "ufom_runtime needs torch: pip install '.[runtime]' from a checkout", name="torch"
+        ) from error
     return getattr(room, name)

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from studies.engine.sweep import STATES, Store
+from ufom_runtime.command.printing import print_table
 from ufom_theory import UfomError
 
 CELLS = Path(__file__).parents[1] / "cells"
@@ -29,16 +28,25 @@ Gpus = Annotated[int | None, typer.Option("--gpus-per-job", help="GPUs of each j
 
 
 def status() -> None:
-    """How many cells of each study are done, failed, damaged and missing (asked for, and not run)."""
-    table = Table("study", *STATES, box=None, pad_edge=False)
+    """How many cells of each study are done, failed or missing.
+
+    Missing ones were asked for, and not run. Damaged ones cannot be read.
+    """
+    rows = []
     for folder in sorted(CELLS.glob("*/")):
         counts = Counter(Store(folder).states().values())
-        table.add_row(folder.name, *(str(counts[state]) for state in STATES))
-    Console().print(table if table.row_count else f"no cells in {CELLS}")
+        rows.append((folder.name, *(str(counts[state]) for state in STATES)))
+    if rows:
+        print_table(("study", *STATES), rows, left=("study",))
+    else:
+        print(f"no cells in {CELLS}")
 
 
 def export(name: Annotated[str, typer.Argument(help="A study.")], size: Size = "quick") -> None:
-    """Print the rows of every cell that is done, as CSV, beside its configuration."""
+    """Print the rows of every cell that is done, as CSV.
+
+    Each row begins with the configuration of its cell.
+    """
     folder = CELLS / f"{name}-{size}"
     if not folder.is_dir():
         kept = ", ".join(path.name for path in sorted(CELLS.glob("*/"))) or "none"

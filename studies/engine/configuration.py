@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -43,6 +44,23 @@ def read_config(path: str | Path, base: Config) -> Config:
         raise UfomError(f"{path}: {error}") from error
     except (ValueError, RecursionError) as error:
         raise UfomError(f"{path} cannot be read as TOML: {error}") from error
+
+
+def keys(config: DataclassInstance) -> list[str]:
+    """The lines of a TOML file that would give `config`, a key each; of one that is None, its name."""
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    return [f"# {name}: none" if value is None else f"{name} = {_toml(value)}" for name, value in values.items()]
+
+
+def _toml(value: Any) -> str:
+    """A value as TOML has it; what is None is left out there."""
+    if is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name} = {_toml(x)}' for name, x in value.items() if x is not None)}}}"
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def build(kind: type[Config], values: Mapping[str, Any]) -> Config:

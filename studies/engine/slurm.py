@@ -82,7 +82,9 @@ class Slurm:
         try:
             import submitit
         except ModuleNotFoundError as error:
-            raise UfomError("SLURM needs submitit: pip install 'ufom[cluster]', or take --executor local") from error
+            raise UfomError(
+                "SLURM needs submitit: pip install '.[cluster]' from the checkout, or take --executor local"
+            ) from error
         if shutil.which("sbatch") is None:
             raise UfomError("sbatch is missing: run this where SLURM is, or take --executor local")
         ids = sorted(ids)  # as good as shuffled: neighbours in a sweep are alike, and may all be long

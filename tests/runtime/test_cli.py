@@ -167,7 +167,7 @@ def test_missing_data_are_one_line(capsys, monkeypatch):
 def test_an_extra_that_is_not_installed_is_named(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     code, _, err = run(capsys, monkeypatch, "measure", "quadratic", "--m", "2")
-    assert (code, err) == (2, "ufom: this needs torch: pip install 'ufom[runtime]'\n")
+    assert (code, err) == (2, "ufom: this needs torch: pip install '.[runtime]' from a checkout of ufom\n")
 
 
 def test_q_loads_neither_torch_nor_sympy():

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 import pandas as pd
 import pytest
 
+from studies import __main__ as main
 from studies import divergence, few_shot, optimal_q, regret
-from studies.engine.configuration import read_config
+from studies.engine.configuration import keys, read_config
 from ufom_theory import UfomError
 
 
@@ -144,3 +145,10 @@ def test_a_study_is_measured_with_the_values_of_a_file(tmp_path, monkeypatch):
     (tmp_path / "quick.toml").write_text("starts = 3\n")
     with pytest.raises(UfomError, match="give the file another name"):
         command.app(["divergence", "--config", str(tmp_path / "QUICK.toml")], standalone_mode=False)
+
+
+@pytest.mark.parametrize("name", main.STUDIES)
+def test_the_keys_that_the_help_lists_are_a_file_that_can_be_read(name, tmp_path):
+    quick = main.load(name).sizes["quick"]
+    (tmp_path / "mine.toml").write_text("\n".join(keys(quick)), encoding="utf-8")
+    assert read_config(tmp_path / "mine.toml", quick) == quick

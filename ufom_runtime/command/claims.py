@@ -15,7 +15,10 @@ def claims_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/equations.md, deciding nothing.")] = False,
 ) -> None:
-    """Decide every numbered statement of the paper again; exit status 1 if one comes out other than recorded."""
+    """Decide every numbered statement of the paper again.
+
+    The exit status is 1 if one comes out other than recorded.
+    """
     from ufom_runtime.verdicts import stored_verdicts
     from ufom_theory.derivations.report import chosen, decide, markdown
 

@@ -62,14 +62,7 @@ for _name, _command in (
 ):
     app.command(_name)(_command)
 
-_EXTRAS = {
-    "torch": "runtime",
-    "pandas": "runtime",
-    "sklearn": "runtime",
-    "PIL": "runtime",
-    "pooch": "runtime",
-    "matplotlib": "studies",
-}
+_IN_RUNTIME = {"torch", "pandas", "sklearn", "PIL", "pooch", "safetensors", "networkx", "matplotlib"}
 
 
 def main(
@@ -91,9 +84,9 @@ def main(
     except typer.Abort:
         sys.exit(130)
     except ModuleNotFoundError as error:
-        if error.name not in _EXTRAS:
+        if error.name not in _IN_RUNTIME:
             raise
-        message = f"this needs {error.name}: pip install 'ufom[{_EXTRAS[error.name]}]'"
+        message = f"this needs {error.name}: pip install '.[runtime]' from a checkout of ufom"
     except Exception as error:
         if not hasattr(
             error, "format_message"

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from ufom_runtime.command.options import read_theta
 from ufom_runtime.command.plain import json_text
-from ufom_theory import UfomError
 from ufom_theory.laws import parse_outer
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ufom_runtime.problem import BilevelProblem
-
-_LARGEST = 2**32  # bytes of a file with θ
 
 
 def compare_command(
@@ -39,7 +32,10 @@ def compare_command(
     compiled: Annotated[bool, typer.Option("--compile", help="Trace and compile the steps first.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what to run, FOM, UFOM or exact, and how much sooner that is than autograd through the unrolled loop."""
+    """Say what to run, FOM, UFOM or exact, and how much sooner it is.
+
+    Sooner than your script, which is taken to be autograd through the unrolled loop, task after task.
+    """
     import torch
 
     from ufom_runtime.measure.compare import compare
@@ -47,7 +43,7 @@ def compare_command(
 
     parse_outer(outer)  # refused before any data are read
     loaded = load_problem(problem, device)
-    at = _theta(loaded, theta)
+    at = read_theta(theta, loaded)
     drawn = None
     if loaded.tasks is None:
         drawn = loaded.sample(tasks, torch.Generator().manual_seed(seed))
@@ -62,32 +58,8 @@ def compare_command(
         _print(rows, found.why)
 
 
-def _theta(problem: BilevelProblem, path: Path | None) -> Tensor:
-    """θ from a file, or the problem's own; of several the first."""
-    import io
-
-    import numpy as np
-    import torch
-
-    from ufom_runtime.files import read_whole
-
-    if path is None:
-        if problem.initial is None:
-            raise UfomError("the problem names no θ: give BilevelProblem(initial=...), or --theta FILE")
-        return problem.initial if problem.initial.ndim == 1 else problem.initial[0]
-    try:
-        array = np.load(io.BytesIO(read_whole(path, _LARGEST)), allow_pickle=False)
-        values = torch.from_numpy(array)
-    except (ValueError, TypeError, EOFError) as error:
-        if isinstance(error, UfomError):
-            raise
-        raise UfomError(f"{path} holds no array of numbers: write it by numpy.save({path.name!r}, theta)") from error
-    like = problem.initial
-    return values if like is None else values.to(like.device, like.dtype)
-
-
 def _print(rows: list[dict[str, Any]], why: str) -> None:
-    from ufom_runtime.command.printing import console, print_bold, print_table
+    from ufom_runtime.command.printing import print_bold, print_table, show
 
     def cells(row: dict[str, Any]) -> list[str]:
         method = "FOM→" + row["method"].split()[-1] if " " in row["method"] else row["method"]
@@ -105,8 +77,8 @@ def _print(rows: list[dict[str, Any]], why: str) -> None:
         "ms: of an outer step, ~ predicted; steps: over exact's for the same progress; time: over that of the script, "
         "autograd through the unrolled loop, task after task"
     )
-    console().print(legend, style="dim", soft_wrap=True)
-    console().print()
+    show(legend, style="dim", soft_wrap=True)
+    show()
     print_bold(why.replace("[", r"\["))
 
 

@@ -8,7 +8,10 @@ import typer
 
 
 def data_command(name: Annotated[str, typer.Argument(help="mnist, omniglot or cifar100.")]) -> None:
-    """Fetch the files of a data set that the folder UFOM_DATA lacks; each is held to its digest."""
+    """Fetch a data set into the folder that UFOM_DATA names.
+
+    Files that are there are left alone; each is held to its digest.
+    """
     from ufom_runtime.problems.downloads import fetch
 
     fetched = fetch(name)

@@ -17,7 +17,10 @@ def derive_command(
     s: Annotated[float | None, typer.Option(help="Outer steps c·k^(−s) (local).")] = None,
     latex: Annotated[bool, typer.Option("--latex", help="Print LaTeX in the paper's notation.")] = False,
 ) -> None:
-    """Derive D_bound (15), the rate (18), the condition (20), the quadratic (21) or the local law again, by sympy."""
+    """Derive a result of the paper again, under your assumptions.
+
+    15 is D_bound, 18 the rate, 20 the condition, 21 the quadratic; local is the local law. Sympy derives them.
+    """
     from ufom_theory import derive
 
     result = derive(number, m=m, batch=batch, c_det=c_det, c_rnd=c_rnd, kept=kept, s=s)

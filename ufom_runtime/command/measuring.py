@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ufom_runtime.command.options import ExponentOption, OuterOption, refuse_folder
+from ufom_runtime.command.options import ExponentOption, OuterOption, read_theta, refuse_folder
 from ufom_runtime.command.plain import json_text
 from ufom_theory.laws import exponent_of
 
@@ -18,6 +19,9 @@ def measure_command(
     problem: Annotated[str, typer.Argument(help="A built-in problem (see below), or module:object of your own.")],
     tasks: Annotated[int, typer.Option(help="Tasks to draw, where the problem has no finite set of them.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of the tasks.")] = 0,
+    theta: Annotated[
+        Path | None, typer.Option(help="A .npy file with θ, shape (s,), or (k, s) along a run; else the problem's.")
+    ] = None,
     m: ExponentOption = None,
     outer: OuterOption = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda, for built-in problems.")] = None,
@@ -27,39 +31,26 @@ def measure_command(
     html: Annotated[Path | None, typer.Option(help="Also write a page that explores the answer, as `explore`.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure D², V², bias, C1 and C2 of a problem, and say which q to run.
+    """Measure D², V², bias and costs; say which q to run.
 
     Built in: synthetic, quadratic, sinusoid, digits-hypercleaning, mnist-hypercleaning, digits-few-shot, omniglot and
     cifar100.
     """
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from ufom_runtime.command.printing import console, print_measurement
+    from ufom_runtime.command.printing import print_measurement, progress
     from ufom_runtime.command.report import measure as measure_problem
     from ufom_runtime.problems import load_problem
 
-    columns = (TextColumn("measuring"), BarColumn(), TimeRemainingColumn())
     exponent_of(m, outer)  # refused before any data are read
     if html is not None:
         refuse_folder(html)
-    shown = console(stderr=True)
     with context.obj() if context.obj else nullcontext() as processes:
         loaded = load_problem(problem, device)
-        hidden = not shown.is_terminal or (processes is not None and processes.rank > 0)
-        with Progress(*columns, console=shown, transient=True, disable=hidden) as bar:
-            task = bar.add_task("", total=1.0)
+        if theta is not None:
+            loaded = replace(loaded, initial=read_theta(theta, loaded))
+        with progress("measuring", hidden=processes is not None and processes.rank > 0) as done:
             report = measure_problem(
-                loaded,
-                tasks,
-                seed,
-                m,
-                outer,
-                bounds,
-                chunk,
-                lambda x: bar.update(task, completed=x),
-                processes,
-                compiled,
-            )
+                loaded, tasks, seed, m, outer, bounds, chunk, done, processes, compiled
+            )  # fmt: skip
     if not report:  # another process prints it
         return
     if as_json:

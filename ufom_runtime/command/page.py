@@ -13,7 +13,10 @@ from ufom_runtime.command.options import refuse_folder
 def explore_command(
     output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")],
 ) -> None:
-    """Write a page that explores q*, the time curve and where UFOM pays: one file, no server and no network."""
+    """Write a page with sliders that explores when UFOM pays.
+
+    It is one HTML file, which needs no server and no network.
+    """
     from ufom_runtime.command.explorer import write_explorer
 
     refuse_folder(output)

@@ -26,7 +26,7 @@ def plan_command(
     outer: OuterOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """The best proxy, sweep and q that fit in a memory budget, with all that was compared."""
+    """The best proxy, sweep and q that fit in memory, and the others."""
     given = dict(map(_parse_proxy, moments))
     if len(given) < len(moments):
         raise UfomError("--moments names a proxy length K twice: give each once")

@@ -1,21 +1,61 @@
-"""What the `ufom` command prints: predictions, measurements, plans and claims as tables for a terminal."""
+"""What the commands print: tables and sentences for a terminal or a pipe, and how far a long job is."""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.padding import Padding
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 _STATUS_COLOURS = {"proved": "green", "refuted": "red", "loose": "yellow", "not established": "dim"}
 
 
+_MINUTE = 60.0
+
+
 def console(stderr: bool = False) -> Console:
     """A console that colours nothing by itself."""
     return Console(stderr=stderr, highlight=False)
+
+
+def show(what: RenderableType = "", **options: Any) -> None:
+    """Print on stdout; a pipe or a file gets no blanks at the ends of lines."""
+    out = console()
+    if out.is_terminal:
+        out.print(what, **options)
+        return
+    with out.capture() as captured:
+        out.print(what, **options)
+    print("\n".join(line.rstrip() for line in captured.get().removesuffix("\n").split("\n")))
+
+
+@contextmanager
+def progress(what: str, hidden: bool = False) -> Iterator[Callable[[float], object]]:
+    """A function of the share that is done, which shows it on stderr: a bar in a terminal, else a line a minute."""
+    shown = console(stderr=True)
+    if hidden or shown.is_terminal:
+        columns = (TextColumn(what), BarColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=shown, transient=True, disable=hidden) as bar:
+            task = bar.add_task("", total=1.0)
+            yield lambda share: bar.update(task, completed=share)
+        return
+    begun = said = time.monotonic()
+
+    def say(share: float) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said >= _MINUTE:
+            said = now
+            print(f"{what}: {share:.0%} after {(now - begun) / _MINUTE:.0f} min", file=sys.stderr, flush=True)
+
+    yield say
 
 
 def print_table(
@@ -28,7 +68,7 @@ def print_table(
         table.add_column(heading, justify="left" if heading in left else "right", no_wrap=not wraps)
     for row in rows:
         table.add_row(*row)
-    console().print(table)
+    show(table)
 
 
 def print_pairs(rows: Iterable[tuple[str, str]]) -> None:
@@ -36,12 +76,12 @@ def print_pairs(rows: Iterable[tuple[str, str]]) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     for row in rows:
         table.add_row(*row)
-    console().print(table)
+    show(table)
 
 
 def print_bold(text: str) -> None:
     """The answer, in words."""
-    console().print(f"[bold]{text}[/bold]", soft_wrap=True)
+    show(f"[bold]{text}[/bold]", soft_wrap=True)
 
 
 def print_prediction(report: dict[str, Any]) -> None:
@@ -66,7 +106,7 @@ def print_measurement(name: str, report: dict[str, Any]) -> None:
     """`ufom measure`."""
     averaged = f"exact sums over {report['tasks']} task(s)" if report["finite_tasks"] else f"{report['tasks']} tasks"
     sizes = f"s = {report['s']}, p = {report['p']}, r = {report['r']}"
-    console().print(f"{name}: {sizes}; {averaged}, {report['thetas']} θ, {report['device']}", soft_wrap=True)
+    show(f"{name}: {sizes}; {averaged}, {report['thetas']} θ, {report['device']}", soft_wrap=True)
     print_pairs(
         [
             ("bias D²", f"{report['d2']:.5g} ± {report['d2_sem']:.2g}"),
@@ -93,8 +133,8 @@ def print_measurement(name: str, report: dict[str, Any]) -> None:
         "cost: of one call, over FOM's; time: to a given precision, over that of q = 1 with the recomputed sweep; "
         "?: cannot tell"
     )
-    console().print(legend, style="dim", soft_wrap=True)
-    console().print()
+    show(legend, style="dim", soft_wrap=True)
+    show()
     print_bold(report["why"])
 
 
@@ -129,6 +169,6 @@ def print_claims(found: Sequence[tuple[Any, str]]) -> None:
         shown = status if status == claim.status else f"{status}, recorded as {claim.status}"
         colour = _STATUS_COLOURS.get(status, "cyan")
         equation = "" if claim.equation == "ours" else f"  {claim.equation}"
-        console().print(f"[bold]{claim.id}[/bold]{equation}  [{colour}]{shown}[/{colour}]")
-        console().print(Padding(claim.statement.replace("[", r"\["), (0, 0, 0, 2)))
-    console().print("\n" + ", ".join(f"{n} {status}" for status, n in Counter(status for _, status in found).items()))
+        show(f"[bold]{claim.id}[/bold]{equation}  [{colour}]{shown}[/{colour}]")
+        show(Padding(claim.statement.replace("[", r"\["), (0, 0, 0, 2)))
+    show("\n" + ", ".join(f"{n} {status}" for status, n in Counter(status for _, status in found).items()))

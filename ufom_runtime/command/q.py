@@ -44,7 +44,9 @@ def q_command(
     batch: Annotated[int, typer.Option(help="Tasks an outer step, each with its own coin.")] = 1,
     mean_gradient_sq: Annotated[float | None, typer.Option(help="‖∇M‖², needed for a batch.")] = None,
     constants: Annotated[str | None, typer.Option(help="M1,M2,L1,L2,L3 of Assumption 1, instead of D² and V².")] = None,
-    alpha: Annotated[float | None, typer.Option(help="Inner step size, with --constants.")] = None,
+    alpha: Annotated[
+        str | None, typer.Option(help="With --constants: the inner step size, or r of them as 0.1,0.05.")
+    ] = None,
     theta_in_losses: Annotated[
         bool, typer.Option(help="With --constants: whether a loss contains θ (in MAML none).")
     ] = True,
@@ -53,7 +55,10 @@ def q_command(
     plot: Annotated[Path | None, typer.Option(help="Draw the time curve into this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """The q that reaches a given precision soonest, from D² and V² or from the constants of Assumption 1."""
+    """The q that reaches a given precision soonest, from two numbers.
+
+    They are D² and V², or follow from the constants of Assumption 1.
+    """
     if epsilon is not None:
         if m is not None or outer is not None:
             raise UfomError("--m, --outer and --epsilon each set the exponent: give one of them")
@@ -110,7 +115,7 @@ def as_dict(p: Prediction) -> dict[str, Any]:
     }
 
 
-def _bounds(text: str, alpha: float | None, r: int, proxy: int, theta_in_losses: bool) -> dict[str, float]:
+def _bounds(text: str, alpha: str | None, r: int, proxy: int, theta_in_losses: bool) -> dict[str, float]:
     try:
         values = [float(x) for x in text.split(",")]
     except ValueError as error:
@@ -124,10 +129,22 @@ def _bounds(text: str, alpha: float | None, r: int, proxy: int, theta_in_losses:
             f"r, the number of inner steps, = {r} must be at least 1 and, with --constants, at most {_LONGEST:,}: the "
             "bounds are products over all steps; give --d2 and --v2 for a longer loop"
         )
-    assumed, steps = AssumptionConstants(*values), np.full(r, alpha)
+    assumed, steps = AssumptionConstants(*values), _step_sizes(alpha, r)
     return {
         "D_tight": bias_bound(assumed, steps, Truncated(proxy), theta_in_losses),
         "D_printed_15": bias_bound_printed(assumed, steps),
         "V_bound": gradient_bound(assumed, steps, theta_in_losses),
         "L_M": smoothness_bound(assumed, steps, theta_in_losses),
     }
+
+
+def _step_sizes(text: str, r: int) -> np.ndarray:
+    try:
+        given = np.array([float(x) for x in text.split(",")])
+    except ValueError as error:
+        raise UfomError(f"--alpha {text!r}: give one number, or {r} with commas between") from error
+    if len(given) not in (1, r):
+        raise UfomError(
+            f"--alpha {text!r} holds {len(given)} step sizes and r = {r}: give one, or {r}, or -r {len(given)}"
+        )
+    return given.repeat(r) if len(given) == 1 else given

@@ -28,7 +28,7 @@ def draw_time_curve(prediction: Prediction) -> Figure:
         from matplotlib.figure import Figure
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
     except ImportError as error:
-        raise UfomError("--plot needs matplotlib: pip install 'ufom[studies]'") from error
+        raise UfomError("--plot needs matplotlib: pip install '.[runtime]' from a checkout of ufom") from error
     moments, cost, m = prediction.moments, prediction.cost, float(prediction.m)
     if any(np.ndim(x) for x in (moments.d2, moments.v2, cost.r, prediction.q)):
         raise UfomError("the time curve is drawn for single values: give scalar moments and costs")

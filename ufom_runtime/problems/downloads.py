@@ -41,7 +41,9 @@ def _fetch(path: Path, pin: str, mirrors: tuple[str, ...]) -> None:
     try:
         import pooch
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("fetching data needs pooch: pip install 'ufom[runtime]'", name=error.name) from error
+        raise ModuleNotFoundError(
+            "fetching data needs pooch: pip install '.[runtime]' from a checkout of ufom", name=error.name
+        ) from error
     failures = []
     for mirror in mirrors:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as beside:

@@ -172,7 +172,7 @@ def _safetensors() -> Any:
         import safetensors.torch
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "checkpoint= needs safetensors: pip install 'ufom[runtime]'", name=error.name
+            "checkpoint= needs safetensors: pip install '.[runtime]' from a checkout of ufom", name=error.name
         ) from error
     return safetensors.torch
 
