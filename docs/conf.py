@@ -11,13 +11,16 @@ html_title = "ufom"
 html_theme = "furo"
 html_show_copyright = False
 html_extra_path = ["_build/extra"]  # the explorer, which `extension` writes there
+html_static_path = ["_static"]
+html_css_files = ["katex/katex.min.css", "site.css"]
+html_js_files = ["katex/katex.min.js", "site.js"]  # KaTeX 0.16.22 as its authors ship it: formulas need no network
+html_math_renderer = "katex"
 
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
-    "sphinx.ext.mathjax",
     "sphinx_gallery.gen_gallery",
     "extension",
 ]
@@ -28,7 +31,7 @@ OTHERS = r"(torch|numpy|collections|dataclasses|fractions|pandas|pd|sympy)\..*|T
 nitpick_ignore_regex = [("py:class", OTHERS)]
 nitpick_ignore = [("py:class", "ufom_runtime.estimators.Method"), ("py:class", "Method")]
 
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 
 default_role = "code"  # a docstring's `name` is code

@@ -1,4 +1,5 @@
-"""What the site adds to Sphinx: links between equations and code, both ways; figures without pyplot; the explorer."""
+"""What the site adds to Sphinx: links between equations and code, both ways; figures without pyplot; the explorer; what
+the programs of its pages print; formulas that KaTeX renders in the browser."""
 
 import importlib
 import inspect
@@ -7,6 +8,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from blocks import fill_in
+from docutils.nodes import SkipNode
 
 import ufom_runtime
 import ufom_theory
@@ -124,9 +128,29 @@ def write_explorer(app: Any) -> None:
     (folder / "explorer.html").write_text(explorer_page(), encoding="utf-8")
 
 
+def show_output(app: Any, docname: str, source: list[str]) -> None:
+    """In the pages: what a program printed in this build, where the text has "..."; a quick build leaves it."""
+    if app.config.plot_gallery not in (0, "0", False, "False") and "/" not in docname:
+        source[0] = fill_in(source[0])
+
+
+def inline_formula(self: Any, node: Any) -> None:
+    """TeX as it stands; `site.js` has it rendered."""
+    self.body.append(f"{self.starttag(node, 'span', '', CLASS='math')}{self.encode(node.astext())}</span>")
+    raise SkipNode
+
+
+def formula(self: Any, node: Any) -> None:
+    """The same on a line of its own."""
+    self.body.append(f"{self.starttag(node, 'div', CLASS='math')}{self.encode(node.astext())}</div>\n")
+    raise SkipNode
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Sphinx's entry point."""
+    app.add_html_math_renderer("katex", (inline_formula, None), (formula, None))
     app.connect("builder-inited", write_explorer)
+    app.connect("source-read", show_output)
     app.connect("source-read", link_equations)
     app.connect("autodoc-process-docstring", link_docstrings, priority=400)  # before napoleon
     app.connect("autodoc-process-docstring", keep_properties, priority=600)  # after it

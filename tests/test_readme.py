@@ -8,6 +8,7 @@ import runpy
 import shlex
 import sys
 import tomllib
+import warnings
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,9 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 ELSEWHERE = {"equations", "add-a-method"}  # generated, and run by a test of its own
+OF_OTHERS = {"lightning": "lightning", "transformers": "transformers"}  # page → what it needs
 PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if path.stem not in ELSEWHERE)
-FENCED = re.compile(r"^```(\w+)\n(.*?)^```(?:\n```text\n(.*?)^```)?", re.M | re.S)
+blocks = runpy.run_path(str(ROOT / "docs" / "blocks.py"))
 
 
 @pytest.mark.parametrize("block", BLOCKS[1:], ids=range(1, len(BLOCKS)))
@@ -96,21 +98,21 @@ def run_line(line, monkeypatch):
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 def test_a_page_does_what_it_says(page, tmp_path, monkeypatch, capsys):
     """Blocks of a page share their names, as in one session; a block that begins with "# mine.py" is that file."""
+    if page.stem in OF_OTHERS:
+        reason = "pip install -e '.[integrations]'"
+        pytest.importorskip(OF_OTHERS[page.stem], reason=reason, exc_type=ImportError)
+        warnings.simplefilter("ignore")  # theirs
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     names = {}
-    for language, text, expected in FENCED.findall(page.read_text(encoding="utf-8")):
+    for language, text, expected in blocks["FENCED"].findall(page.read_text(encoding="utf-8")):
         capsys.readouterr()
         if language == "sh":
             for line in text.splitlines():
                 run_line(line, monkeypatch)
-        elif file := re.match(r"# (\w+\.py)\n", text):
-            (tmp_path / file[1]).write_text(text, encoding="utf-8")
         else:
             assert language == "python", f"{page.name}: no test knows how to run a block of {language}"
-            (tmp_path / "block.py").write_text(text, encoding="utf-8")
-            names = runpy.run_path("block.py", names)
-            printed = capsys.readouterr().out
+            printed, names = blocks["run"](text, names)
             options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
             assert doctest.OutputChecker().check_output(expected, printed, options), printed
     sys.modules.pop("mine", None)

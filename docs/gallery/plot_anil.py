@@ -2,22 +2,25 @@
 ANIL: adapt the head alone
 ==========================
 
-ANIL (Raghu et al. 2020) adapts the last layer in the inner loop, and the outer loop trains all layers. θ holds every
-parameter; φ those of the head, which `FlatModule.index` finds in θ.
+ANIL (Raghu et al. 2020) adapts the last layer in the inner loop, and the outer loop
+trains all layers. θ holds every parameter; φ those of the head, which
+`FlatModule.index` finds in θ.
 """
 
 import torch
-from plain import assert_plain, print_q
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from plain import assert_plain, print_q
 from ufom_runtime import FOM, UFOM, BilevelProblem, FlatModule, losses, train
 from ufom_runtime.inner import sgd
 from ufom_runtime.problems.few_shot import digits_few_shot
 from ufom_theory import Sweep
 
 torch.manual_seed(0)
-net = FlatModule(nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 5)))
+net = FlatModule(
+    nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 5))
+)
 head = net.index(["3.weight", "3.bias"])
 
 
@@ -37,7 +40,8 @@ theta = net.vector()
 assert_plain(problem, theta, problem.sample(2, torch.Generator().manual_seed(1)))
 
 # %%
-# The body stands in the inner loss, too, so FOM is biased: it ignores how the features change the adapted head.
+# The body stands in the inner loss, too, so FOM is biased: it ignores how the features
+# change the adapted head.
 
 tasks = problem.sample(64, torch.Generator().manual_seed(0))
 print_q(problem, theta, FOM, tasks)
@@ -45,6 +49,14 @@ print_q(problem, theta, FOM, tasks)
 # %%
 # So UFOM corrects three tasks in ten.
 
-run = train(problem, theta, UFOM(0.3, Sweep.stored()), optimizer="adam:0.01", steps=40, batch=4, log_every=40)
+run = train(
+    problem,
+    theta,
+    UFOM(0.3, Sweep.stored()),
+    optimizer="adam:0.01",
+    steps=40,
+    batch=4,
+    log_every=40,
+)
 before, after = (losses(problem, t, tasks)[1].mean() for t in (theta, run.theta))
-print(f"loss on test images after five inner steps: {before:.2f} before training, {after:.2f} after")
+print(f"loss after five inner steps: {before:.2f} before training, {after:.2f} after")

@@ -2,21 +2,27 @@
 Architecture search with warm starts
 ====================================
 
-As in DARTS (Liu et al. 2019), θ weighs the operations of a cell and φ holds the weights of the net. `warm_start=True`
-goes on training from the φ where the last outer step ended.
+As in DARTS (Liu et al. 2019), θ weighs the operations of a cell and φ holds the weights
+of the net. `warm_start=True` goes on training from the φ where the last outer step
+ended.
 """
 
 import torch
-from plain import assert_plain, print_q
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from plain import assert_plain, print_q
 from ufom_runtime import EXACT, FOM, BilevelProblem, FlatModule, train
 from ufom_runtime.inner import momentum
 from ufom_runtime.problems.data import digits
 
 x, y = digits()
-OPERATIONS = {"tanh": torch.tanh, "relu": torch.relu, "identity": lambda z: z, "zero": lambda z: 0 * z}
+OPERATIONS = {
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "identity": lambda z: z,
+    "zero": lambda z: 0 * z,
+}
 
 
 class Cell(nn.Module):
@@ -28,7 +34,9 @@ class Cell(nn.Module):
 
     def forward(self, x, mixture):
         z = self.first(x)
-        return self.last(sum(w * f(z) for w, f in zip(mixture, OPERATIONS.values(), strict=True)))
+        return self.last(
+            sum(w * f(z) for w, f in zip(mixture, OPERATIONS.values(), strict=True))
+        )
 
 
 torch.manual_seed(0)
@@ -51,13 +59,21 @@ theta = torch.zeros(len(OPERATIONS))
 assert_plain(problem, theta, problem.tasks)
 
 # %%
-# What DARTS calls first-order takes φ for a constant, which is FOM: the outer loss contains θ.
+# What DARTS calls first-order takes φ for a constant, which is FOM: the outer loss
+# contains θ.
 
 print_q(problem, theta, FOM)
 
 # %%
-# That q* is for steps which noise keeps small. Here is a single task, so the exact gradient has no noise, and exact
-# steps are the choice.
+# That q* is for steps which noise keeps small. Here is a single task, so the exact
+# gradient has no noise, and exact steps are the choice.
 
-run = train(problem, theta, EXACT, optimizer="adam:0.1", steps=40, warm_start=True, log_every=40)
-print(", ".join(f"{name} {w:.2f}" for name, w in zip(OPERATIONS, run.theta.softmax(0), strict=True)))
+run = train(
+    problem, theta, EXACT, optimizer="adam:0.1", steps=40, warm_start=True, log_every=40
+)
+print(
+    ", ".join(
+        f"{name} {w:.2f}"
+        for name, w in zip(OPERATIONS, run.theta.softmax(0), strict=True)
+    )
+)
