@@ -14,7 +14,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 import typer.core
 
@@ -92,7 +91,7 @@ def _command(name: str) -> Callable[..., None]:
 class _Explained(typer.core.TyperCommand):
     """A study's command; its help ends with the keys that `--config` may set."""
 
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """The keys, and what they are at the size quick."""
         with formatter.section("Keys of --config FILE.toml, as they are at the size quick"):
             for line in keys(load(str(self.name)).sizes["quick"]):
