@@ -177,10 +177,10 @@ def draw() -> None:
 
 @app.command("index")
 def index() -> None:
-    """Write README.md here, docs/results.md and docs/which-method.md.
+    """Write README.md here, and two pages of the site.
 
-    README.md has each study's question, answer, figure, tables, verdicts, size, device, date and command; the pages
-    have the answers without the tables, and the landscape's guide.
+    README.md has each study's question, answer, figure, tables, verdicts, size, device, date and command; docs/results.md
+    has the answers without the tables, docs/which-method.md the landscape's guide.
     """
     from studies import landscape
 
