@@ -179,8 +179,8 @@ def draw() -> None:
 def index() -> None:
     """Write README.md here, and two pages of the site.
 
-    README.md has each study's question, answer, figure, tables, verdicts, size, device, date and command; docs/results.md
-    has the answers without the tables, docs/which-method.md the landscape's guide.
+    README.md has each study's question, answer, figure, tables, verdicts, size, device, date and command,
+    docs/results.md the same without the tables, docs/which-method.md the landscape's guide.
     """
     from studies import landscape
 
