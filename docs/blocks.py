@@ -43,7 +43,10 @@ def fill_in(page: str) -> str:
                     continue
                 printed, names = run(block[2], names)
                 if block[3] and "..." in block[3]:
-                    lines = [textwrap.fill(line, WIDTH, drop_whitespace=True) for line in printed.splitlines()]
+                    lines = [
+                        textwrap.fill(line, WIDTH, drop_whitespace=True)
+                        for line in printed.splitlines()
+                    ]
                     parts += [page[end : block.start(3)], "\n".join(lines), "\n"]
                     end = block.end(3)
         finally:

@@ -26,18 +26,26 @@ class Page(HTMLParser):
 
 def broken(root: Path) -> list[str]:
     """The links of all pages under `root` that lead nowhere; those to other sites are not looked at."""
-    pages = {path: Page(path.read_text(encoding="utf-8")) for path in root.rglob("*.html")}
+    pages = {
+        path: Page(path.read_text(encoding="utf-8")) for path in root.rglob("*.html")
+    }
     found = []
     for path, page in pages.items():
         for link in page.links:
             url, anchor = urldefrag(link)
             if urlparse(url).scheme or url.startswith("//"):
                 continue
-            target = (path.parent / unquote(urlparse(url).path)).resolve() if url else path
+            target = (
+                (path.parent / unquote(urlparse(url).path)).resolve() if url else path
+            )
             target = target / "index.html" if target.is_dir() else target
             if not target.is_file():
                 found.append(f"{path.relative_to(root)}: {link}: no such file")
-            elif anchor and target in pages and unquote(anchor) not in pages[target].anchors:
+            elif (
+                anchor
+                and target in pages
+                and unquote(anchor) not in pages[target].anchors
+            ):
                 found.append(f"{path.relative_to(root)}: {link}: no such anchor")
     return found
 
@@ -45,5 +53,8 @@ def broken(root: Path) -> list[str]:
 if __name__ == "__main__":
     root = Path(sys.argv[1]).resolve()
     found = broken(root)
-    print("\n".join(found) or f"every internal link of {len(list(root.rglob('*.html')))} pages leads somewhere")
+    print(
+        "\n".join(found)
+        or f"every internal link of {len(list(root.rglob('*.html')))} pages leads somewhere"
+    )
     sys.exit(bool(found))

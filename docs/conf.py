@@ -13,7 +13,10 @@ html_show_copyright = False
 html_extra_path = ["_build/extra"]  # the explorer, which `extension` writes there
 html_static_path = ["_static"]
 html_css_files = ["katex/katex.min.css", "site.css"]
-html_js_files = ["katex/katex.min.js", "site.js"]  # KaTeX 0.16.22 as its authors ship it: formulas need no network
+html_js_files = [
+    "katex/katex.min.js",
+    "site.js",
+]  # KaTeX 0.16.22 as its authors ship it: formulas need no network
 html_math_renderer = "katex"
 
 extensions = [
@@ -29,7 +32,10 @@ nitpicky = True
 # other projects' names
 OTHERS = r"(torch|numpy|collections|dataclasses|fractions|pandas|pd|sympy)\..*|Tensor"
 nitpick_ignore_regex = [("py:class", OTHERS)]
-nitpick_ignore = [("py:class", "ufom_runtime.estimators.Method"), ("py:class", "Method")]
+nitpick_ignore = [
+    ("py:class", "ufom_runtime.estimators.Method"),
+    ("py:class", "Method"),
+]
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3

@@ -9,16 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from blocks import fill_in
 from docutils.nodes import SkipNode
 
 import ufom_runtime
 import ufom_theory
+from blocks import fill_in
 from ufom_theory import derivations
 from ufom_theory.derivations.registry import load
 
 # "(21)", but not the (1) of O(1); "Algorithm 4", "Lemma 1"
-MENTION = re.compile(r"(?<![\w)\]])\((\d{1,2})\)|\b(Algorithm|Theorem|Lemma|Proposition) (\d)\b")
+MENTION = re.compile(
+    r"(?<![\w)\]])\((\d{1,2})\)|\b(Algorithm|Theorem|Lemma|Proposition) (\d)\b"
+)
 QUOTED = re.compile(r"(`+[^`]*`+)")
 properties: dict[str, list[str]] = {}
 CLAIMS = load()
@@ -30,8 +32,12 @@ def _ids() -> dict[str, str]:
     for claim in CLAIMS.values():
         if not claim.id.startswith("erratum"):
             for first, last in re.findall(r"\((\d+)\)(?:–\((\d+)\))?", claim.equation):
-                found = {str(n): claim.id for n in range(int(first), int(last or first) + 1)} | found
-            for name in re.findall(r"(?:Algorithm|Theorem|Lemma|Proposition) \d", claim.equation):
+                found = {
+                    str(n): claim.id for n in range(int(first), int(last or first) + 1)
+                } | found
+            for name in re.findall(
+                r"(?:Algorithm|Theorem|Lemma|Proposition) \d", claim.equation
+            ):
                 found.setdefault(name, claim.id)
     return found
 
@@ -49,14 +55,20 @@ def documented() -> Iterator[tuple[str, Any]]:
     """Everything that has a place on the site: the public face and the derivations."""
     for package in (ufom_theory, ufom_runtime):
         for name in package.__all__:
-            if callable(value := getattr(package, name)):  # FOM and the like speak through their class
+            if callable(
+                value := getattr(package, name)
+            ):  # FOM and the like speak through their class
                 yield f"{package.__name__}.{name}", value
     for info in pkgutil.iter_modules(derivations.__path__, "ufom_theory.derivations."):
         if not info.name.endswith("__main__"):
             module = importlib.import_module(info.name)
             for name, value in vars(module).items():
                 unwrapped = inspect.unwrap(value) if callable(value) else None
-                if inspect.isfunction(unwrapped) and unwrapped.__module__ == info.name and name[0] != "_":
+                if (
+                    inspect.isfunction(unwrapped)
+                    and unwrapped.__module__ == info.name
+                    and name[0] != "_"
+                ):
                     yield f"{info.name}.{name}", value
 
 
@@ -85,7 +97,9 @@ def escape(prose: str) -> str:
     return prose.replace("|", r"\|").replace(", *", r", \*")
 
 
-def link_docstrings(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+def link_docstrings(
+    app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
     """In docstrings: "(21)" and "Algorithm 4" become links; a claim's function says which equation it decides."""
 
     def link(match: re.Match[str]) -> str:
@@ -94,20 +108,31 @@ def link_docstrings(app: Any, what: str, name: str, obj: Any, options: Any, line
 
     for i, line in enumerate(lines):
         line = re.sub(r"^( *)UfomError:", r"\1ufom_theory.UfomError:", line)
-        lines[i] = "".join(p if p.startswith("`") else MENTION.sub(link, escape(p)) for p in QUOTED.split(line))
+        lines[i] = "".join(
+            p if p.startswith("`") else MENTION.sub(link, escape(p))
+            for p in QUOTED.split(line)
+        )
     for claim in CLAIMS.values():
         if claim.decide_form is obj:
-            lines += ["", f"Decides :ref:`{claim.id}, {claim.equation} <equation-{claim.id}>`: {claim.status}.", ""]
+            lines += [
+                "",
+                f"Decides :ref:`{claim.id}, {claim.equation} <equation-{claim.id}>`: {claim.status}.",
+                "",
+            ]
     properties[name] = list(lines)
 
 
-def keep_properties(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+def keep_properties(
+    app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
     """Napoleon takes what stands before a property's first colon for a type; here it is the formula's left side."""
     if what in ("property", "attribute", "data"):
         lines[:] = properties[name]
 
 
-def figures(block: Any, block_vars: dict[str, Any], gallery_conf: dict[str, Any]) -> str:
+def figures(
+    block: Any, block_vars: dict[str, Any], gallery_conf: dict[str, Any]
+) -> str:
     """The `figure` that a block of an example leaves: this package draws without pyplot."""
     from sphinx_gallery.scrapers import figure_rst
 
@@ -136,13 +161,17 @@ def show_output(app: Any, docname: str, source: list[str]) -> None:
 
 def inline_formula(self: Any, node: Any) -> None:
     """TeX as it stands; `site.js` has it rendered."""
-    self.body.append(f"{self.starttag(node, 'span', '', CLASS='math')}{self.encode(node.astext())}</span>")
+    self.body.append(
+        f"{self.starttag(node, 'span', '', CLASS='math')}{self.encode(node.astext())}</span>"
+    )
     raise SkipNode
 
 
 def formula(self: Any, node: Any) -> None:
     """The same on a line of its own."""
-    self.body.append(f"{self.starttag(node, 'div', CLASS='math')}{self.encode(node.astext())}</div>\n")
+    self.body.append(
+        f"{self.starttag(node, 'div', CLASS='math')}{self.encode(node.astext())}</div>\n"
+    )
     raise SkipNode
 
 
@@ -152,6 +181,8 @@ def setup(app: Any) -> dict[str, bool]:
     app.connect("builder-inited", write_explorer)
     app.connect("source-read", show_output)
     app.connect("source-read", link_equations)
-    app.connect("autodoc-process-docstring", link_docstrings, priority=400)  # before napoleon
+    app.connect(
+        "autodoc-process-docstring", link_docstrings, priority=400
+    )  # before napoleon
     app.connect("autodoc-process-docstring", keep_properties, priority=600)  # after it
     return {"parallel_read_safe": True}

@@ -107,6 +107,7 @@ def test_a_page_does_what_it_says(page, tmp_path, monkeypatch, capsys):
     names = {}
     for language, text, expected in blocks["FENCED"].findall(page.read_text(encoding="utf-8")):
         capsys.readouterr()
+        assert [line for line in text.splitlines() if len(line) > 88] == []
         if language == "sh":
             for line in text.splitlines():
                 run_line(line, monkeypatch)

@@ -8,10 +8,10 @@ attack has made of the images.
 """
 
 import torch
+from plain import assert_plain, print_q
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from plain import assert_plain, print_q
 from ufom_runtime import FOM, BilevelProblem, FlatModule, adapt, train
 from ufom_runtime.problems.data import digits
 

@@ -8,10 +8,10 @@ trains all layers. θ holds every parameter; φ those of the head, which
 """
 
 import torch
+from plain import assert_plain, print_q
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from plain import assert_plain, print_q
 from ufom_runtime import FOM, UFOM, BilevelProblem, FlatModule, losses, train
 from ufom_runtime.inner import sgd
 from ufom_runtime.problems.few_shot import digits_few_shot

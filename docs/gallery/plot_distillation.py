@@ -8,10 +8,10 @@ random starts, and tested on real digits (Wang et al. 2018).
 
 import torch
 from matplotlib.figure import Figure
+from plain import assert_plain, print_q
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from plain import assert_plain, print_q
 from ufom_runtime import EXACT, BilevelProblem, Estimator, FlatModule, losses, train
 from ufom_runtime.inner import sgd
 from ufom_runtime.problems.data import digits

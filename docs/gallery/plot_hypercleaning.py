@@ -8,9 +8,9 @@ logit for every weight.
 """
 
 import torch
+from plain import assert_plain, print_q
 from torch.nn.functional import cross_entropy
 
-from plain import assert_plain, print_q
 from ufom_runtime import EXACT, BilevelProblem, Estimator, train
 from ufom_runtime.inner import momentum
 from ufom_runtime.problems.data import digits

@@ -7,10 +7,10 @@ the minimiser implicitly, so that no state of the inner loop is held.
 """
 
 import torch
+from plain import assert_plain, print_q
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from plain import assert_plain, print_q
 from ufom_runtime import EXACT, FOM, BilevelProblem, FlatModule, Implicit, hypergradient
 from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.few_shot import digits_few_shot

@@ -8,9 +8,9 @@ al. 2016).
 """
 
 import torch
+from plain import assert_plain, print_q
 from torch.nn.functional import softplus
 
-from plain import assert_plain, print_q
 from ufom_runtime import HELD, UFOM, BilevelProblem, losses, train
 from ufom_theory import Sweep
 

@@ -7,10 +7,10 @@ Model-agnostic meta-learning (Finn et al. 2017) learns the start of the inner lo
 """
 
 import torch
+from plain import assert_plain, print_q
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from plain import assert_plain, print_q
 from ufom_runtime import FOM, UFOM, BilevelProblem, FlatModule, losses, train
 from ufom_runtime.problems.few_shot import digits_few_shot
 from ufom_theory import Sweep

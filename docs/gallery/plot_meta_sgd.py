@@ -7,10 +7,10 @@ Hyperparameters of an inner update may be functions of θ.
 """
 
 import torch
+from plain import assert_plain, print_q
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from plain import assert_plain, print_q
 from ufom_runtime import HELD, UFOM, BilevelProblem, FlatModule, losses, train
 from ufom_runtime.inner import sgd
 from ufom_runtime.problems.few_shot import digits_few_shot

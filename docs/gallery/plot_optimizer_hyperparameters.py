@@ -8,10 +8,10 @@ of the net.
 """
 
 import torch
+from plain import assert_plain, print_q
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from plain import assert_plain, print_q
 from ufom_runtime import HELD, UFOM, BilevelProblem, FlatModule, losses, train
 from ufom_runtime.inner import momentum
 from ufom_runtime.problems.data import digits
