@@ -33,7 +33,7 @@ nitpicky = True
 OTHERS = r"(torch|numpy|collections|dataclasses|fractions|pandas|pd|sympy)\..*|Tensor"
 nitpick_ignore_regex = [("py:class", OTHERS)]
 nitpick_ignore = [
-    ("py:class", "ufom_runtime.estimators.Method"),
+    ("py:class", "ufom_runtime.protocol.Method"),
     ("py:class", "Method"),
 ]
 

@@ -167,11 +167,12 @@ def family(moments: dict[Truncated, Moments], r: int) -> list[dict[str, Any]]:
     found = []
     for slots in sorted({2, memory(r), r}):
         rows = candidates(moments, r, slots)
-        best, of_fom = rows[0], [c for c in rows if c.proxy == Truncated(0)]
-        paper = next(c.time for c in of_fom if str(c.sweep) == "recomputed")
+        (proxy, sweep), exact = rows[0].label, [c for c in rows if c.label.proxy is None]
+        of_fom = [c for c in rows if c.label.proxy in (Truncated(0), None)]
         found.append({
-            "memory": slots, "proxy": best.proxy.steps, "sweep": str(best.sweep), "q": best.q,
-            "gain_paper": paper / best.time, "gain_exact": min(c.time_exact for c in of_fom) / best.time,
+            "memory": slots, "proxy": proxy.steps if proxy else 0, "sweep": str(sweep), "q": rows[0].q,
+            "gain_paper": next(c.slower for c in of_fom if str(c.label.sweep) == "recomputed"),
+            "gain_exact": exact[0].slower,
         })  # fmt: skip
     return found
 

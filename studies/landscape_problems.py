@@ -18,8 +18,7 @@ from ufom_runtime.problems.few_shot import omniglot_few_shot
 from ufom_runtime.problems.hypercleaning import digits_hypercleaning
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_runtime.problems.synthetic import synthetic
-from ufom_theory import Moments, Sweep, Truncated, UfomError, plan
-from ufom_theory.planner import Candidate
+from ufom_theory import Choice, Moments, Sweep, Truncated, UfomError, counted_candidates, plan
 
 F64 = torch.float64
 PLANNED = "ufom-truncated-checkpointed"  # where METHODS has the planned member of the debiased family
@@ -147,9 +146,9 @@ def memory(r: int) -> int:
     return int(RootCheckpointing(r).states(r))
 
 
-def candidates(moments: dict[Truncated, Moments], r: int, slots: int) -> list[Candidate]:
+def candidates(moments: dict[Truncated, Moments], r: int, slots: int) -> list[Choice]:
     """What fits, the quickest first: time by (19) with m = 1 in function calls, as `landscape` has it throughout."""
-    return plan(moments, r, 1.0, 1.0, min(slots, r), m=1.0)
+    return plan(counted_candidates(moments, r, 1.0, 1.0, min(slots, r)), min(slots, r), m=1.0)
 
 
 def make_method(
@@ -168,7 +167,7 @@ def make_method(
         return UFOM(_q(candidates(paper, setting.r, 1)[0]))
     if name == PLANNED:
         best = candidates(moments, setting.r, memory(setting.r))[0]
-        return UFOM(_q(best), best.sweep, best.proxy)
+        return UFOM(_q(best), best.label.sweep, best.label.proxy)
     if name in ("roulette", "single-sample"):
         assert problem.tasks is not None
         return Telescoping.tuned(problem, theta, problem.tasks, "roulette" if name == "roulette" else "single")
@@ -176,7 +175,8 @@ def make_method(
     return replace(made, sigma=setting.sigma) if isinstance(made, ES | GuidedES) else made
 
 
-def _q(best: Candidate) -> float:
+def _q(best: Choice) -> float:
+    assert isinstance(best.q, float)
     if best.q == 0:
         raise UfomError("the proxy is exact (D² = 0): there is nothing to debias")
     return best.q

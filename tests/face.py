@@ -45,7 +45,8 @@ RIGHT: dict[str, Any] = {
     "differences": [0.1, 0.2, 0.3], "draws": 5, "epsilon": 0.1, "estimator": UFOM(0.5), "every": 1,
     "function": lambda: 0,
     "gap": 1.0, "generator": torch.Generator(), "gradient": lambda t, x: t, "kind": "stored", "level": 0.9, "m": 2.0,
-    "measured": 1.0, "memory_slots": 3, "method": FOM, "moments": Moments(0.1, 1.0, mean_gradient_sq=0.5),
+    "measured": 1.0, "candidates": [ufom_theory.Candidate("x", Moments(0.1, 1.0), CostModel(r=4), 3)], "label": "x",
+    "bytes": 3, "state_bytes": 1, "base": UFOM(0.5), "method": FOM, "moments": Moments(0.1, 1.0, mean_gradient_sq=0.5),
     "moments_by_proxy": {Truncated(0): Moments(0.1, 1.0)}, "n": 3, "outer": "tuned", "outer_steps": [0.1, 0.1],
     "per_task": False, "predicted": 1.0, "problem": PROBLEM, "proxies": [Truncated(0)], "proxy": Truncated(0), "q": 0.5,
     "q_min": 0.1, "r": 2, "relation": "=", "repeats": 5, "samples": np.ones((2, 3)), "seconds": 0.0, "seed": 0,
@@ -78,11 +79,13 @@ WRONG: list[Any] = [
 ]  # fmt: skip
 RESULTS = {
     "Calls",
+    "Choice",
     "Direction",
     "Forecast",
     "MeasuredCurvature",
     "MeasuredMoments",
     "Method",
+    "Planned",
 }  # which are given out, not called
 NOT_CALLED = RESULTS | {"EXACT", "FOM", "HELD", "METHODS", "RECOMPUTED", "REPTILE", "Stopped", "UfomError"}
 FACE = [

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from ufom_runtime.measure.moments import MeasuredMoments as MeasuredMoments
     from ufom_runtime.measure.moments import measure_moments as measure_moments
     from ufom_runtime.measure.moments import moments_by_proxy as moments_by_proxy
+    from ufom_runtime.measure.planning import Planned as Planned
+    from ufom_runtime.measure.planning import plan_estimators as plan_estimators
     from ufom_runtime.memory import peak_bytes as peak_bytes
     from ufom_runtime.methods import ES as ES
     from ufom_runtime.methods import METHODS as METHODS
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from ufom_runtime.methods import Reversible as Reversible
     from ufom_runtime.methods import Telescoping as Telescoping
     from ufom_runtime.methods.adaptive import AdaptiveUFOM as AdaptiveUFOM
+    from ufom_runtime.methods.followed import FollowedScale as FollowedScale
     from ufom_runtime.methods.reptile import REPTILE as REPTILE
     from ufom_runtime.methods.roulette import Roulette as Roulette
     from ufom_runtime.methods.switch import Switch as Switch
@@ -69,6 +72,7 @@ _ROOMS = {
     "derivatives": ["Calls", "count_calls"],
     "estimators": ["EXACT", "FOM", "HELD", "RECOMPUTED", "UFOM", "Direction", "Estimator", "Method", "hypergradient"],
     "measure.forecast": ["Forecast", "forecast"],
+    "measure.planning": ["Planned", "plan_estimators"],
     "memory": ["peak_bytes"],
     "measure.moments": ["MeasuredMoments", "measure_moments", "moments_by_proxy"],
     "training.log": ["Run", "Stopped"],
@@ -76,6 +80,7 @@ _ROOMS = {
     "training.train": ["outer_sgd", "train"],
     "parameters": ["FlatModule"],
     "problem": ["BilevelProblem"],
+    "methods.followed": ["FollowedScale"],
     "methods.reptile": ["REPTILE"],
     "methods.roulette": ["Roulette"],
     "methods.switch": ["Switch"],

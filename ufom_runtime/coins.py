@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -19,6 +20,23 @@ Draws = Generator | Tensor | None
 def debias(proxy: Tensor, exact: Tensor, q: float) -> Tensor:
     """(12)–(13) where ξ = 1: proxy + (exact − proxy)/q, arranged to be the exact gradient to the last bit at q = 1."""
     return exact / q + (1 - 1 / q) * proxy
+
+
+Parts = Iterable[tuple[Tensor, Tensor, Tensor | None]]
+"""Indices into the tasks of a batch, their proxy gradients, and the exact ones or None where the coin is 0."""
+
+
+def estimate(parts: Parts, theta: Tensor, n: int, q: float, scale: float, per_task: bool) -> Tensor:
+    """c·F + (ξ/q)·(G − c·F) of n tasks: their mean, shape (s,), or with `per_task` each, shape (n, s)."""
+    result = theta.new_zeros((n, len(theta)) if per_task else (len(theta),))
+    for index, proxy, exact in parts:
+        scaled = proxy if scale == 1 else scale * proxy
+        found = scaled if exact is None else debias(scaled, exact, q)
+        if per_task:
+            result[index.to(theta.device)] = found
+        else:
+            result.add_(found.sum(0), alpha=1 / n)
+    return result
 
 
 def weighed_as(coins: Tensor, q: float, coin: Coin) -> float:

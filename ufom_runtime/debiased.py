@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import torch
 
 from ufom_runtime.batching import in_chunks
-from ufom_runtime.coins import Coin, Draws, debias, toss, weighed_as
+from ufom_runtime.coins import Coin, Draws, Parts, estimate, toss, weighed_as
 from ufom_runtime.derivatives import Calls
 from ufom_runtime.estimators import Direction, Estimator, Method, State, refuse_other
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
@@ -72,7 +73,7 @@ class Debiased:
     def cost(self, r: int, s: int = 1, c1: float = 1.0, c2: float = 1.0) -> CostModel:
         """C_det, the proxy's calls, and C_rnd, the exact gradient's, each gradient at C1 and each product at C2."""
         found = self.proxy.calls(r, s), Estimator(1.0, self.sweep).calls(r, s)
-        return CostModel.of(*(c1 * calls.gradients + c2 * calls.hessian_vector_products for calls in found))
+        return CostModel.of(*(calls.price(c1, c2) for calls in found))
 
     def begin(self) -> State:
         """The empty state."""
@@ -93,16 +94,33 @@ class Debiased:
         """As `Method.direction`."""
         tasks = check(problem, theta, tasks)
         coins = toss(len(tasks), self.q, draws, self.coin)
-        q, columns = weighed_as(coins, self.q, self.coin), {}
-        estimates = theta.new_zeros(len(tasks), len(theta))
+        parts, columns = self.parts(problem, theta, tasks, coins, chunk, compile)
+        found = estimate(parts, theta, len(tasks), weighed_as(coins, self.q, self.coin), self.scale, per_task)
+        return Direction.of(found, int(coins.sum()), columns=columns)
+
+    def parts(
+        self,
+        problem: BilevelProblem,
+        theta: torch.Tensor,
+        tasks: Tasks,
+        coins: torch.Tensor,
+        chunk: int | None,
+        compile: bool,
+    ) -> tuple[Parts, Mapping[str, float]]:
+        """As `Estimator.parts`, with the columns of the proxy."""
+        first = theta.new_zeros(len(tasks), len(theta))
+        columns: Mapping[str, float] = {}
         if self.q < 1:
             found = self.proxy.direction(problem, theta, tasks, per_task=True, chunk=chunk, compile=compile)
             assert found.per_task is not None
-            estimates, columns = self.scale * found.per_task, dict(found.columns)
-        index = torch.nonzero(coins)[:, 0]
-        pairs = torch.stack([torch.zeros_like(index), index])
-        rows = in_chunks(problem, theta[None], tasks, pairs, (problem.r,), self.sweep, chunk, compile=compile)
-        for (_, at), (exact,) in rows:
-            at = at.to(theta.device)
-            estimates[at] = debias(estimates[at], exact, q)
-        return Direction(estimates.mean(0), estimates if per_task else None, len(index), columns=columns)
+            first, columns = found.per_task, found.columns
+
+        def parts() -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+            rest, index = torch.nonzero(~coins)[:, 0], torch.nonzero(coins)[:, 0]
+            yield rest, first[rest.to(theta.device)], None
+            pairs = torch.stack([torch.zeros_like(index), index])
+            rows = in_chunks(problem, theta[None], tasks, pairs, (problem.r,), self.sweep, chunk, compile=compile)
+            for (_, at), (exact,) in rows:
+                yield at, first[at.to(theta.device)], exact
+
+        return parts(), columns

@@ -21,18 +21,7 @@ from ufom_runtime.kept import kept
 from ufom_runtime.problem import BilevelProblem, Task, Tasks
 from ufom_runtime.states import Layout
 from ufom_theory import UfomError
-
-
-@dataclass
-class Calls:
-    """Calls counted the paper's way: gradients (inner and outer) and Hessian-vector products (both blocks at once).
-
-    What is counted is an integer; what is expected need not be.
-    """
-
-    gradients: float = 0
-    hessian_vector_products: float = 0
-
+from ufom_theory.cost import Calls as Calls
 
 _tally: ContextVar[Calls | None] = ContextVar("tally", default=None)
 

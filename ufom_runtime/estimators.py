@@ -1,85 +1,31 @@
-"""The one protocol for what gives an outer direction, and its stateless cases: FOM, EXACT and UFOM."""
+"""The stateless cases of the protocol: FOM, EXACT, UFOM; and `hypergradient`, which runs what keeps no state."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from types import FunctionType
-from typing import TYPE_CHECKING, ClassVar, Protocol, overload
+from typing import TYPE_CHECKING, ClassVar, Literal, overload
 
 import torch
 from torch import Generator, Tensor
 
 from ufom_runtime.algorithms import HELD as HELD_LENGTH
-from ufom_runtime.batching import in_chunks, refuse_divergence
-from ufom_runtime.coins import Coin, Draws, debias, toss, weighed_as
+from ufom_runtime.batching import in_chunks
+from ufom_runtime.coins import Coin, Draws, Parts, estimate, toss, weighed_as
 from ufom_runtime.derivatives import Calls
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check, held_identity
+from ufom_runtime.protocol import Direction as Direction
+from ufom_runtime.protocol import Method as Method
+from ufom_runtime.protocol import State as State
+from ufom_runtime.protocol import is_method as is_method
+from ufom_runtime.protocol import refuse_other as refuse_other
 from ufom_theory import CostModel, Sweep, Truncated, UfomError
 from ufom_theory.checks import finite, plain, scalar, typed
 from ufom_theory.planner import states_held
 
 if TYPE_CHECKING:
     from ufom_runtime.debiased import Debiased, Proxy
-
-State = tuple[float | Tensor, ...]
-"""What a method remembers between outer steps: plain numbers and flat tensors, so that a checkpoint can hold them."""
-
-
-@dataclass(frozen=True, eq=False)
-class Direction:
-    """What a method gives at one θ for one batch of tasks.
-
-    Attributes:
-        value: the mean over the batch, shape (s,), finite.
-        per_task: each task's own direction, shape (n, s); None where it was not asked for.
-        corrected: tasks whose coin ξ was 1.
-        state: what the method remembers for its next step; empty for a stateless one.
-        columns: what else it reports, for the log of a run.
-    """
-
-    value: Tensor
-    per_task: Tensor | None = None
-    corrected: int = 0
-    state: State = ()
-    columns: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        refuse_divergence(self.value if self.per_task is None else self.per_task)
-
-
-class Method(Protocol):
-    """Whatever gives an outer direction; `train` runs any of them.
-
-    FOM, EXACT, UFOM(q) and the methods of `ufom_runtime.methods` are stateless; AdaptiveUFOM keeps a state.
-    """
-
-    gradient: ClassVar[bool]
-    """Whether the direction stands for a gradient, of M or of another objective; Reptile's does not."""
-
-    def begin(self) -> State:
-        """The state before the first step; empty for a stateless method."""
-
-    def direction(
-        self,
-        problem: BilevelProblem,
-        theta: Tensor,
-        tasks: Task | Tasks,
-        state: State = (),
-        draws: Draws = None,
-        *,
-        per_task: bool = False,
-        chunk: int | None = None,
-        compile: bool = False,
-    ) -> Direction:
-        """The direction at θ, shape (s,), for n stacked tasks.
-
-        `draws` must not be the generator that drew the tasks (Theorem 1).
-
-        Raises:
-            UfomError: as `hypergradient`, or a problem for which the method is not valid.
-        """
+    from ufom_runtime.methods.followed import FollowedScale
 
 
 def _number(q: object) -> float:
@@ -128,12 +74,13 @@ class Estimator:
 
     def calls(self, r: int, s: int = 1) -> Calls:
         """Expected calls for one task and r inner steps, as they are made; s does not matter."""
-        cost, k = CostModel(r=r, sweep=self.sweep, proxy=self.proxy, as_printed=False), self.proxy.steps
-        return Calls(r + 1 + self.q * cost.extra_steps, k + self.q * (r - k))
+        cost, proxy = CostModel(r=r, sweep=self.sweep, proxy=self.proxy, as_printed=False), self.proxy.calls(r)
+        products = proxy.hessian_vector_products + self.q * cost.backward_steps
+        return Calls(proxy.gradients + self.q * cost.extra_steps, products)
 
     def states(self, r: int, s: int = 1) -> int:
         """The most inner states held for one task with r inner steps; s does not matter."""
-        return states_held(r, self.proxy, self.sweep) if self.q else r * self.proxy.held + self.proxy.steps
+        return states_held(r, self.proxy, self.sweep) if self.q else self.proxy.states(r)
 
     def begin(self) -> State:
         """The empty state."""
@@ -153,19 +100,16 @@ class Estimator:
     ) -> Direction:
         """As `Method.direction`: the estimate (12)–(13)."""
         tasks = check(problem, theta, tasks)
-        n = len(tasks)
-        coins = toss(n, self.q, draws, self.coin)
-        result = theta.new_zeros((n, len(theta)) if per_task else (len(theta),))
+        coins = toss(len(tasks), self.q, draws, self.coin)
+        parts, _ = self.parts(problem, theta, tasks, coins, chunk, compile)
         q = weighed_as(coins, self.q, self.coin)
-        for index, proxy, exact in gradients(problem, theta, tasks, coins, self, chunk, compile):
-            scaled = proxy if self.scale == 1 else self.scale * proxy
-            estimate = scaled if exact is None else debias(scaled, exact, q)
-            if per_task:
-                result[index.to(theta.device)] = estimate
-            else:
-                result.add_(estimate.sum(0), alpha=1 / n)
-        corrected = int(coins.sum())
-        return Direction(result.mean(0), result, corrected) if per_task else Direction(result, corrected=corrected)
+        return Direction.of(estimate(parts, theta, len(tasks), q, self.scale, per_task), int(coins.sum()))
+
+    def parts(
+        self, problem: BilevelProblem, theta: Tensor, tasks: Tasks, coins: Tensor, chunk: int | None, compile: bool
+    ) -> tuple[Parts, Mapping[str, float]]:
+        """The proxy and exact gradients that the estimate is made of, as `gradients` gives them; and no columns."""
+        return gradients(problem, theta, tasks, coins, self, chunk, compile), {}
 
 
 FOM = Estimator(0.0)
@@ -193,21 +137,30 @@ def UFOM(  # type: ignore[overload-overlap]  # an Estimator is a Proxy, too
 def UFOM(
     q: float, sweep: Sweep | None = None, *, proxy: Proxy, scale: float = 1.0, coin: Coin = "task"
 ) -> Debiased: ...
+@overload
+def UFOM(
+    q: float,
+    sweep: Sweep | None = None,
+    proxy: Truncated | Estimator | Proxy | None = None,
+    *,
+    scale: Literal["followed"],
+    coin: Coin = "task",
+) -> FollowedScale: ...
 @typed
 def UFOM(
     q: float,
     sweep: Sweep | None = None,
     proxy: Truncated | Estimator | Proxy | None = None,
-    scale: float = 1.0,
+    scale: float | Literal["followed"] = 1.0,
     coin: Coin = "task",
-) -> Estimator | Debiased:
+) -> Estimator | Debiased | FollowedScale:
     """Unbiased first-order method, Algorithm 4, with any sweep and any proxy.
 
     Args:
         q: probability of the exact correction, in (0, 1].
         sweep: recomputed (the paper's) if not given.
         proxy: FOM (the paper's) if not given; HELD, Truncated(K), or another stateless method, such as Implicit().
-        scale: c, a factor of the proxy, as in `Estimator`.
+        scale: c, a factor of the proxy, as in `Estimator`; "followed": the best one by earlier steps, for `train`.
         coin: "task" (the paper's), "batch" or "stratified", as in `Estimator`.
 
     >>> UFOM(0.2, Sweep.checkpointed(3), HELD).calls(10)
@@ -219,6 +172,10 @@ def UFOM(
     q = _number(q)
     if not 0 < q <= 1:
         raise UfomError(f"q = {q!r} must lie in (0, 1]: it is a probability, and 1/q a weight; for q → 0 use FOM")
+    if isinstance(scale, str) and scale == "followed":
+        from ufom_runtime.methods.followed import FollowedScale
+
+        return FollowedScale(UFOM(q, sweep, proxy, coin=coin))  # type: ignore[arg-type]  # any of the proxies
     if proxy is not None and not isinstance(proxy, Estimator | Truncated) and is_method(type(proxy)):
         from ufom_runtime.debiased import Debiased  # it is built on this file
 
@@ -333,29 +290,3 @@ def hypergradient(
     draws = generator if coins is None else coins
     found = estimator.direction(problem, theta, tasks, (), draws, per_task=per_task, chunk=chunk, compile=compile)
     return found.per_task if per_task and found.per_task is not None else found.value
-
-
-_INSTEAD = {
-    str: "is a name, and not the method itself",
-    Sweep: "is a sweep, how the exact gradient recovers its states (Estimator(1.0, sweep) is that gradient)",
-    Truncated: "is a proxy, which an estimator debiases (Estimator(0.0, proxy=proxy) is the proxy alone)",
-    int | float: "is a number, and q goes into an estimator",
-    FunctionType: "is a function that makes a method, and has to be called",
-}
-
-
-def refuse_other(method: object) -> None:
-    """`UfomError` for what is not a `Method`."""
-    if isinstance(method, type):
-        raise UfomError(f"{method.__name__} is a class: make a method of it, {method.__name__}(...)")
-    if is_method(type(method)):  # type: ignore[arg-type]
-        return
-    why = next((said for kind, said in _INSTEAD.items() if isinstance(method, kind)), "is not a method")
-    shown = getattr(method, "__name__", repr(method))
-    raise UfomError(f"{shown} {why}: give FOM, EXACT, UFOM(q, sweep, proxy), or METHODS[name].make(r)")
-
-
-@cache
-def is_method(kind: type) -> bool:
-    """Whether objects of this type follow `Method`; `isinstance` with a protocol takes longer than a small gradient."""
-    return hasattr(kind, "gradient") and all(callable(getattr(kind, name, None)) for name in ("begin", "direction"))

@@ -15,7 +15,7 @@ from ufom_theory.bounds import (
 from ufom_theory.checks import UfomError
 from ufom_theory.cost import CostModel, Sweep, Truncated
 from ufom_theory.optimum import Prediction, exponent, optimal_q
-from ufom_theory.planner import Candidate, plan
+from ufom_theory.planner import Candidate, Choice, counted_candidates, plan
 from ufom_theory.quantities import AssumptionConstants, Moments
 from ufom_theory.roulette import Survival, optimal_survival
 from ufom_theory.two_tasks import TwoTaskProblem, diverging_problem, squared_gradient_norms
@@ -23,6 +23,7 @@ from ufom_theory.two_tasks import TwoTaskProblem, diverging_problem, squared_gra
 __all__ = [
     "AssumptionConstants",
     "Candidate",
+    "Choice",
     "CostModel",
     "Moments",
     "Prediction",
@@ -34,6 +35,7 @@ __all__ = [
     "bias_bound",
     "bias_bound_printed",
     "bootstrap_interval",
+    "counted_candidates",
     "diverging_problem",
     "exponent",
     "gradient_bound",

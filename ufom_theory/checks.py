@@ -139,3 +139,9 @@ def byte_count(name: str, value: Any) -> int:
             raise UfomError(f"{name} = {value!r}: give bytes as a number and one of {', '.join(filter(None, _UNITS))}")
         value = float(written[1]) * _UNITS[written[2]]
     return int(scalar(name, value, finite, "at least one byte", 1.0))
+
+
+def bytes_text(count: int) -> str:
+    """Bytes in three digits and a unit: 50000000 is "50 MB"; below 1000 the number alone."""
+    power = min(max(len(str(count)) - 1, 0) // 3, 3)
+    return f"{count / 1000**power:.3g}{('', ' kB', ' MB', ' GB')[power]}"

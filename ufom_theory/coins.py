@@ -14,9 +14,28 @@ import numpy as np
 from ufom_theory.checks import Number, UfomError, finite, integer, plain, positive, scalar
 from ufom_theory.cost import CostModel
 from ufom_theory.laws import Progress, noise_q
+from ufom_theory.optimum import batch_moments
+from ufom_theory.quantities import Moments
 
 Weight = Literal["1/q", "B/k"]
 Coins = Literal["task", "batch", "stratified"]
+
+
+def coin_moments(moments: Moments, coin: Coins, batch: int) -> Moments:
+    """D² and V² of the mean over B tasks, up to the common factor 1/B, so that (20)–(21) hold with them.
+
+    V² becomes V² + (B − 1)·‖∇M‖², and D² stays with a coin a task, becomes D² + (B − 1)·‖E d‖² with one coin for the
+    batch, and D² − ‖E d‖² with stratified coins where qB is an integer.
+
+    Raises:
+        UfomError: batch < 1, or batch > 1 and moments without what it needs.
+    """
+    b = scalar("batch", batch, integer, 1)
+    if coin == "task" or b == 1:
+        return batch_moments(moments, b)
+    bias, spread = _bias_and_spread(Progress.of(moments))
+    d2 = spread if coin == "stratified" else spread + b * bias
+    return Moments(float(d2), batch_moments(moments, b).v2)
 
 
 def _single(progress: Progress) -> Progress:

@@ -15,6 +15,21 @@ from ufom_theory.quantities import Moments
 SweepKind = Literal["stored", "recomputed", "checkpointed", "unrolled"]
 
 
+@dataclass
+class Calls:
+    """Calls counted the paper's way: gradients (inner and outer) and Hessian-vector products (both blocks at once).
+
+    What is counted is an integer; what is expected need not be.
+    """
+
+    gradients: float = 0
+    hessian_vector_products: float = 0
+
+    def price(self, c1: float = 1.0, c2: float = 1.0) -> float:
+        """What they cost: C1 each gradient, C2 each product."""
+        return c1 * self.gradients + c2 * self.hessian_vector_products
+
+
 def binomial_steps(r: int, slots: int) -> int:
     """Least number of inner steps repeated when r states are visited backwards with φ_0 and `slots` more states held.
 
@@ -146,6 +161,24 @@ class Truncated:
         instance("held", self.held, bool, "write True or False")
         if self.held and self.steps:
             raise UfomError(f"proxy length K = {self.steps} with held=True: only K = 0 can hold the gradients constant")
+
+    def calls(self, r: int, s: int = 1) -> Calls:
+        """The calls for one task and r inner steps, r + 1 gradients and K products; s does not matter.
+
+        Raises:
+            UfomError: K > r.
+        """
+        self.refuse_beyond(r)
+        return Calls(r + 1, self.steps)
+
+    def states(self, r: int, s: int = 1) -> int:
+        """The inner states held for one task, the last K, or with `held` all r; s does not matter.
+
+        Raises:
+            UfomError: K > r.
+        """
+        self.refuse_beyond(r)
+        return r if self.held else self.steps
 
     def refuse_beyond(self, r: Any) -> None:
         """`UfomError` where K is longer than an inner loop of r steps, r an int or an array of them."""

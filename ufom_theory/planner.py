@@ -1,40 +1,215 @@
-"""The best proxy, sweep and q within a memory budget: (19) compared over all that fits."""
+"""What to run within a memory: the time to a given precision, (19), of everything that fits, each at its own best q."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
-from ufom_theory.checks import UfomError, instance, integer, positive, scalar
+import numpy as np
+
+from ufom_theory.checks import UfomError, byte_count, bytes_text, instance, integer, positive, scalar
+from ufom_theory.coins import Coins, coin_moments, stratified_q, stratified_second_moment
 from ufom_theory.cost import CostModel, Sweep, Truncated
-from ufom_theory.laws import exponent_of
+from ufom_theory.laws import Progress, exponent_of
 from ufom_theory.optimum import optimal_q
 from ufom_theory.quantities import Moments
+from ufom_theory.roulette import optimal_survival
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Candidate:
-    """One way to run UFOM that fits the budget, at its own best q.
+    """One way to estimate ∇M, as it was measured or counted.
 
     Attributes:
-        proxy: what is debiased; K = 0 is FOM. At q = 1 it is not used, and K = 0.
-        sweep: how the exact gradient recovers its states.
-        q: q* for this cost; 0.0 where the proxy is exact (D² = 0).
-        states: inner states held at most: the proxy's ring of K, and the sweep's (φ_0's own copy counts as one).
-        time: (19) with D² and V² in units of the largest V²: proportional to the time to a given precision.
-        time_exact: the same at q = 1.
-        slower: time over the winner's.
+        label: what it is called: a text, or whatever finds it again.
+        moments: of one task; for a roulette one a level, for G_{K_0} … G_{K_{n−1}}, all with the same V².
+        cost: of one task; for a roulette c_0 … c_n, as `level_costs` gives them.
+        bytes: the most that it holds.
+        coin: "task", "batch" or "stratified"; they differ where a batch is larger than one task.
+        q: the probability of a correction where it is fixed, as 1 for the exact gradient; None: the best one is sought.
+
+    Raises:
+        UfomError: a value of another kind, moments or a cost that are arrays, V² = 0, levels that do not fit the costs.
+    """
+
+    label: Hashable
+    moments: Moments | Sequence[Moments]
+    cost: CostModel | Sequence[float]
+    bytes: int
+    coin: Coins = "task"
+    q: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bytes", scalar(f"the bytes of {self.label}", self.bytes, integer, 0))
+        if self.coin not in ("task", "batch", "stratified"):
+            raise UfomError(f"coin = {self.coin!r} must be 'task', 'batch' or 'stratified'")
+        if self.q is not None and not 0 < scalar("q", self.q) <= 1:
+            raise UfomError(f"q = {self.q:g} of {self.label} must lie in (0, 1]: it is a probability")
+        for moments in self.levels:
+            instance(f"the moments of {self.label}", moments, Moments, "write Moments(d2, v2)")
+            if moments.shape:
+                raise UfomError(f"the moments of {self.label} are arrays: plan compares single values, give one θ's")
+            if moments.v2 == 0:
+                raise UfomError(f"V² = 0 for {self.label}: the exact gradient vanishes there; measure at another θ")
+        if isinstance(self.moments, Moments):
+            instance(f"the cost of {self.label}", self.cost, CostModel, "write CostModel.of(c_det=..., c_rnd=...)")
+            if self.cost.shape:  # type: ignore[union-attr]
+                raise UfomError(f"the cost of {self.label} is an array: plan compares single values")
+        elif isinstance(self.cost, CostModel) or len(self.cost) != len(self.moments) + 1:
+            raise UfomError(
+                f"{self.label} has {len(self.moments)} levels: give the costs c_0 … c_n, one more than these"
+            )
+        elif self.coin != "task" or self.q is not None:
+            raise UfomError(f"{self.label} is a roulette, one uniform number a task: leave coin and q out")
+
+    @property
+    def levels(self) -> tuple[Moments, ...]:
+        """The moments of each level; of an estimator with one correction there is one."""
+        return tuple(self.moments) if isinstance(self.moments, Sequence) else (self.moments,)
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """A candidate that fits, at its best q.
+
+    Attributes:
+        candidate: what is run.
+        q: the best probability of a correction; 0.0 where the proxy is exact (D² = 0). Of a roulette q_1 … q_n.
+        second_moment: A, of the mean over a batch.
+        cost: C of one task, expected over the coins.
+        slower: A^m·C over the winner's.
         why: the reason, in words.
     """
 
-    proxy: Truncated
-    sweep: Sweep
-    q: float
-    states: int
-    time: float
-    time_exact: float
+    candidate: Candidate
+    q: float | tuple[float, ...]
+    second_moment: float
+    cost: float
     slower: float = 1.0
     why: str = ""
+
+    @property
+    def label(self) -> Any:
+        """The candidate's."""
+        return self.candidate.label
+
+    @property
+    def bytes(self) -> int:
+        """The candidate's."""
+        return self.candidate.bytes
+
+    def log_time(self, m: float) -> float:
+        """log A^m·C."""
+        return m * math.log(self.second_moment) + math.log(self.cost)
+
+
+def plan(
+    candidates: Iterable[Candidate],
+    memory: int | str,
+    m: float | None = None,
+    outer: str | None = None,
+    batch: int = 1,
+) -> list[Choice]:
+    """Everything that fits in the memory, the soonest to a given precision first; ties go to fewer bytes.
+
+    The time is A(q)^m·C(q), (19). Candidates that are best at q = 1 are the exact gradient: where some are given as
+    that, with q=1, the others are left out.
+
+    Args:
+        candidates: all measured at the same θ, on the same tasks, with costs in one unit.
+        memory: bytes that may be held: a number, or a text such as "50MB", which is 5·10⁷.
+        m: exponent of the time to precision; give exactly one of m and outer.
+        outer: how the outer steps are taken, as in `optimal_q`.
+        batch: tasks an outer step; above 1 the moments need ‖∇M‖², and for a coin other than "task" ‖E(F − G)‖² too.
+
+    >>> fom = Candidate("UFOM, recomputed", Moments(0.1, 1.0), CostModel(100), bytes=10**6)
+    >>> exact = Candidate("exact, stored", Moments(0.1, 1.0), CostModel(100, sweep=Sweep.stored()), 10**8, q=1)
+    >>> [(x.label, round(x.q, 3)) for x in plan([fom, exact], "50MB", outer="paper")]
+    [('UFOM, recomputed', 0.142)]
+
+    Raises:
+        UfomError: no candidate, or none that fits; neither or both of m and outer; moments that a batch needs and lack.
+    """
+    most, b = byte_count("memory", memory), scalar("batch", batch, integer, 1)
+    exponent = float(scalar("m", exponent_of(m, outer)[0]))
+    given = list(candidates)
+    for candidate in given:
+        instance("a candidate", candidate, Candidate, "write Candidate(label, moments, cost, bytes)")
+    fits = [candidate for candidate in given if candidate.bytes <= most]
+    if not fits:
+        least = min((candidate.bytes for candidate in given), default=0)
+        what = f"the least that one holds is {bytes_text(least)}" if given else "there is no candidate"
+        raise UfomError(f"nothing fits in memory = {bytes_text(most)}: {what}; raise it, or measure shorter proxies")
+    found = [_best(candidate, exponent, b) for candidate in fits]
+    if any(x.candidate.q == 1 for x in found):
+        found = [x for x in found if x.candidate.q == 1 or x.q != 1]
+    found.sort(key=lambda x: (x.log_time(exponent), x.bytes))
+    winner = found[0].log_time(exponent)
+    rows = [replace(x, slower=math.exp(x.log_time(exponent) - winner)) for x in found]
+    return [replace(x, why=_reason(x, rows, most)) for x in rows]
+
+
+def _best(x: Candidate, m: float, batch: int) -> Choice:
+    """The candidate at its best q."""
+    if isinstance(x.cost, CostModel):
+        assert isinstance(x.moments, Moments)
+        if x.coin == "stratified" and batch > 1 and x.q is None:
+            return _stratified(x, x.moments, x.cost, m, batch)
+        moments = coin_moments(x.moments, x.coin, batch)
+        q = float(optimal_q(moments, x.cost, m).q) if x.q is None else float(x.q)
+        excess = (1 / q - 1) * float(moments.d2) if q else 0.0  # D² = 0: the time's limit as q → 0
+        return Choice(x, q, (float(moments.v2) + excess) / batch, float(x.cost.c_det + q * x.cost.c_rnd))
+    v2 = float(coin_moments(x.levels[0], "task", batch).v2)
+    d2, costs = [float(moments.d2) for moments in x.levels], [float(cost) for cost in x.cost]
+    best = optimal_survival(d2, v2, costs, m)
+    return Choice(x, tuple(best.q.tolist()), best.second_moment / batch, best.cost)
+
+
+def _stratified(x: Candidate, moments: Moments, cost: CostModel, m: float, batch: int) -> Choice:
+    """With weight B/k where qB ≥ 1: A^m·C is then best at whole qB, or below 1."""
+    progress = Progress.of(moments)
+    free = stratified_q(progress, cost, batch, m)
+    if free == 0:
+        return Choice(x, 0.0, float(coin_moments(moments, "task", batch).v2) / batch, float(cost.c_det))
+    every = [k / batch for k in range(1, batch + 1)] + [free] * (free * batch < 1)
+    choices = [
+        Choice(x, q, stratified_second_moment(progress, q, batch), float(cost.c_det + q * cost.c_rnd)) for q in every
+    ]
+    return min(choices, key=lambda choice: choice.log_time(m))
+
+
+def _reason(x: Choice, rows: Sequence[Choice], memory: int) -> str:
+    """What it is and holds, and what it gains over the next one and over the exact gradient."""
+    if x is not rows[0]:
+        said = [f"{x.slower:.3g}× the winner's time"]
+    else:
+        q = ", ".join(f"{value:.3g}" for value in np.atleast_1d(x.q))
+        what = f"run {x.label}" if x.q == 1 else f"run {x.label} at q = {q}"
+        said = [f"{what}, which holds {bytes_text(x.bytes)} of {bytes_text(memory)}"]
+        if len(rows) > 1:
+            said.append(f"{rows[1].slower:.3g}× sooner than {rows[1].label}")
+        exact = next((row for row in rows if row.candidate.q == 1), x)
+        if exact not in (x, *rows[1:2]):
+            said.append(f"{exact.slower:.3g}× sooner than {exact.label}")
+    first = x.candidate.levels[0]
+    if x.candidate.q is None and first.d2 >= first.v2 and len(x.candidate.levels) == 1:
+        said.append("D² ≥ V²: its proxy is no better than zero")
+    return "; ".join(said)
+
+
+class Way(NamedTuple):
+    """A proxy that is debiased, and a sweep; the exact gradient by that sweep where the proxy is None."""
+
+    proxy: Truncated | None
+    sweep: Sweep
+
+    def __str__(self) -> str:
+        if self.proxy is None:
+            return f"the exact gradient with the {self.sweep} sweep"
+        named = {Truncated(): "FOM", Truncated(held=True): "HELD"}
+        return f"UFOM on {named.get(self.proxy, f'the last K = {self.proxy.steps} steps')} with the {self.sweep} sweep"
 
 
 def states_held(r: int, proxy: Truncated, sweep: Sweep) -> int:
@@ -48,113 +223,61 @@ def states_held(r: int, proxy: Truncated, sweep: Sweep) -> int:
     return proxy.steps + sweep.states_held(r - proxy.steps)
 
 
-def _sweeps(r: int, proxy: Truncated, budget: int) -> list[Sweep]:
+def _sweeps(r: int, proxy: Truncated, states: int) -> list[Sweep]:
     """The sweeps that fit beside the proxy's ring. More slots are never slower: a few counts and the most suffice."""
-    most = min(budget, r) - proxy.steps - 1
+    most = min(states, r) - proxy.steps - 1
     # with φ_0 and r − K − 1 slots every state is held, which the stored sweep does without repeating a step
     slots = {s for s in (1, 2, 4, 8, 16, 32, most) if 0 < s <= most and s < r - proxy.steps - 1}
     every = [Sweep.recomputed(), *map(Sweep.checkpointed, sorted(slots)), Sweep.stored()]
-    return [sweep for sweep in every if states_held(r, proxy, sweep) <= budget]
+    return [sweep for sweep in every if states_held(r, proxy, sweep) <= states]
 
 
-def _exact(r: int, states: int) -> Sweep:
-    """The quickest sweep of the exact gradient within this many states."""
-    if states >= r:
-        return Sweep.stored()
-    return Sweep.checkpointed(states - 1) if states > 1 else Sweep.recomputed()
-
-
-def _candidate(proxy: Truncated, sweep: Sweep, moments: Moments, cost: CostModel, m: float) -> Candidate:
-    q = float(optimal_q(moments, cost, m).q)
-    if q == 1 and proxy.steps:  # the exact gradient, which has a quicker sweep in the memory of the proxy's ring
-        proxy, sweep = Truncated(0), _exact(cost.r, states_held(cost.r, proxy, sweep))
-        cost = replace(cost, sweep=sweep, proxy=proxy, as_printed=False)  # its coin is known before the first step
-    exact = float(cost.time(1.0, moments, m))
-    # D² = 0: the time falls to V²^m·C_det as q → 0
-    time = float(cost.time(q, moments, m)) if q > 0 else exact * float(cost.c_det / (cost.c_det + cost.c_rnd))
-    return Candidate(proxy, sweep, q, states_held(cost.r, proxy, sweep), time, exact)
-
-
-def plan(
+def counted_candidates(
     moments_by_proxy: Mapping[Truncated, Moments],
     r: int,
     c1: float,
     c2: float,
-    memory_slots: int,
-    m: float | None = None,
-    outer: str | None = None,
+    memory: int | str,
+    state_bytes: int = 1,
 ) -> list[Candidate]:
-    """Everything that fits in `memory_slots` inner states, the fastest first; ties go to fewer states.
+    """Every proxy with every sweep, and the exact gradient, by the calls that are made and the inner states held.
+
+    The labels are pairs (proxy, sweep), the proxy None for the exact gradient.
 
     Args:
         moments_by_proxy: D_K² and V² of each proxy that may be used, all measured at the same θ and tasks.
         r: inner steps.
         c1: cost of a gradient.
         c2: cost of a Hessian-vector product, in the same unit.
-        memory_slots: inner states that may be held besides the working one; see `states_held`.
-        m: exponent of the time to precision; give exactly one of m and outer.
-        outer: how the outer steps are taken, as in `optimal_q`.
+        memory: bytes that may be held; it says how many checkpoints are worth a candidate.
+        state_bytes: bytes of one state; 1: the memory is a number of states. See `states_held`.
 
-    Returns:
-        Candidates by rising time; the first one's `why` says what it gains over the paper's UFOM, and whether one
-        stored state already changes the answer.
+    >>> best, *_ = plan(counted_candidates({Truncated(): Moments(0.1, 1.0)}, 100, 1.0, 1.0, memory=2), 2, m=2)
+    >>> print(best.label, f"{best.q:.3f}")
+    UFOM on FOM with the checkpointed:1 sweep 0.228
 
     Raises:
-        UfomError: no proxy given, keys that are no `Truncated`, moments or numbers that are arrays, no proxy that fits,
-            r < 1, memory_slots < 1, costs or m ≤ 0, neither or both of m and outer.
+        UfomError: no proxy given, keys that are no `Truncated`, moments that are arrays, no proxy that fits, r < 1,
+            K > r, costs ≤ 0.
     """
-    budget, r = scalar("memory_slots", memory_slots, integer, 1), scalar("r", r, integer, 1)
+    r, one = scalar("r", r, integer, 1), scalar("state_bytes", state_bytes, integer, 1)
     c1, c2 = (scalar(name, x, positive) for name, x in (("c1", c1), ("c2", c2)))
-    exponent = scalar("m", exponent_of(m, outer)[0])
+    states = min(byte_count("memory", memory) // one, r)
     instance("moments_by_proxy", moments_by_proxy, Mapping, "write {Truncated(0): Moments(d2, v2)}")
     if not moments_by_proxy:
         raise UfomError("moments_by_proxy is empty: measure D² and V² for at least one proxy, Truncated(0) is FOM")
-    for proxy, moments in moments_by_proxy.items():
-        instance("a key of moments_by_proxy", proxy, Truncated, "write Truncated(K), K = 0 for FOM")
-        instance(f"the value at K = {proxy.steps},", moments, Moments, "write Moments(d2, v2)")
-        if moments.shape:
-            raise UfomError(f"the moments of K = {proxy.steps} are arrays: plan compares single values, give one θ's")
-        if moments.v2 == 0:
-            raise UfomError(f"V² = 0 for K = {proxy.steps}: the exact gradient vanishes there; measure at another θ")
-    unit = max(float(moments.v2) for moments in moments_by_proxy.values())
     found = []
     for proxy, moments in moments_by_proxy.items():
-        cost = CostModel(r=r, c1=c1, c2=c2, proxy=proxy)
-        sweeps = _sweeps(r, proxy, budget)
-        scaled = Moments(moments.d2 / unit, moments.v2 / unit)
-        found += [_candidate(proxy, sweep, scaled, replace(cost, sweep=sweep), exponent) for sweep in sweeps]
+        instance("a key of moments_by_proxy", proxy, Truncated, "write Truncated(K), K = 0 for FOM")
+        proxy.refuse_beyond(r)
+        for sweep in _sweeps(r, proxy, states):
+            cost = CostModel(r, c1, c2, sweep, proxy, as_printed=False)
+            found.append(Candidate(Way(proxy, sweep), moments, cost, one * states_held(r, proxy, sweep)))
     if not found:
         shortest = min(proxy.steps for proxy in moments_by_proxy)
-        raise UfomError(
-            f"memory_slots = {budget} cannot hold K = {shortest} states and φ_0: raise it, or measure K = 0"
-        )
-    found.sort(key=lambda c: (c.time, c.states), reverse=True)
-    quickest = {(c.proxy, c.sweep): c for c in found}  # the last of each is the quickest
-    found = sorted(quickest.values(), key=lambda c: (c.time, c.states))
-    best = found[0]
-    if not best.time > 0:
-        raise UfomError(f"the winner's time is {best.time:g}, below floating point: choose another unit of cost")
-    rows = [replace(c, slower=c.time / best.time, why=f"{c.time / best.time:.3g}× the winner's time") for c in found]
-    return [replace(rows[0], why=_reason(rows, moments_by_proxy, budget)), *rows[1:]]
-
-
-def _reason(rows: list[Candidate], moments_by_proxy: Mapping[Truncated, Moments], budget: int) -> str:
-    best, fom = rows[0], Truncated(0)
-    by_kind = {(c.proxy, str(c.sweep)): c for c in rows}
-    proxy = "FOM" if best.proxy == fom else f"the last K = {best.proxy.steps} backward steps"
-    what = "run the exact gradient" if best.q == 1 else f"debias {proxy} at q = {best.q:.3g}"
-    said = [f"{what} with the {best.sweep} sweep, holding {best.states} of {budget} states"]
-    paper, one = by_kind.get((fom, "recomputed")), by_kind.get((fom, "checkpointed:1"))
-    if paper and paper is not best:
-        said.append(f"{paper.time / best.time:.3g}× sooner than the paper's UFOM (FOM, recomputed, q = {paper.q:.3g})")
-    if paper and one:
-        gain, exact = paper.time / one.time_exact, "the exact gradient alone (q = 1)"
-        if gain > 1:
-            changes = f"with it {exact} is {gain:.3g}× sooner than the paper's UFOM"
-            said.append(f"one stored state already changes the answer: {changes}")
-        else:
-            said.append(f"one stored state does not overturn the paper's UFOM: with it {exact} takes {1 / gain:.3g}×")
-    given = moments_by_proxy.get(fom)
-    if given is not None and given.d2 >= given.v2:
-        said.append("FOM's D² ≥ V²: no better than a proxy of zero; keep K > 0 steps, or run the exact gradient")
-    return "; ".join(said)
+        raise UfomError(f"memory = {memory} cannot hold K = {shortest} states and φ_0: raise it, or measure K = 0")
+    moments = next(iter(moments_by_proxy.values()))
+    for sweep in _sweeps(r, Truncated(), states):
+        cost, held = CostModel(r, c1, c2, sweep, as_printed=False), states_held(r, Truncated(), sweep)
+        found.append(Candidate(Way(None, sweep), moments, cost, one * held, q=1))
+    return found

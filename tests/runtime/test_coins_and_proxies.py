@@ -117,7 +117,7 @@ def test_any_proxy_is_debiased():
         lambda theta, task: torch.zeros_like(theta), torch.full((4,), 0.2, dtype=F64), initial=torch.ones(3, dtype=F64),
         tasks=torch.arange(1.0, 7.0, dtype=F64).reshape(2, 3),
     )  # fmt: skip
-    theta, implicit = problem.initial, Implicit("neumann", iterations=3, warn_above=1e9)
+    theta, implicit = problem.initial, Implicit("neumann", steps=3, warn_above=1e9)
     proxy = hypergradient(problem, theta, problem.tasks, implicit, per_task=True)
     exact = unrolled_gradient(problem, theta, problem.tasks)
     estimator, q, c = UFOM(0.3, proxy=implicit, scale=0.8), 0.3, 0.8

@@ -48,7 +48,7 @@ def outcomes(method, problem, theta=THETA):
 
 
 def quiet(method):
-    return Implicit(method.solver, method.iterations, warn_above=99.0) if isinstance(method, Implicit) else method
+    return Implicit(method.solver, method.steps, warn_above=99.0) if isinstance(method, Implicit) else method
 
 
 CALLED = [name for name in METHODS if name not in ("adaptive-ufom", "reptile")]  # q changes; tested by itself

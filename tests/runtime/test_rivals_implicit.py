@@ -104,7 +104,7 @@ def test_plain_maml_is_refused_and_its_proximal_form_is_not():
     for solver in ("cg", "neumann"):
         with pytest.raises(UfomError, match=r"free of θ.*proximal\(problem, strength\)"):
             hypergradient(problem, problem.initial, tasks, Implicit(solver))
-    found = hypergradient(proximal(problem, 0.7), problem.initial, tasks, Implicit(iterations=4), per_task=True)
+    found = hypergradient(proximal(problem, 0.7), problem.initial, tasks, Implicit(steps=4), per_task=True)
     regularised = H + 0.7 * torch.eye(4, dtype=F64)  # iMAML: (I + H/λ)⁻¹ ∂L_out/∂φ at φ* = (H + λI)⁻¹(Hc + λθ)
     for g, c in zip(found, tasks, strict=True):
         phi = torch.linalg.solve(regularised, H @ c + 0.7 * problem.initial)
@@ -113,10 +113,10 @@ def test_plain_maml_is_refused_and_its_proximal_form_is_not():
 
 def test_far_from_a_stationary_point_it_warns():
     with pytest.warns(UserWarning, match=r"not near a stationary point.*above 0\.1"):
-        hypergradient(hyper(3), THETA, TASKS, Implicit(iterations=4))
+        hypergradient(hyper(3), THETA, TASKS, Implicit(steps=4))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        hypergradient(hyper(3), THETA, TASKS, Implicit(iterations=4, warn_above=1.0))
+        hypergradient(hyper(3), THETA, TASKS, Implicit(steps=4, warn_above=1.0))
 
 
 def test_a_series_that_diverges_is_said_to():
@@ -149,8 +149,8 @@ def linear():
     ("call", "message"),
     [
         (lambda: Implicit("lu"), "use cg or neumann"),
-        (lambda: Implicit(iterations=0), "at least 1"),
-        (lambda: Implicit(iterations=1.5), "must be an integer"),
+        (lambda: Implicit(steps=0), "at least 1"),
+        (lambda: Implicit(steps=1.5), "must be an integer"),
         (lambda: Implicit(damping=-1.0), "≥ 0"),
         (lambda: Implicit(step=0.1), "takes none"),
         (lambda: Implicit("neumann", step=0.0), "> 0"),

@@ -17,6 +17,7 @@ from ufom_theory import (
     UfomError,
     bias_bound,
     bias_bound_printed,
+    counted_candidates,
     diverging_problem,
     exponent,
     gradient_bound,
@@ -141,15 +142,16 @@ def choices(draw) -> dict:
 
 def judge_plan(v2, r, c1, c2, memory_slots, m, **biases):
     moments = {Truncated(int(name[3:])): Moments(d2, v2) for name, d2 in biases.items()}
-    found = plan(moments, r, c1, c2, memory_slots, m)
+    found = plan(counted_candidates(moments, r, c1, c2, memory_slots), memory_slots, m)
     assert found[0].slower == 1
     assert [c.slower for c in found] == sorted(c.slower for c in found)
     for c in found:
-        assert c.states <= memory_slots
-        assert c.time <= c.time_exact * (1 + 1e-12)
-        if c.q < 1:  # at q = 1 it is the exact gradient, whatever the proxy
-            alone = optimal_q(moments[c.proxy], CostModel(r, c1, c2, c.sweep, c.proxy), m).q
+        assert c.bytes <= memory_slots
+        if c.label.proxy:
+            alone = optimal_q(moments[c.label.proxy], c.candidate.cost, m).q
             assert c.q == pytest.approx(alone, rel=1e-9)
+        else:
+            assert c.q == 1
 
 
 def test_plans():

@@ -14,6 +14,8 @@ from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ufom_theory.checks import bytes_text
+
 _STATUS_COLOURS = {"proved": "green", "refuted": "red", "loose": "yellow", "not established": "dim"}
 
 
@@ -121,7 +123,9 @@ def print_measurement(name: str, report: dict[str, Any]) -> None:
     _print_predictions("FOM debiased, by sweep", ["sweep"], report["by_sweep"])
     _print_predictions("The recomputed sweep, by the length K of the proxy", ["K"], report["by_proxy"])
     _print_predictions(
-        "The best proxy and sweep, by the inner states held", ["states", "K", "sweep"], report["by_memory"]
+        "The best proxy and sweep, by the states held and the calls made",
+        ["states", "K", "sweep"],
+        report["by_memory"],
     )
     if report["bounds"]:
         rows = (
@@ -156,9 +160,15 @@ def _number(value: float | None) -> str:
 
 
 def print_plan(rows: list[dict[str, Any]]) -> None:
-    """`ufom plan`."""
-    cells = ([str(c["proxy"]), c["sweep"], f"{c['q']:.4g}", str(c["states"]), f"{c['slower']:.4g}"] for c in rows)
-    print_table(["K", "sweep", "q*", "states", "time, best = 1"], cells, left=("sweep",))
+    """`ufom plan`: counted, in states or bytes; or measured, with the time of a step."""
+
+    def cells(row: dict[str, Any]) -> list[str]:
+        q = ", ".join(f"{x:.3g}" for x in (row["q"] if isinstance(row["q"], tuple | list) else [row["q"]]))
+        ms = [f"{row['ms']:.3g}"] if "ms" in row else []
+        return [row["label"], q, *ms, bytes_text(row["bytes"]), f"{row['slower']:.4g}"]
+
+    headings = ["", "q*", *["ms"] * ("ms" in rows[0]), "held", "time, best = 1"]
+    print_table(headings, map(cells, rows), left=("",))
     print_bold(rows[0]["why"])
 
 

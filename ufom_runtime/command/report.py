@@ -16,7 +16,7 @@ from ufom_runtime.measure.constants import compare_bounds
 from ufom_runtime.measure.moments import MeasuredMoments, moments_by_proxy
 from ufom_runtime.problem import BilevelProblem, Tasks
 from ufom_runtime.training.processes import Processes
-from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, optimal_q, plan
+from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, counted_candidates, optimal_q, plan
 from ufom_theory.checks import integer, scalar
 from ufom_theory.laws import exponent_of
 
@@ -174,9 +174,10 @@ def _by_memory(
     """The best proxy, sweep and q for budgets of inner states that double from 1 to r."""
     rows: list[dict[str, Any]] = []
     for budget in sorted({2**i for i in range(20) if 2**i < cost.r} | {cost.r}):
-        best = plan(moments, cost.r, float(cost.c1), float(cost.c2), budget, m)[0]
-        chosen = replace(cost, sweep=best.sweep, proxy=best.proxy)
-        rows.append({"states": best.states, **_row(moments[best.proxy], chosen, m, exact)})
+        best = plan(counted_candidates(moments, cost.r, float(cost.c1), float(cost.c2), budget), budget, m)[0]
+        proxy, sweep = best.label
+        chosen = replace(cost, sweep=sweep, proxy=proxy or Truncated(), as_printed=False)
+        rows.append({"states": best.bytes, **_row(moments[chosen.proxy], chosen, m, exact)})
     return [row for i, row in enumerate(rows) if i == 0 or row["states"] != rows[i - 1]["states"]]
 
 

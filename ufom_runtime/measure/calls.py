@@ -17,7 +17,7 @@ from ufom_runtime.estimators import Estimator, hypergradient
 from ufom_runtime.measure.clock import alternate, median, refuse_unsure
 from ufom_runtime.memory import peak_bytes
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
-from ufom_theory import UfomError
+from ufom_theory import CostModel, UfomError
 from ufom_theory.checks import typed
 
 
@@ -48,6 +48,24 @@ class CallCost:
         """Mean seconds over the coins."""
         return float(sum(p * self.at(k) for k, p in enumerate(corrected_tasks(self.tasks, q, coin)) if p))
 
+    def cost(self, q: float, coin: Coin = "task") -> CostModel:
+        """C_det and C_rnd of one task, in seconds: the tangent at q of `expected`.
+
+        With a coin a task `expected` is concave in q where the first corrected task costs more than the others; it then
+        lies below its tangents, so that a best q by one of them is at least as good as it says.
+        """
+        n, least = self.tasks, self.seconds[0] / self.tasks
+        if coin == "batch":
+            slope = self.seconds[n] - self.seconds[0]
+        elif coin == "stratified":
+            k = min(math.floor(q * n), n - 1)
+            slope = n * (self.at(k + 1) - self.at(k))
+        else:
+            chances = corrected_tasks(n - 1, q, coin)
+            slope = n * float(sum(p * (self.at(k + 1) - self.at(k)) for k, p in enumerate(chances)))
+        slope = max(slope / n, 1e-3 * least)  # noise could make it negative
+        return CostModel.of(max(self.expected(q, coin) / n - q * slope, 1e-3 * least), slope)
+
 
 def corrected_tasks(n: int, q: float, coin: Coin) -> NDArray[np.float64]:
     """The probabilities that 0 … n of n tasks are corrected."""
@@ -73,6 +91,7 @@ def measure_calls(
     repeats: int = 5,
     chunk: int | None = None,
     compile: bool = False,
+    memory: int | None = None,
 ) -> CallCost:
     """Time and weigh `hypergradient(problem, theta, tasks, estimator, chunk=chunk, compile=compile)` by calling it.
 
@@ -87,6 +106,7 @@ def measure_calls(
             error is larger than a fifth of its time.
         repeats: rounds, 3 at least.
         chunk, compile: as in `hypergradient`.
+        memory: nothing is timed where a call holds more bytes; None: any.
 
     Raises:
         UfomError: as `hypergradient`; an estimator without coins; a time whose error stays larger than a fifth of it.
@@ -107,6 +127,8 @@ def measure_calls(
         one()
     known = (theta, *tasks.parts)
     weighed = max(peak_bytes(call(k), known) for k in ({n, max(n - 1, 1)} if 0 < q < 1 else can_be))
+    if memory is not None and weighed > memory:
+        return CallCost(n, {}, {}, weighed)
     times = np.array(alternate(calls, theta.device, seconds, max(3, repeats)))
     found = [median(column) for column in times.T]
     for k, (value, sem) in zip(asked, found, strict=True):

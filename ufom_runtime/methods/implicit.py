@@ -34,9 +34,9 @@ class Implicit(RowMethod):
 
     Attributes:
         solver: "cg", conjugate gradient (Pedregosa; Rajeswaran et al.), for a positive definite H + λI, or "neumann",
-            x = η·Σ_{k≤iterations} (I − η(H + λI))ᵏ·b (Lorraine et al.), which converges where its eigenvalues are in
+            x = η·Σ_{k≤steps} (I − η(H + λI))ᵏ·b (Lorraine et al.), which converges where its eigenvalues are in
             (0, 2/η).
-        iterations: Hessian-vector products of the solver, ≥ 1.
+        steps: Hessian-vector products of the solver, ≥ 1.
         damping: λ ≥ 0, added to the Hessian H = ∂²L_in/∂φ².
         step: η of the Neumann series; None: the last inner step size, as Lorraine et al. take it.
         warn_above: a `UserWarning` is given where a task's `stationarity` is above it.
@@ -47,7 +47,7 @@ class Implicit(RowMethod):
     """
 
     solver: Literal["cg", "neumann"] = "cg"
-    iterations: int = 10
+    steps: int = 10
     damping: float = 0.0
     step: float | None = None
     warn_above: float = 0.1
@@ -55,7 +55,7 @@ class Implicit(RowMethod):
     def __post_init__(self) -> None:
         if not isinstance(self.solver, str) or self.solver not in ("cg", "neumann"):
             raise UfomError(f"solver {self.solver!r} is unknown: use cg or neumann")
-        scalar("iterations", self.iterations, integer, 1)
+        scalar("steps", self.steps, integer, 1)
         scalar("damping", self.damping, finite, "a finite number ≥ 0", 0.0)
         scalar("warn_above", self.warn_above, positive)
         if self.step is not None:
@@ -64,8 +64,8 @@ class Implicit(RowMethod):
                 raise UfomError(f"step = {self.step:g} goes with solver='neumann': conjugate gradient takes none")
 
     def calls(self, r: int, s: int = 1) -> Calls:
-        """r + 2 gradients, one of them ∂L_in/∂φ(φ_r), and a product an iteration and one for the mixed block."""
-        return Calls(r + 2, self.iterations + 1)
+        """r + 2 gradients, one of them ∂L_in/∂φ(φ_r); a product a step of the solver, and one for the mixed block."""
+        return Calls(r + 2, self.steps + 1)
 
     def states(self, r: int, s: int = 1) -> int:
         """None: the solver's vectors do not grow with r."""
@@ -107,9 +107,9 @@ class Implicit(RowMethod):
             return product(x)[1]
 
         if self.solver == "cg":
-            x = conjugate_gradient(hessian, b, self.iterations)
+            x = conjugate_gradient(hessian, b, self.steps)
         else:
-            x = neumann_series(hessian, b, self.iterations, problem.alphas[-1] if self.step is None else self.step)
+            x = neumann_series(hessian, b, self.steps, problem.alphas[-1] if self.step is None else self.step)
         mixed, image = product(x)
         residual, stationarity = _ratio((b - image).norm(dim=1), b.norm(dim=1)), _ratio(g.detach().norm(dim=1), g0)
         self._warn(float(residual.max()), float(stationarity.max()))
@@ -129,8 +129,8 @@ class Implicit(RowMethod):
             )
 
 
-def conjugate_gradient(product: Product, b: Tensor, iterations: int) -> Tensor:
-    """x with Ax ≈ b, one system a row, after `iterations` products with the positive definite A; from x = 0.
+def conjugate_gradient(product: Product, b: Tensor, steps: int) -> Tensor:
+    """x with Ax ≈ b, one system a row, after `steps` products with the positive definite A; from x = 0.
 
     Raises:
         UfomError: negative curvature, pᵀAp < 0, is met.
@@ -138,7 +138,7 @@ def conjugate_gradient(product: Product, b: Tensor, iterations: int) -> Tensor:
     x, residual, direction = torch.zeros_like(b), b, b
     square = b.square().sum(1, keepdim=True)
     done = square * torch.finfo(b.dtype).eps ** 2  # beyond it directions are rounding errors
-    for _ in range(iterations):
+    for _ in range(steps):
         image = product(direction)
         curvature = (direction * image).sum(1, keepdim=True)
         going = square > done
@@ -156,10 +156,10 @@ def conjugate_gradient(product: Product, b: Tensor, iterations: int) -> Tensor:
     return x
 
 
-def neumann_series(product: Product, b: Tensor, iterations: int, eta: float) -> Tensor:
-    """η·Σ_{k≤iterations} (I − ηA)ᵏb, whose residual is (I − ηA)^{iterations+1}·b."""
+def neumann_series(product: Product, b: Tensor, steps: int, eta: float) -> Tensor:
+    """η·Σ_{k≤steps} (I − ηA)ᵏb, whose residual is (I − ηA)^{steps+1}·b."""
     term = total = b
-    for _ in range(iterations):
+    for _ in range(steps):
         term = term - eta * product(term)
         total = total + term
     return eta * total
