@@ -229,7 +229,9 @@ def proxy_length(problem: BilevelProblem, proxy: Truncated) -> int:
 
 def as_proxy(proxy: object) -> Truncated:
     """A proxy as it is, or that of an estimator with q = 0; FOM for None; else `UfomError`."""
-    found = proxy.proxy if isinstance(proxy, Estimator) and proxy.q == 0 else proxy or Truncated()
+    found = Truncated() if proxy is None else proxy
+    if isinstance(found, Estimator) and found.q == 0:
+        found = found.proxy
     if not isinstance(found, Truncated):
         raise UfomError(f"proxy = {proxy!r}: give FOM, HELD, or Truncated(K) for the last K backward steps")
     return found
