@@ -8,6 +8,7 @@ import torch
 from torch.optim.lr_scheduler import ConstantLR, ExponentialLR, OneCycleLR, ReduceLROnPlateau, SequentialLR
 
 from ufom_runtime import EXACT, FOM, METHODS, UFOM, Run, Stopped, hypergradient, outer_sgd, train
+from ufom_runtime.inner import sgd
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_runtime.training.resume import Checkpoint
 from ufom_runtime.training.seeds import generator
@@ -204,6 +205,34 @@ def test_a_state_of_another_loss_or_start_is_refused_and_another_chunk_is_not(tm
         changed = replace(PROBLEM, **{name: other})
         with pytest.raises(UfomError, match="is of another run: on the first task its"):
             go(problem=changed, checkpoint=tmp_path)
+
+
+class Cube(torch.autograd.Function):
+    """Σφ³, which cannot be differentiated twice, so no exact hypergradient tells one update from another."""
+
+    @staticmethod
+    def forward(ctx, phi):
+        ctx.save_for_backward(phi)
+        return phi.pow(3).sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        return 3 * g * ctx.saved_tensors[0] ** 2
+
+
+@pytest.mark.filterwarnings("ignore:the tasks of this problem run one after another")
+def test_a_state_of_another_inner_update_is_refused_without_second_derivatives_too(tmp_path):
+    inner_loss = PROBLEM.inner_loss
+
+    def run(rate):
+        loss = lambda theta, phi, task: inner_loss(theta, phi, task) + 0.01 * Cube.apply(phi)  # noqa: E731
+        problem = replace(PROBLEM, inner_loss=loss, step_sizes=None, update=sgd(rate), steps=3)
+        return go(problem=problem, estimator=FOM, checkpoint=tmp_path)
+
+    run(0.1)
+    with pytest.raises(UfomError, match="on the first task its φ_r at θ_0 is another"):
+        run(0.11)
 
 
 def test_a_start_that_the_run_changes_is_refused():

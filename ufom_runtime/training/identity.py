@@ -8,10 +8,11 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from ufom_runtime.algorithms import first_state
+from ufom_runtime.algorithms import first_state, inner_loop
 from ufom_runtime.derivatives import count_calls, inner_tasks, phi_of, row_losses
 from ufom_runtime.estimators import Estimator, hypergradient
 from ufom_runtime.problem import BilevelProblem, Tasks
+from ufom_runtime.steps import Steps
 from ufom_theory import Sweep, UfomError
 
 
@@ -22,12 +23,14 @@ class Identity:
     Attributes:
         start: φ_0 and the first state of the inner update, shape (1, P).
         losses: L_in and L_out at (θ_0, φ_0), shape (2,).
+        end: φ_r and the last state, shape (1, P).
         gradient: the exact hypergradient, shape (s,); zeros where it cannot be computed, as for losses without second
             derivatives.
     """
 
     start: Tensor
     losses: Tensor
+    end: Tensor
     gradient: Tensor
 
     @classmethod
@@ -40,13 +43,14 @@ class Identity:
                 {"inner_loss": inner_tasks(problem, task, 0), "outer_loss": task},
             )
             losses = torch.stack([row_losses(problem, name, rows, phi, of).reshape(()) for name, of in seen.items()])
-        with count_calls():
+        with count_calls(), torch.enable_grad():
+            end = inner_loop(Steps(problem, rows, task, products=False), x)
             try:
                 exact = Estimator(1.0, Sweep.checkpointed(math.isqrt(problem.r)))
                 gradient = hypergradient(problem, theta, task, exact)
             except (UfomError, RuntimeError):
                 gradient = torch.zeros_like(theta)
-        return cls(x, losses.to(theta.dtype), gradient)
+        return cls(x, losses.to(theta.dtype), end.detach(), gradient)
 
     def tensors(self) -> dict[str, Tensor]:
         """As a checkpoint stores them."""
@@ -58,7 +62,12 @@ class Identity:
         Raises:
             UfomError: a difference beyond 10·√eps, relative.
         """
-        said = {"start": "φ_0", "losses": "losses at (θ_0, φ_0)", "gradient": "exact hypergradient at θ_0"}
+        said = {
+            "start": "φ_0",
+            "end": "φ_r at θ_0",
+            "losses": "losses at (θ_0, φ_0)",
+            "gradient": "exact hypergradient at θ_0",
+        }
         for name, value in self.tensors().items():
             found, here = tensors[name].double().nan_to_num(), value.detach().cpu().double().nan_to_num()
             tolerance = 10 * torch.finfo(value.dtype).eps ** 0.5

@@ -180,7 +180,7 @@ def _safetensors() -> Any:
 def describe(problem: BilevelProblem, theta: Tensor, tasks: Task) -> dict[str, Any]:
     """What tells one run from another to the bit, as JSON: θ_0, the inner steps, and the first tasks drawn."""
     return {
-        "form": 2,
+        "form": 3,
         "problem": type(problem).__name__,
         "r": problem.r,
         "inner step sizes": None if problem.update else fingerprint(torch.tensor(problem.alphas, dtype=torch.float64)),
