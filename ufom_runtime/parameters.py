@@ -83,7 +83,8 @@ class FlatModule:
         """The module's output on these inputs with its adapted parameters taken from `vector`, shape (p,).
 
         Raises:
-            UfomError: a vector of another shape, or a module that has been changed so that it is no longer a function.
+            UfomError: a vector of another shape, or a module that is no longer a function of its parameters: it was
+                changed, or changes a buffer when it is called (spectral norm in training mode).
         """
         pieces = {id(p): piece for p, piece in zip(self._parameters, self._split(vector), strict=True)}
         with _SWAPPED:
@@ -92,15 +93,23 @@ class FlatModule:
             places = [(x, name, p) for x in layers for name, p in x._parameters.items() if p is not None]
             if not pieces.keys() <= {id(p) for _, _, p in places}:
                 raise UfomError("parameters of the module have been replaced since FlatModule(module): make it anew")
+            buffers = _buffers(layers)
             try:
                 for layer, name, p in places:
                     layer._parameters[name] = pieces.get(id(p), p.detach())  # type: ignore[assignment]
-                return self.module(*inputs, **keywords)
+                found = self.module(*inputs, **keywords)
             finally:
                 for layer, name, p in places:
                     layer._parameters[name] = p
                     if isinstance(layer, nn.RNNBase):  # which keeps a second list of them
                         setattr(layer, name, p)
+        for layer, name, b, version in buffers:
+            if b._version != version:
+                raise UfomError(
+                    f"layer {_name(self.module, layer)} changed its buffer {name!r} when it was called, so that it is "
+                    "not a function of its parameters: call .eval() on it"
+                )
+        return found
 
     def write_grad(self, gradient: Tensor) -> None:
         """Set `.grad` of the adapted parameters to `gradient`, shape (p,), for your own optimizer; else `UfomError`."""
@@ -168,6 +177,12 @@ def _refuse_hidden_state(module: nn.Module) -> None:
             )
         if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
             raise UfomError(f"layer {_name(module, layer)} drops units at random: call .eval() on it, or set p=0")
+
+
+def _buffers(layers: list[nn.Module]) -> list[tuple[nn.Module, str, Tensor, int]]:
+    """Layer, name, buffer and the number of its changes in place, where torch counts them."""
+    every = [(x, name, b) for x in layers for name, b in x._buffers.items()]
+    return [(x, name, b, b._version) for x, name, b in every if b is not None and not b.is_inference()]
 
 
 def _name(module: nn.Module, layer: nn.Module) -> str:

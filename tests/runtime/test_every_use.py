@@ -143,3 +143,13 @@ def test_activation_checkpointing_in_the_start_or_the_update_is_refused(where, s
         elif estimator is not HELD and where == "start":
             expected = unrolled_gradient(problem, theta, TASKS)[0]
             torch.testing.assert_close(hypergradient(problem, theta, TASKS, estimator), expected)
+
+
+def test_a_module_that_begins_to_change_a_buffer_is_refused():
+    layer = torch.nn.utils.parametrizations.spectral_norm(nn.Linear(4, 1, dtype=F64))
+    net = FlatModule(layer.eval())
+    problem = learning(net)
+    hypergradient(problem, net.vector(), TASKS, RECOMPUTED)
+    layer.train()
+    with pytest.raises(UfomError, match=r"changed its buffer '_[uv]' when it was called.*\.eval\(\)"):
+        hypergradient(problem, net.vector(), TASKS, RECOMPUTED)
