@@ -12,7 +12,9 @@ from ufom_runtime import (
     RECOMPUTED,
     UFOM,
     Estimator,
+    Roulette,
     choose_chunk,
+    count_calls,
     forecast,
     hypergradient,
     measure_cost,
@@ -101,3 +103,34 @@ def test_loop_or_vmap_by_the_clock(monkeypatch, together, chunk):
 def test_the_clock_itself_is_asked():
     problem = quadratic(dim=2)
     assert choose_chunk(problem, problem.initial, problem.sample(3, torch.Generator().manual_seed(0)), FOM) in (None, 1)
+
+
+def test_a_draw_of_another_method_is_averaged(monkeypatch):
+    """A roulette's calls, with a clock that counts calls: their mean is what it declares, within four errors."""
+    problem, roulette = quadratic(dim=2, r=6), Roulette((0, 2, 6), (0.6, 0.2))
+    tasks = problem.sample(8, torch.Generator().manual_seed(0))
+
+    def seconds(function, device):
+        with count_calls() as made:
+            function()
+        return made.price() / 8
+
+    monkeypatch.setattr(clock, "took", seconds)
+    found = forecast(problem, problem.initial, tasks, roulette)
+    spread = sum(q * c**2 for q, c in zip(roulette.survival, roulette.costs()[1:], strict=True)) / 8 / 16
+    assert abs(found.seconds - roulette.calls(6).price()) < 4 * spread**0.5
+    assert found.bytes > 0
+
+
+@pytest.mark.parametrize("sweep", [Sweep.stored(), Sweep.unrolled()], ids=str)
+def test_the_steps_of_a_sweep_add_up_to_its_call(sweep):
+    """By the operations that are run: C1·(r + 1) + C2·r against the exact gradient's; unrolled products cost less."""
+    problem = digits_few_shot(filters=3, r=12)
+    tasks = problem.sample(2, torch.Generator().manual_seed(0))
+    cost = measure_cost(problem, problem.initial, tasks, sweep=sweep, seconds=0.0, repeats=5)
+    exact = Estimator(1.0, sweep)
+    hypergradient(problem, problem.initial, tasks, exact)
+    made = clock.took(lambda: hypergradient(problem, problem.initial, tasks, exact), problem.initial.device)
+    assert 2 * (cost.c_det + cost.c_rnd) == pytest.approx(made, rel=0.15)
+    other = measure_cost(problem, problem.initial, tasks, seconds=0.0, repeats=5)
+    assert (cost.c2 < 0.9 * other.c2) == (sweep == Sweep.unrolled())

@@ -1,0 +1,258 @@
+"""What estimators cost on this machine: `python -m studies.estimator_costs table|batch|forecast|plan`.
+
+All times are CPU seconds of one thread, so that a busy machine does not show, and medians of calls made in turns. Each
+part prints its rows as JSON, one a line; with `--out FILE` they are written there, too. `table` and `batch` also run on
+an older version of the package, as far as it has the sweeps, so that two versions can be compared row by row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from ufom_runtime import EXACT, FOM, RECOMPUTED, UFOM, BilevelProblem, Estimator, FlatModule, hypergradient
+from ufom_runtime.problem import Tasks
+from ufom_theory import Sweep, Truncated, UfomError
+
+Row = dict[str, Any]
+UNROLLED = Estimator(1.0, Sweep.unrolled())
+SWEEPS = (Sweep.stored(), Sweep.unrolled(), Sweep.recomputed(), Sweep.checkpointed(3))
+
+
+def digits_maml(r: int = 10) -> BilevelProblem:
+    """Digits MAML with a net of 64-32-5 units, r = 10."""
+    from ufom_runtime.problems.few_shot import digits_few_shot
+
+    torch.manual_seed(0)
+    net = FlatModule(nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 5)))
+    return BilevelProblem(
+        inner_loss=lambda theta, phi, task: cross_entropy(net(phi, task[0]), task[1]),
+        outer_loss=lambda theta, phi, task: cross_entropy(net(phi, task[2]), task[3]),
+        start=lambda theta, task: theta,
+        step_sizes=[0.1] * r,
+        sample_tasks=digits_few_shot().sample_tasks,
+        initial=net.vector(),
+    )
+
+
+def problems() -> dict[str, Callable[[], BilevelProblem]]:
+    """Five problems for the forecasts, small enough to be called thousands of times."""
+    from ufom_runtime.problems.few_shot import digits_few_shot
+    from ufom_runtime.problems.hypercleaning import digits_hypercleaning
+    from ufom_runtime.problems.quadratic import quadratic
+    from ufom_runtime.problems.synthetic import synthetic
+
+    return {
+        "synthetic": synthetic,
+        "quadratic": lambda: quadratic(dim=20, r=10),
+        "digits MAML": digits_maml,
+        "digits few-shot": lambda: digits_few_shot(filters=4, r=5),
+        "digits hypercleaning": lambda: digits_hypercleaning(n_train=200, n_validation=200, r=10),
+    }
+
+
+def batch_of(problem: BilevelProblem, n: int) -> Tasks:
+    """n tasks; those of a finite Ω are repeated."""
+    if problem.tasks is None:
+        return Tasks.of(problem.sample(n, torch.Generator().manual_seed(0)))
+    every = Tasks.of(problem.tasks)
+    return every.take(torch.arange(n) % len(every))
+
+
+def cpu(function: Callable[[], object], device: object = None) -> float:
+    """CPU seconds of one call in this thread."""
+    begin = time.thread_time()
+    function()
+    return time.thread_time() - begin
+
+
+def medians(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """CPU milliseconds of each, in turns, after one call that does not count."""
+    for call in calls.values():
+        call()
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            found[name].append(cpu(call))
+    return {name: round(1e3 * statistics.median(x), 3) for name, x in found.items()}
+
+
+def table(rounds: int) -> Iterator[Row]:
+    """The issue of batches: digits MAML, r = 10, milliseconds a call by the number of tasks."""
+    problem = digits_maml()
+    assert problem.initial is not None
+    theta = problem.initial
+    for n in (1, 16, 64):
+        run = partial(hypergradient, problem, theta, batch_of(problem, n), generator=torch.Generator().manual_seed(0))
+        named = {
+            "FOM": FOM, "unrolled": UNROLLED, "EXACT": EXACT, "UFOM(.05, stored)": UFOM(0.05, Sweep.stored()),
+            "the same, one coin": UFOM(0.05, Sweep.stored(), coin="batch"), "UFOM(.25, recomputed)": UFOM(0.25),
+            "UFOM(.25, stored)": UFOM(0.25, Sweep.stored()), "UFOM(.25, unrolled)": UFOM(0.25, Sweep.unrolled()),
+            "UFOM(.25, 3 slots)": UFOM(0.25, Sweep.checkpointed(3)), "RECOMPUTED": RECOMPUTED,
+        }  # fmt: skip
+        yield {"tasks": n, **medians({name: partial(run, e) for name, e in named.items()}, rounds)}
+
+
+def batch(rounds: int) -> Iterator[Row]:
+    """UFOM(.25) of B tasks, k = B/4 of them corrected, over FOM(B) with the backward sweep of k, FOM(B − k) with k."""
+    problem = digits_maml()
+    assert problem.initial is not None
+    theta = problem.initial
+    for n in (16, 64):
+        tasks, k = batch_of(problem, n), n // 4
+        few, rest, coins = tasks.take(slice(k)), tasks.take(slice(k, n)), torch.arange(n) < k
+        for sweep in SWEEPS:
+            ufom, exact = UFOM(0.25, sweep), Estimator(1.0, sweep)
+            calls: dict[str, Callable[[], object]] = {
+                "ufom": partial(hypergradient, problem, theta, tasks, ufom, coins=coins),
+                "fom": partial(hypergradient, problem, theta, tasks, FOM),
+                "exact of k": partial(hypergradient, problem, theta, few, exact),
+                "fom of k": partial(hypergradient, problem, theta, few, FOM),
+                "fom of the rest": partial(hypergradient, problem, theta, rest, FOM),
+            }
+            x = medians(calls, rounds)
+            yield {
+                "tasks": n, "sweep": str(sweep), **x,
+                "over one pass": round(x["ufom"] / (x["fom"] + x["exact of k"] - x["fom of k"]), 3),
+                "over two calls": round(x["ufom"] / (x["fom of the rest"] + x["exact of k"]), 3),
+            }  # fmt: skip
+
+
+def forecasts(rounds: int) -> Iterator[Row]:
+    """`forecast` against the mean of as many calls, and their largest bytes: five problems, six estimators, four B."""
+    from ufom_runtime import forecast, peak_bytes
+    from ufom_runtime.measure import clock
+
+    clock.took = cpu
+    estimators = {
+        "FOM": FOM, "exact, stored": EXACT, "exact, recomputed": RECOMPUTED, "exact, unrolled": UNROLLED,
+        "UFOM(.25), 3 slots": UFOM(0.25, Sweep.checkpointed(3)),
+        "UFOM(.1) on K = 1, stored, one coin": UFOM(0.1, Sweep.stored(), Truncated(1), coin="batch"),
+    }  # fmt: skip
+    for name, make in problems().items():
+        problem = make()
+        assert problem.initial is not None
+        theta = problem.initial if problem.initial.ndim == 1 else problem.initial[0]
+        for n in (1, 4, 16, 64):
+            tasks = batch_of(problem, n)
+            known = (theta, *tasks.parts)
+            for label, estimator in estimators.items():
+                row: Row = {"problem": name, "estimator": label, "tasks": n}
+                try:
+                    foreseen = forecast(problem, theta, tasks, estimator)
+                except UfomError as error:
+                    yield {**row, "refused": str(error)}
+                    continue
+                mean = _measured(problem, theta, tasks, estimator, rounds)
+                held = max(
+                    peak_bytes(partial(hypergradient, problem, theta, tasks, estimator, coins=coins), known)
+                    for coins in _coins(n, estimator)
+                )
+                yield {
+                    **row, "ms": round(1e3 * foreseen.seconds, 3), "measured ms": round(1e3 * mean, 3),
+                    "bytes": foreseen.bytes, "measured bytes": held,
+                    "time": round(foreseen.seconds / mean, 3), "memory": round(foreseen.bytes / held, 3),
+                }  # fmt: skip
+
+
+def _coins(n: int, e: Estimator) -> list[torch.Tensor]:
+    """One pattern for each number of corrected tasks that matters."""
+    if e.q in (0.0, 1.0):
+        return [torch.full((n,), e.q == 1.0)]
+    counts = (0, n) if e.coin == "batch" else (0, max(1, round(e.q * n)), n)
+    return [torch.arange(n) < k for k in counts]
+
+
+def _measured(problem: BilevelProblem, theta: torch.Tensor, tasks: Tasks, e: Estimator, rounds: int) -> float:
+    """Mean CPU seconds over the coins: the median for each number of corrected tasks, weighted by its probability."""
+    from ufom_runtime.measure.calls import corrected_tasks
+
+    n = len(tasks)
+    if e.q in (0.0, 1.0):
+        weights = {n if e.q else 0: 1.0}
+    else:
+        weights = {k: float(p) for k, p in enumerate(corrected_tasks(n, e.q, e.coin)) if p > 0.02}
+    calls: dict[str, Callable[[], object]] = {
+        str(k): partial(hypergradient, problem, theta, tasks, e, coins=torch.arange(n) < k) for k in weights
+    }
+    found = medians(calls, rounds)
+    return sum(p * found[str(k)] for k, p in weights.items()) / sum(weights.values()) / 1e3
+
+
+def plans(rounds: int) -> Iterator[Row]:
+    """What `plan_estimators` chooses in 1, 10 and 100 MB, its time and bytes foreseen and measured."""
+    from ufom_runtime import peak_bytes, plan_estimators
+    from ufom_runtime.measure import clock
+    from ufom_runtime.problems.few_shot import omniglot_few_shot
+    from ufom_runtime.problems.hypercleaning import digits_hypercleaning, mnist_hypercleaning
+
+    clock.took = cpu
+    cases: dict[str, tuple[Callable[[], BilevelProblem], int]] = {
+        "digits MAML": (digits_maml, 4), "digits hypercleaning": (digits_hypercleaning, 1),
+        "Omniglot": (lambda: omniglot_few_shot(ways=5, r=5), 2),
+        "MNIST hypercleaning": (lambda: mnist_hypercleaning(n_train=500, n_validation=500, r=20), 1),
+    }  # fmt: skip
+    for name, (make, n) in cases.items():
+        problem = make()
+        assert problem.initial is not None
+        theta = problem.initial if problem.initial.ndim == 1 else problem.initial[0]
+        drawn = None if problem.tasks is not None else problem.sample(8, torch.Generator().manual_seed(1))
+        tasks = batch_of(problem, n)
+        for memory in ("1MB", "10MB", "100MB"):
+            row: Row = {"problem": name, "memory": memory, "tasks": n}
+            try:
+                best = plan_estimators(problem, theta, drawn, memory, outer="tuned", batch=n, seconds=0.1)[0]
+            except UfomError as error:
+                yield {**row, "refused": str(error)}
+                continue
+
+            run = partial(_drawn, problem, theta, tasks, best.estimator)
+            seconds = [cpu(partial(run, seed)) for seed in range(rounds)]
+            held = max(peak_bytes(partial(run, seed), (theta, *tasks.parts)) for seed in range(min(rounds, 6)))
+            yield {
+                **row, "choice": best.label, "q": best.q, "ms": round(1e3 * best.seconds, 2),
+                "measured ms": round(1e3 * statistics.mean(seconds), 2), "bytes": best.bytes, "measured bytes": held,
+                "why": best.why,
+            }  # fmt: skip
+
+
+def _drawn(problem: BilevelProblem, theta: torch.Tensor, tasks: Tasks, method: Any, seed: int) -> object:
+    """One call with the coins of a seed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return hypergradient(problem, theta, tasks, method, generator=torch.Generator().manual_seed(seed))
+
+
+PARTS = {"table": table, "batch": batch, "forecast": forecasts, "plan": plans}
+
+
+def main() -> None:
+    """Run one part."""
+    parser = argparse.ArgumentParser(prog="python -m studies.estimator_costs", description=__doc__)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    found = []
+    for row in PARTS[options.part](options.rounds):
+        print(json.dumps(row, ensure_ascii=False), flush=True)
+        found.append(row)
+    if options.out:
+        lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in found)
+        options.out.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
