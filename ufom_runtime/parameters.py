@@ -107,7 +107,7 @@ class FlatModule:
             if b._version != version:
                 raise UfomError(
                     f"layer {_name(self.module, layer)} changed its buffer {name!r} when it was called, so that it is "
-                    "not a function of its parameters: call .eval() on it"
+                    "not a function of its parameters: call .eval() on it, or pass what changes in the task"
                 )
         return found
 
