@@ -239,8 +239,9 @@ def counted_candidates(
     c2: float,
     memory: int | str,
     state_bytes: int = 1,
+    as_printed: bool = False,
 ) -> list[Candidate]:
-    """Every proxy with every sweep, and the exact gradient, by the calls that are made and the inner states held.
+    """Every proxy with every sweep, and the exact gradient, by counted calls and the inner states held.
 
     The labels are pairs (proxy, sweep), the proxy None for the exact gradient.
 
@@ -251,6 +252,7 @@ def counted_candidates(
         c2: cost of a Hessian-vector product, in the same unit.
         memory: bytes that may be held; it says how many checkpoints are worth a candidate.
         state_bytes: bytes of one state; 1: the memory is a number of states. See `states_held`.
+        as_printed: whether calls are counted as in Proposition 1, not as they are made; as in `CostModel`.
 
     >>> best, *_ = plan(counted_candidates({Truncated(): Moments(0.1, 1.0)}, 100, 1.0, 1.0, memory=2), 2, m=2)
     >>> print(best.label, f"{best.q:.3f}")
@@ -271,13 +273,13 @@ def counted_candidates(
         instance("a key of moments_by_proxy", proxy, Truncated, "write Truncated(K), K = 0 for FOM")
         proxy.refuse_beyond(r)
         for sweep in _sweeps(r, proxy, states):
-            cost = CostModel(r, c1, c2, sweep, proxy, as_printed=False)
+            cost = CostModel(r, c1, c2, sweep, proxy, as_printed=as_printed)
             found.append(Candidate(Way(proxy, sweep), moments, cost, one * states_held(r, proxy, sweep)))
     if not found:
         shortest = min(proxy.steps for proxy in moments_by_proxy)
         raise UfomError(f"memory = {memory} cannot hold K = {shortest} states and φ_0: raise it, or measure K = 0")
     moments = next(iter(moments_by_proxy.values()))
     for sweep in _sweeps(r, Truncated(), states):
-        cost, held = CostModel(r, c1, c2, sweep, as_printed=False), states_held(r, Truncated(), sweep)
+        cost, held = CostModel(r, c1, c2, sweep, as_printed=as_printed), states_held(r, Truncated(), sweep)
         found.append(Candidate(Way(None, sweep), moments, cost, one * held, q=1))
     return found

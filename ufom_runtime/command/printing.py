@@ -123,7 +123,7 @@ def print_measurement(name: str, report: dict[str, Any]) -> None:
     _print_predictions("FOM debiased, by sweep", ["sweep"], report["by_sweep"])
     _print_predictions("The recomputed sweep, by the length K of the proxy", ["K"], report["by_proxy"])
     _print_predictions(
-        "The best proxy and sweep, by the states held and the calls made",
+        "The best proxy and sweep, by the inner states held",
         ["states", "K", "sweep"],
         report["by_memory"],
     )

@@ -174,9 +174,10 @@ def _by_memory(
     """The best proxy, sweep and q for budgets of inner states that double from 1 to r."""
     rows: list[dict[str, Any]] = []
     for budget in sorted({2**i for i in range(20) if 2**i < cost.r} | {cost.r}):
-        best = plan(counted_candidates(moments, cost.r, float(cost.c1), float(cost.c2), budget), budget, m)[0]
+        every = counted_candidates(moments, cost.r, float(cost.c1), float(cost.c2), budget, as_printed=True)
+        best = plan(every, budget, m)[0]
         proxy, sweep = best.label
-        chosen = replace(cost, sweep=sweep, proxy=proxy or Truncated(), as_printed=False)
+        chosen = replace(cost, sweep=sweep, proxy=proxy or Truncated())
         rows.append({"states": best.bytes, **_row(moments[chosen.proxy], chosen, m, exact)})
     return [row for i, row in enumerate(rows) if i == 0 or row["states"] != rows[i - 1]["states"]]
 
