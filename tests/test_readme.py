@@ -116,7 +116,8 @@ def test_a_page_does_what_it_says(page, tmp_path, monkeypatch, capsys):
             printed, names = blocks["run"](text, names)
             options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
             assert doctest.OutputChecker().check_output(expected, printed, options), printed
-    sys.modules.pop("mine", None)
+    for file in tmp_path.glob("*.py"):
+        sys.modules.pop(file.stem, None)
 
 
 def test_the_version_is_the_same_everywhere():

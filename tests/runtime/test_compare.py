@@ -338,7 +338,7 @@ def ufom_compare(capsys, monkeypatch, problem, *options):
     return stop.value.code, found.out, found.err
 
 
-def test_the_command_prints_a_table_of_80_columns_and_the_sentence(fixed_costs, capsys, monkeypatch):
+def test_the_command_prints_a_table_of_80_columns_and_the_sentence(fixed_costs, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "80")
     problem = finite(noise=0.1)
     code, out, _ = ufom_compare(capsys, monkeypatch, problem, "--memory", "50MB")
@@ -348,8 +348,15 @@ def test_the_command_prints_a_table_of_80_columns_and_the_sentence(fixed_costs, 
     assert {"script", "FOM", "exact", "UFOM"} <= {line.split()[0] for line in table.splitlines()}
     expected = compare(problem, problem.initial, None, "tuned", BATCH, "50MB")
     assert expected.why in said
-    found = json.loads(ufom_compare(capsys, monkeypatch, problem, "--memory", "50MB", "--json")[1])
+    page = ("--html", str(tmp_path / "decision.html"))
+    found = json.loads(ufom_compare(capsys, monkeypatch, problem, "--memory", "50MB", "--json", *page)[1])
     assert (found["why"], len(found["rows"])) == (expected.why, len(expected.table))
+    assert f"{len(expected.table) - len(table.splitlines()) + 2} more rows" in out
+    shown = (tmp_path / "decision.html").read_text(encoding="utf-8").split("const measured = ")[1].split(";\n")[0]
+    shown = json.loads(shown)
+    assert shown["decision"] == {"why": expected.why, "rows": found["rows"]}
+    assert (shown["point"]["law"], shown["point"]["batch"]) == ("tuned", BATCH)
+    assert shown["stateBytes"] == PARTS.bytes_state // BATCH
 
 
 def test_the_command_reads_theta_from_a_file(fixed_costs, capsys, monkeypatch, tmp_path):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ufom_runtime.command.options import read_theta
+from ufom_runtime.command.options import HtmlOption, ThetaOption, read_theta, refuse_folder
 from ufom_runtime.command.plain import json_text
 from ufom_theory.laws import parse_outer
+
+_SHOWN = 10  # rows, besides the script, FOM and the exact gradients
 
 
 def compare_command(
@@ -18,9 +19,7 @@ def compare_command(
     outer: Annotated[str, typer.Option(help="Outer steps: adam:1e-3, sgd:0.05, tuned, decay:0.5:1 or paper.")],
     batch: Annotated[int, typer.Option(help="Tasks an outer step.")] = 4,
     memory: Annotated[str | None, typer.Option(help="Bytes that a step may hold, as 50MB or 1GiB; else any.")] = None,
-    theta: Annotated[
-        Path | None, typer.Option(help="A .npy file with θ, shape (s,), or (k, s) along a run; else the problem's.")
-    ] = None,
+    theta: ThetaOption = None,
     steps: Annotated[int | None, typer.Option(help="Look so many outer steps ahead; else one.")] = None,
     seconds: Annotated[float | None, typer.Option(help="Look so many seconds of the script ahead.")] = None,
     pilot: Annotated[int | None, typer.Option(help="Steps of the pilot run, by which it looks ahead.")] = None,
@@ -30,6 +29,7 @@ def compare_command(
     device: Annotated[str | None, typer.Option(help="cpu or cuda, for built-in problems.")] = None,
     chunk: Annotated[int | None, typer.Option(help="Tasks run together; 1 for losses that vmap cannot take.")] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Trace and compile the steps first.")] = False,
+    html: HtmlOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what to run, FOM, UFOM or exact, and how much sooner it is.
@@ -42,6 +42,8 @@ def compare_command(
     from ufom_runtime.problems import load_problem
 
     parse_outer(outer)  # refused before any data are read
+    if html is not None:
+        refuse_folder(html)
     loaded = load_problem(problem, device)
     at = read_theta(theta, loaded)
     drawn = None
@@ -56,6 +58,10 @@ def compare_command(
         print(json_text({"problem": problem, "outer": outer, "best": repr(found.best), "why": found.why, "rows": rows}))
     else:
         _print(rows, found.why)
+    if html is not None:  # last: a file that cannot be written costs no measurement
+        from ufom_runtime.command.explorer import write_explorer
+
+        write_explorer(html, problem, found.measured, {"why": found.why, "rows": rows})
 
 
 def _print(rows: list[dict[str, Any]], why: str) -> None:
@@ -64,19 +70,23 @@ def _print(rows: list[dict[str, Any]], why: str) -> None:
     def cells(row: dict[str, Any]) -> list[str]:
         method = "FOM→" + row["method"].split()[-1] if " " in row["method"] else row["method"]
         mixed, predicted = row["method"].endswith("UFOM"), row["clock"] != "timed"
-        sweep = row["sweep"].replace("checkpointed", "slots")
+        sweep = row["sweep"].replace("checkpointed", "slots").replace("recomputed", "recomp.")
+        proxy, coin = row["proxy"].replace("FOM", "0"), row["coin"].replace("stratified", "strat.")
         ratios = [_short(row[name]) for name in ("steps_over_exact", "time_over_plain", "low", "high")]
         return [
-            method, f"{row['q']:g}" * mixed, row["proxy"], row["coin"], sweep, "~" * predicted + _short(row["ms"], 3),
+            method, f"{row['q']:g}" * mixed, proxy, coin, sweep, "~" * predicted + _short(row["ms"], 3),
             _size(row["bytes"]), *ratios[:2], "-".join(ratios[2:]),
         ]  # fmt: skip
 
+    kept = [row for i, row in enumerate(rows) if i < _SHOWN or row["method"] in ("script", "FOM", "exact")]
     headings = ["method", "q", "K", "coin", "sweep", "ms", "bytes", "steps", "time", "95 %"]
-    print_table(headings, map(cells, rows), left=("method", "coin", "sweep"))
+    print_table(headings, map(cells, kept), left=("method", "coin", "sweep"))
     legend = (
         "ms: of an outer step, ~ predicted; steps: over exact's for the same progress; time: over that of the script, "
-        "autograd through the unrolled loop, task after task"
+        "autograd through the unrolled loop, task after task; 0.5·K: the proxy is scaled"
     )
+    if len(kept) < len(rows):
+        legend = f"{len(rows) - len(kept)} more rows, slower than those shown: --json and --html have all. {legend}"
     show(legend, style="dim", soft_wrap=True)
     show()
     print_bold(why.replace("[", r"\["))

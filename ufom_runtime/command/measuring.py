@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ufom_runtime.command.options import ExponentOption, OuterOption, read_theta, refuse_folder
+from ufom_runtime.command.options import ExponentOption, HtmlOption, OuterOption, ThetaOption, read_theta, refuse_folder
 from ufom_runtime.command.plain import json_text
 from ufom_theory.laws import exponent_of
 
@@ -19,16 +18,15 @@ def measure_command(
     problem: Annotated[str, typer.Argument(help="A built-in problem (see below), or module:object of your own.")],
     tasks: Annotated[int, typer.Option(help="Tasks to draw, where the problem has no finite set of them.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of the tasks.")] = 0,
-    theta: Annotated[
-        Path | None, typer.Option(help="A .npy file with θ, shape (s,), or (k, s) along a run; else the problem's.")
-    ] = None,
+    theta: ThetaOption = None,
     m: ExponentOption = None,
     outer: OuterOption = None,
+    batch: Annotated[int, typer.Option(help="Tasks an outer step, each with its own coin.")] = 1,
     device: Annotated[str | None, typer.Option(help="cpu or cuda, for built-in problems.")] = None,
     bounds: Annotated[bool, typer.Option("--bounds", help="Estimate Assumption 1's constants (slow).")] = False,
     chunk: Annotated[int | None, typer.Option(help="Tasks run together; 1 for losses that vmap cannot take.")] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Trace and compile the steps first.")] = False,
-    html: Annotated[Path | None, typer.Option(help="Also write a page that explores the answer, as `explore`.")] = None,
+    html: HtmlOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure D², V², bias and costs; say which q to run.
@@ -49,7 +47,7 @@ def measure_command(
             loaded = replace(loaded, initial=read_theta(theta, loaded))
         with progress("measuring", hidden=processes is not None and processes.rank > 0) as done:
             report = measure_problem(
-                loaded, tasks, seed, m, outer, bounds, chunk, done, processes, compiled
+                loaded, tasks, seed, m, outer, bounds, chunk, done, processes, compiled, batch
             )  # fmt: skip
     if not report:  # another process prints it
         return

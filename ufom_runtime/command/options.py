@@ -20,6 +20,10 @@ ExponentOption = Annotated[float | None, typer.Option(help="Exponent m of the ti
 OuterOption = Annotated[
     str | None, typer.Option(help="How the outer steps are taken: tuned, decay:S, adam:RATE or paper (m = 2); or --m.")
 ]
+ThetaOption = Annotated[
+    Path | None, typer.Option(help="A .npy file with θ, shape (s,), or (k, s) along a run; else the problem's.")
+]
+HtmlOption = Annotated[Path | None, typer.Option(help="Also write a page that explores the answer: one file.")]
 
 
 def refuse_folder(path: Path) -> None:

@@ -10,15 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ufom_runtime.algorithms import first_state
 from ufom_runtime.derivatives import start
 from ufom_runtime.measure.clock import measure_cost
 from ufom_runtime.measure.constants import compare_bounds
-from ufom_runtime.measure.moments import MeasuredMoments, moments_by_proxy
+from ufom_runtime.measure.moments import moments_by_proxy
 from ufom_runtime.problem import BilevelProblem, Tasks
 from ufom_runtime.training.processes import Processes
 from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, counted_candidates, optimal_q, plan
 from ufom_theory.checks import integer, scalar
 from ufom_theory.laws import exponent_of
+from ufom_theory.optimum import batch_moments
 
 SWEEPS = (
     Sweep.recomputed(),
@@ -48,6 +50,7 @@ def measure(
     progress: Callable[[float], object] | None = None,
     processes: Processes | None = None,
     compile: bool = False,
+    batch: int = 1,
 ) -> dict[str, Any]:
     """Measure D², V², the bias, C1 and C2 of a problem at its `initial` θ, and predict q* for every sweep and proxy.
 
@@ -63,6 +66,7 @@ def measure(
         processes: share the (θ, task) pairs, in chunks that do not depend on how many processes there are, nor on free
             memory: `chunk`, or a 16th of the pairs, 256 at most.
         compile: as in `hypergradient`.
+        batch: tasks an outer step, each with its own coin.
 
     Returns:
         Numbers, strings, lists and dictionaries of them; times in seconds; "relative_time" is (19) over its value for
@@ -92,14 +96,16 @@ def measure(
     one = tasks.take(slice(1))
     cost = measure_cost(problem, thetas[0], one, compile=compile)
     first_order = moments[proxies[0]]
-    exact = float(cost.time(1.0, first_order, m))
+    of_batch = {p: batch_moments(x, batch) for p, x in moments.items()}
+    exact = float(cost.time(1.0, of_batch[proxies[0]], m))
     by_sweep = [
-        _row(first_order, replace(cost, sweep=sweep), m, exact)
+        _row(of_batch[proxies[0]], replace(cost, sweep=sweep), m, exact)
         for sweep in SWEEPS
         if sweep.slots < max(1, problem.r - 1)
     ]
-    by_proxy = [_row(moments[p], replace(cost, proxy=p), m, exact) for p in proxies]
-    by_memory = _by_memory(moments, cost, m, exact)
+    by_proxy = [_row(of_batch[p], replace(cost, proxy=p), m, exact) for p in proxies]
+    by_memory = _by_memory(of_batch, cost, m, exact)
+    state = first_state(problem, thetas[:1], one)
     return {
         "s": thetas.shape[1],
         "p": start(problem, thetas[:1], one).shape[1],
@@ -110,12 +116,18 @@ def measure(
         "device": str(thetas.device),
         "m": m,
         "law": law,
+        "outer": outer,
+        "batch": batch,
+        "state_bytes": state.shape[1] * state.element_size(),
         "d2": first_order.d2,
         "d2_sem": first_order.d2_sem,
         "v2": first_order.v2,
         "v2_sem": first_order.v2_sem,
         "cov_d2_v2": float(first_order.covariance("d2", "v2")[0, 1]),
         "mean_gradient_sq": first_order.mean_gradient_sq,
+        "mean_cross": first_order.mean_cross,
+        "mean_proxy_sq": first_order.mean_proxy_sq,
+        "proxy_sq": first_order.proxy_sq,
         "bias_sq": first_order.bias_sq,
         "bias_sq_sem": first_order.bias_sq_sem,
         "cosine": None if first_order.cosine != first_order.cosine else first_order.cosine,
@@ -168,9 +180,7 @@ def _row(moments: Moments, cost: CostModel, m: float, exact: Any) -> dict[str, A
     }
 
 
-def _by_memory(
-    moments: dict[Truncated, MeasuredMoments], cost: CostModel, m: float, exact: float
-) -> list[dict[str, Any]]:
+def _by_memory(moments: dict[Truncated, Moments], cost: CostModel, m: float, exact: float) -> list[dict[str, Any]]:
     """The best proxy, sweep and q for budgets of inner states that double from 1 to r."""
     rows: list[dict[str, Any]] = []
     for budget in sorted({2**i for i in range(20) if 2**i < cost.r} | {cost.r}):

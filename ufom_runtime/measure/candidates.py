@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 # the best q is flat: nearer values gain below 2 %; below 0.05 single steps are too long for a law of the second order
 _QS = (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7)
 _EXPONENTS = (0.1, 0.3, 1.0, 2.0, 4.0)  # their best survivals are those of every law, from rare to frequent corrections
-_UNSURE = 0.15  # relative error of a predicted time
+UNSURE = 0.15  # relative error of a predicted time
 FUSS = 0.02  # another coin or scale has to gain so much
 
 
@@ -30,7 +30,7 @@ class Time:
     """Seconds of an outer step, their relative error, and whether they were timed or predicted."""
 
     seconds: float
-    error: float = _UNSURE
+    error: float = UNSURE
     clock: str = "predicted"
 
 

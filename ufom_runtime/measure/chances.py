@@ -66,6 +66,7 @@ class Path:
         progress: by the proxy, one `Progress` of draws a point, shape (DRAWS + 1,) each; for Adam (DRAWS + 1, c), by
             coordinate.
         measured: the same of every proxy that was measured, without curvatures or coordinates.
+        first: the moments of FOM at the first point.
         noiseless: whether the exact gradient has no noise: it is the same for all tasks, as where there is one.
         vanishes: whether FOM is identically zero.
     """
@@ -77,6 +78,7 @@ class Path:
     weights: tuple[float, ...]
     progress: Mapping[Key, list[Progress]]
     measured: Mapping[Key, list[Progress]] = field(default_factory=dict)
+    first: MeasuredMoments | None = None
     noiseless: bool = False
     vanishes: bool = False
 
@@ -125,10 +127,13 @@ class Path:
         return float(f"{float(best_scale(Progress(*shares))):.2g}")
 
     def _ratios(self, every: Iterable[Array]) -> Array:
-        found = []
+        found, by_coordinate = [], np.ndim(self.reference[0].gradient_sq) > 1
         for exact, ours in zip(self.exact, every, strict=True):
             made = (ours > 0) & (exact > 0)
-            found.append(np.where(made, exact / np.where(made, ours, 1.0), np.inf))
+            ratio = np.where(made, exact / np.where(made, ours, 1.0), np.inf)
+            if by_coordinate and np.isfinite(middle := np.median(ratio)) and np.isfinite(ratio[0]):
+                ratio[1:] *= ratio[0] / middle  # tasks drawn again have the spread, but noise in each square besides
+            found.append(ratio)
         return np.array(found)
 
     def _ufom(self, p: Progress, q: float, point: int) -> Array:

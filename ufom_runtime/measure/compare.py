@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from ufom_runtime.measure.chances import DRAWS, Path
 from ufom_runtime.measure.moments import tasks_or_all
 from ufom_runtime.measure.parts import Parts, alternated, measure_parts, script_gradient
 from ufom_runtime.measure.path import CannotTell, Measuring, pilot_points, usable
-from ufom_runtime.measure.verdict import decide, outcomes, table_of
+from ufom_runtime.measure.verdict import decide, opened_at, outcomes, table_of
 from ufom_runtime.methods.roulette import Roulette
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check, held_identity
 from ufom_theory import Sweep, UfomError
@@ -48,11 +48,13 @@ class Comparison:
         best: what to run, for `train`; the quickest exact gradient where the answer is "keep your script" or "cannot
             tell".
         why: what to run, in a sentence.
+        measured: moments at the first θ, costs and bytes of a state, as plain numbers; None where it cannot tell.
     """
 
     table: pd.DataFrame
     best: Method
     why: str
+    measured: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         return self.why
@@ -142,7 +144,9 @@ def compare(
         doubt = str(reason)
     found = outcomes(search, path, _timed(search, path, clock, budget / 2))
     best, why = decide(search, path, found, doubt)
-    return Comparison(table_of(found), best, why)
+    return Comparison(
+        table_of(found), best, why, opened_at(search, path, here, given is problem.tasks) if path else None
+    )
 
 
 def _horizon(steps: int | None, seconds: float | None, pilot: int | None, parts: Parts) -> int:

@@ -118,7 +118,7 @@ class Measuring:
             first = [m[proxies[0]] for m in found]
             path = Path(
                 self.outer, self.batch, horizon, steps, weights_of(steps, horizon), measured, measured,
-                noiseless=all(m.noiseless for m in first), vanishes=first[0].vanishes,
+                first=first[0], noiseless=all(m.noiseless for m in first), vanishes=first[0].vanishes,
             )  # fmt: skip
             if takes_fixed_steps(self.outer):
                 path = replace(path, progress=self._curved(thetas, steps, found, shortlist(path)))

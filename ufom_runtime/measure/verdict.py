@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ufom_runtime.estimators import Estimator, Method
-from ufom_runtime.measure.candidates import SCRIPT, Row, Search, Way, time_of
+from ufom_runtime.measure.candidates import SCRIPT, UNSURE, Row, Search, Way, time_of
 from ufom_runtime.measure.chances import DRAWS, Path, interval
 from ufom_runtime.methods.switch import Switch
-from ufom_theory import Sweep
+from ufom_theory import Sweep, Truncated
 from ufom_theory.optimum import NOISELESS
 from ufom_theory.scores import takes_fixed_steps
 
@@ -140,6 +141,26 @@ def _notes(search: Search, path: Path, best: Outcome) -> str:
     if path.vanishes:
         said.append("FOM is identically zero here: neither the start nor the outer loss contains θ")
     return "".join(f"; {x}" for x in said)
+
+
+def opened_at(search: Search, path: Path, theta: Tensor, exact_sums: bool) -> dict[str, Any]:
+    """What the explorer's page opens at: moments of FOM at the first θ, and costs of a task."""
+    moments, parts, outer = path.first, search.parts, search.outer
+    assert moments is not None
+    c1, c2 = parts.forward[1] / (parts.batch * (parts.r + 1)), max(parts.back[1], 1e-12) / parts.batch
+    sweep = "recomputed" if all(way.sweep == "recomputed" for way in search.exact()) else "stored"
+    names = ("d2", "v2", "d2_sem", "v2_sem", "mean_gradient_sq", "mean_cross", "mean_proxy_sq", "proxy_sq")
+    found = {name: float(getattr(moments, name)) for name in names}
+    by_d = path.progress[Truncated()][0].curvature_correction
+    step = None if by_d is None else outer.rate_at(1) * float(np.ravel(by_d)[0])
+    return {
+        **found, "cov_d2_v2": float(moments.covariance("d2", "v2")[0, 1]), "tasks": moments.n, "thetas": 1,
+        "finite_tasks": exact_sums, "device": str(theta.device), "r": parts.r, "batch": search.batch,
+        "sweep": sweep, "slots": 3, "outer": str(outer), "m": 1.0 if outer.kind == "sgd" else outer.exponent,
+        "step": step,
+        "c1": c1, "c2": c2, "c1_sem": UNSURE * c1, "c2_sem": UNSURE * c2,
+        "state_bytes": parts.bytes_state // parts.batch,
+    }  # fmt: skip
 
 
 def _times(gains: Array) -> str:

@@ -57,18 +57,28 @@ def smallest_steps() -> sp.Expr:
     return sp.limit(fixed_step_root().subs({START: NORM2, SLOPE: GAMMA * x}) / sp.sqrt(GAMMA), GAMMA, 0)
 
 
+def quadratic() -> sp.Expr:
+    """Progress γ‖g‖² − γ²·ℓ·A/2 of a step with one curvature for all directions."""
+    return GAMMA * NORM2 - GAMMA**2 * ELL * A / 2
+
+
 @cache
 def tuned() -> sp.Expr:
     """max over γ of γ‖g‖² − γ²·ℓ·A/2: ‖g‖⁴/(2ℓA), so that the time is ∝ A·C and m = 1."""
-    progress = GAMMA * NORM2 - GAMMA**2 * ELL * A / 2
+    progress = quadratic()
     (best,) = sp.solve(sp.diff(progress, GAMMA), GAMMA)
     return sp.simplify(progress.subs(GAMMA, best))
 
 
+def normalised() -> sp.Expr:
+    """Progress ‖g‖²/√A over γ of a step g/√A, of one scale for all coordinates: a model of Adam."""
+    return NORM2 / sp.sqrt(A)
+
+
 @cache
 def normalised_exponent() -> sp.Expr:
-    """Steps g/√A of one scale for all coordinates (a model of Adam): progress ∝ A^(−1/2), so m = 1/2."""
-    return sp.simplify(-A * sp.diff(sp.log(NORM2 / sp.sqrt(A)), A))
+    """Such steps have progress ∝ A^(−1/2), so m = 1/2."""
+    return sp.simplify(-A * sp.diff(sp.log(normalised()), A))
 
 
 @cache
