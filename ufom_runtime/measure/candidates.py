@@ -272,4 +272,4 @@ def proxy_name(proxy: Key) -> str:
     """ "" for FOM, "held", the K of what is debiased, or a method's name."""
     if isinstance(proxy, Truncated):
         return "held" if proxy.held else str(proxy.steps or "")
-    return f"{getattr(proxy, 'solver', type(proxy).__name__.lower())}:{getattr(proxy, 'iterations', '')}".rstrip(":")
+    return f"{getattr(proxy, 'solver', type(proxy).__name__.lower())}:{getattr(proxy, 'steps', '')}".rstrip(":")

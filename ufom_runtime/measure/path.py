@@ -62,7 +62,7 @@ def weights_of(steps: Sequence[int], horizon: int) -> tuple[float, ...]:
 
 def usable(problem: BilevelProblem, thetas: Tensor, tasks: Tasks) -> list[Proxy]:
     """Implicit differentiation by either solver, where it runs at every θ of shape (k, s) without an objection."""
-    iterations = min(max(problem.r // 4, 2), 10)
+    steps = min(max(problem.r // 4, 2), 10)
 
     def runs(method: Implicit) -> bool:
         try:
@@ -74,7 +74,7 @@ def usable(problem: BilevelProblem, thetas: Tensor, tasks: Tasks) -> list[Proxy]
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # how far it is from a stationary point is seen in its D²
-        return [x for x in (Implicit("cg", iterations), Implicit("neumann", iterations)) if runs(x)]
+        return [x for x in (Implicit("cg", steps), Implicit("neumann", steps)) if runs(x)]
 
 
 @dataclass(frozen=True, eq=False)
