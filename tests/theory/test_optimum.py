@@ -312,3 +312,15 @@ def test_a_ratio_below_floating_point_is_refused():
     with pytest.raises(UfomError, match="below floating point"):
         optimal_q(Moments(1e-300, 1e30), CostModel(r=10), m=2.0)
     assert optimal_q(Moments(1e-300, 1.0), CostModel(r=10), m=1.0).q == pytest.approx(20**0.5 * 1e-151)
+
+
+def test_a_single_task_without_noise_is_named():
+    """The exact gradient of one task is ∇M itself: the promise of (19) rests on noise that is not there."""
+    cost = CostModel(r=10)
+    for batch in (1, 4):
+        assert "has no noise here" in optimal_q(Moments(0.1, 1.0, mean_gradient_sq=1.0), cost, 2.0, batch=batch).why
+        assert "no noise" not in optimal_q(Moments(0.1, 1.0, mean_gradient_sq=0.9), cost, 2.0, batch=batch).why
+    assert "no noise" not in optimal_q(Moments(0.1, 1.0), cost, 2.0).why
+    assert "no noise" not in optimal_q(Moments(2.0, 1.0, mean_gradient_sq=1.0), cost, 2.0).why  # exact steps anyway
+    sampled = Moments(0.1, 1.0, np.eye(3) * 1e-4, 30, mean_gradient_sq=1.0)
+    assert not sampled.noiseless
