@@ -61,8 +61,11 @@ class Debiased:
             )
 
     def calls(self, r: int, s: int = 1) -> Calls:
-        """Expected calls for one task: the proxy's, and with probability q those of the exact gradient."""
-        proxy, exact = self.proxy.calls(r, s), Estimator(1.0, self.sweep).calls(r, s)
+        """Expected calls for one task: the proxy's, unless q = 1, and with probability q the exact gradient's."""
+        exact = Estimator(1.0, self.sweep).calls(r, s)
+        if self.q == 1:
+            return exact
+        proxy = self.proxy.calls(r, s)
         products = proxy.hessian_vector_products + self.q * exact.hessian_vector_products
         return Calls(proxy.gradients + self.q * exact.gradients, products)
 

@@ -136,6 +136,13 @@ def test_any_proxy_is_debiased():
     expected = estimator.calls(4)
     assert expected.gradients + expected.hessian_vector_products == pytest.approx(cost.c_det + q * cost.c_rnd)
     assert estimator.states(4) == 1
+    with count_calls() as calls:  # at q = 1 no proxy is needed
+        hypergradient(problem, theta, problem.tasks, UFOM(1, proxy=implicit))
+    expected = UFOM(1, proxy=implicit).calls(4)
+    assert (calls.gradients, calls.hessian_vector_products) == (
+        2 * expected.gradients,
+        2 * expected.hessian_vector_products,
+    )
 
 
 @pytest.mark.parametrize(
