@@ -12,11 +12,12 @@ import json
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -26,6 +27,7 @@ from ufom_runtime.problem import Tasks
 from ufom_theory import Sweep, Truncated, UfomError
 
 Row = dict[str, Any]
+SIZES = (1, 16, 64)
 UNROLLED = Estimator(1.0, Sweep.unrolled())
 SWEEPS = (Sweep.stored(), Sweep.unrolled(), Sweep.recomputed(), Sweep.checkpointed(3))
 
@@ -89,11 +91,11 @@ def medians(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
 
 
 def table(rounds: int) -> Iterator[Row]:
-    """The issue of batches: digits MAML, r = 10, milliseconds a call by the number of tasks."""
+    """Ten estimators on digits MAML, r = 10, milliseconds a call by the number of tasks."""
     problem = digits_maml()
     assert problem.initial is not None
     theta = problem.initial
-    for n in (1, 16, 64):
+    for n in SIZES:
         run = partial(hypergradient, problem, theta, batch_of(problem, n), generator=torch.Generator().manual_seed(0))
         named = {
             "FOM": FOM, "unrolled": UNROLLED, "EXACT": EXACT, "UFOM(.05, stored)": UFOM(0.05, Sweep.stored()),
@@ -109,7 +111,7 @@ def batch(rounds: int) -> Iterator[Row]:
     problem = digits_maml()
     assert problem.initial is not None
     theta = problem.initial
-    for n in (16, 64):
+    for n in SIZES[-2:]:
         tasks, k = batch_of(problem, n), n // 4
         few, rest, coins = tasks.take(slice(k)), tasks.take(slice(k, n)), torch.arange(n) < k
         for sweep in SWEEPS:
@@ -129,9 +131,8 @@ def batch(rounds: int) -> Iterator[Row]:
             }  # fmt: skip
 
 
-def forecasts(rounds: int) -> Iterator[Row]:
+def forecasts(rounds: int, sizes: Sequence[int] = (1, 4, 16, 64)) -> Iterator[Row]:
     """`forecast` against the mean of as many calls, and their largest bytes: five problems, six estimators, four B."""
-    from ufom_runtime import forecast, peak_bytes
     from ufom_runtime.measure import clock
 
     clock.took = cpu
@@ -140,30 +141,33 @@ def forecasts(rounds: int) -> Iterator[Row]:
         "UFOM(.25), 3 slots": UFOM(0.25, Sweep.checkpointed(3)),
         "UFOM(.1) on K = 1, stored, one coin": UFOM(0.1, Sweep.stored(), Truncated(1), coin="batch"),
     }  # fmt: skip
-    for name, make in problems().items():
-        problem = make()
-        assert problem.initial is not None
-        theta = problem.initial if problem.initial.ndim == 1 else problem.initial[0]
-        for n in (1, 4, 16, 64):
-            tasks = batch_of(problem, n)
-            known = (theta, *tasks.parts)
+    made = {name: make() for name, make in problems().items()}
+    for n in sizes:
+        for name, problem in made.items():
+            assert problem.initial is not None
+            theta = problem.initial if problem.initial.ndim == 1 else problem.initial[0]
             for label, estimator in estimators.items():
                 row: Row = {"problem": name, "estimator": label, "tasks": n}
-                try:
-                    foreseen = forecast(problem, theta, tasks, estimator)
-                except UfomError as error:
-                    yield {**row, "refused": str(error)}
-                    continue
-                mean = _measured(problem, theta, tasks, estimator, rounds)
-                held = max(
-                    peak_bytes(partial(hypergradient, problem, theta, tasks, estimator, coins=coins), known)
-                    for coins in _coins(n, estimator)
-                )
-                yield {
-                    **row, "ms": round(1e3 * foreseen.seconds, 3), "measured ms": round(1e3 * mean, 3),
-                    "bytes": foreseen.bytes, "measured bytes": held,
-                    "time": round(foreseen.seconds / mean, 3), "memory": round(foreseen.bytes / held, 3),
-                }  # fmt: skip
+                yield row | _foreseen(problem, theta, batch_of(problem, n), estimator, rounds)
+
+
+def _foreseen(problem: BilevelProblem, theta: torch.Tensor, tasks: Tasks, e: Estimator, rounds: int) -> Row:
+    """One forecast beside what is measured."""
+    from ufom_runtime import forecast, peak_bytes
+
+    try:
+        foreseen = forecast(problem, theta, tasks, e)
+    except UfomError as error:
+        return {"refused": str(error)}
+    mean, known = _measured(problem, theta, tasks, e, rounds), (theta, *tasks.parts)
+    held = max(
+        peak_bytes(partial(hypergradient, problem, theta, tasks, e, coins=coins), known)
+        for coins in _coins(len(tasks), e)
+    )
+    return {
+        "ms": round(1e3 * foreseen.seconds, 3), "measured ms": round(1e3 * mean, 3), "bytes": foreseen.bytes,
+        "measured bytes": held, "time": round(foreseen.seconds / mean, 3), "memory": round(foreseen.bytes / held, 3),
+    }  # fmt: skip
 
 
 def _coins(n: int, e: Estimator) -> list[torch.Tensor]:
@@ -175,14 +179,14 @@ def _coins(n: int, e: Estimator) -> list[torch.Tensor]:
 
 
 def _measured(problem: BilevelProblem, theta: torch.Tensor, tasks: Tasks, e: Estimator, rounds: int) -> float:
-    """Mean CPU seconds over the coins: the median for each number of corrected tasks, weighted by its probability."""
+    """Mean CPU seconds over the coins: medians at all numbers of corrected tasks, or at three of equal weight."""
     from ufom_runtime.measure.calls import corrected_tasks
 
     n = len(tasks)
-    if e.q in (0.0, 1.0):
-        weights = {n if e.q else 0: 1.0}
-    else:
-        weights = {k: float(p) for k, p in enumerate(corrected_tasks(n, e.q, e.coin)) if p > 0.02}
+    chances = corrected_tasks(n, e.q, e.coin)
+    weights = {k: float(p) for k, p in enumerate(chances) if p > 0}
+    if len(weights) > 5:
+        weights = {int(np.searchsorted(np.cumsum(chances), x)): 1 / 3 for x in (1 / 6, 1 / 2, 5 / 6)}
     calls: dict[str, Callable[[], object]] = {
         str(k): partial(hypergradient, problem, theta, tasks, e, coins=torch.arange(n) < k) for k in weights
     }

@@ -231,3 +231,19 @@ def test_a_deleted_problem_is_collected_with_all_that_was_kept_for_it():
     del problem
     gc.collect()
     assert alive() is None
+
+
+def test_few_numbers_of_rows_are_compiled(monkeypatch):
+    """Corrected rows are filled up to a power of two: 1, 2, 4 and 8 of eight, and none is compiled again."""
+    compiled = []
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, given: compiled.append(given[0].shape) or graph)
+    problem = weighted(lambda: 0.1)
+    tasks = torch.linspace(-1, 1, 24, dtype=F64).reshape(8, 3)
+    plain = [hypergradient(problem, THETA, tasks, UFOM(0.5), coins=torch.arange(8) < k) for k in range(9)]
+    for again in range(2):
+        for k, expected in enumerate(plain):
+            coins, before = torch.arange(8) < k, len(compiled)
+            found = hypergradient(problem, THETA, tasks, UFOM(0.5), coins=coins, chunk=8, compile=True)
+            assert (found - expected).norm() <= 1e-12 * expected.norm()
+            assert not again or len(compiled) == before
+    assert {shape[0] for shape in compiled} == {1, 2, 4, 8}

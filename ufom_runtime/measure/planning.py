@@ -351,4 +351,4 @@ def _planned(row: Choice, rows: Sequence[Choice], measured: dict[_Way, _Measured
 
 def _named(label: tuple[_Way, Coin, float]) -> str:
     way, coin, scale = label
-    return f"{way}" + f", {coin} coins" * (coin != "task") + f", scaled by {scale:.2g}" * (scale != 1)
+    return f"{way}" + f", {coin} coins" * (coin != "task") + f", scaled by {scale:.3g}" * (scale != 1)
