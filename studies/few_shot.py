@@ -20,7 +20,8 @@ import pandas as pd
 from studies.engine.study import Progress, Study, silent
 from studies.engine.sweep import Store
 from studies.few_shot_cell import DRAWS, METHODS, SIZES, Config, run_cell
-from studies.shared.training import ADAPTIVE, at, draw_curves, legend, markdown, mean_sem, missing
+from studies.shared.drawing import draw_learning
+from studies.shared.training import at, interval, markdown, missing
 from studies.shared.verdicts import Verdict
 from ufom_runtime.command.style import WIDTH
 from ufom_runtime.problems.data import cifar100, omniglot
@@ -111,7 +112,7 @@ def judge(table: pd.DataFrame, config: Config) -> list[Verdict]:
 
 
 def summary(table: pd.DataFrame, config: Config) -> pd.DataFrame:
-    """Table 2's accuracy and the agreement of the gradients, mean ± standard error over the seeds; strings."""
+    """Table 2's accuracy and the agreement of the gradients, mean ± 95 % t-interval over the seeds; strings."""
     rows = {}
     for (data, ways), runs in table.groupby(["data", "ways"], sort=False):
         values = at(runs, ("method", "seed"), "calls", _limit(config))
@@ -119,40 +120,29 @@ def summary(table: pd.DataFrame, config: Config) -> pd.DataFrame:
             of = values.loc[method]
             paper = PAPER_TABLE.get((data, ways), {}).get(method)
             rows[f"{method}, {data}, {ways} ways"] = {
-                "accuracy (%)": mean_sem(of.accuracy, 1),
+                "accuracy (%)": interval(of.accuracy, 1),
                 "± over test tasks": f"{1.96 * of.accuracy_sem.mean():.1f}",
                 **({"paper (%)": f"{paper}" if paper else "–"} if PAPER_TABLE.get((data, ways)) else {}),
-                "cosine": mean_sem(of.cosine, 3),
-                "relative error": mean_sem(of.error, 3),
-                "q at the end": "–" if method == "Reptile" else mean_sem(of.q, 3),
-                "local q*": mean_sem(of.end_q, 3),
+                "cosine": interval(of.cosine, 3),
+                "relative error": interval(of.error, 3),
+                "q at the end": "–" if method == "Reptile" else interval(of.q, 3),
+                "local q*": interval(of.end_q, 3),
                 "exact tasks": f"{(of.exact_tasks / of.step / config.batch).mean():.1%}",
             }
     return pd.DataFrame.from_dict(rows, orient="index").fillna("–").rename_axis("method")
 
 
 def draw(table: pd.DataFrame, config: Config) -> Figure:
-    """For each setting: accuracy over calls (Fig. 2), q over calls, and the ratio of the estimates it comes from."""
+    """For each setting: test accuracy over the calls (Fig. 2)."""
     from matplotlib.figure import Figure as NewFigure
 
     settings = list(table.groupby(["data", "ways"], sort=False))
-    figure = NewFigure(figsize=(WIDTH, 0.8 + 5.6 * len(settings)))
-    cells: list[Any] = [row for i in range(len(settings)) for row in ([f"accuracy {i}"] * 2, [f"q {i}", f"ratio {i}"])]
-    panels = figure.subplot_mosaic(cells)
-    limit = _limit(config)
-    for i, ((data, ways), runs) in enumerate(settings):
-        ratio = runs[runs.method.isin([*ADAPTIVE, "UFOM"])].assign(ratio=lambda t: t.d2 / t.v2)
-        for shown, y, label, title in (
-            (runs, "accuracy", "test accuracy (%)", f"{data.capitalize()}, {ways} ways, 1 shot"),
-            (runs[runs.method != "Reptile"], "q", "probability q in force", "q over a run"),
-            (ratio, "ratio", "estimate of $D^2$ over that of $V^2$", "What q is chosen by"),
-        ):
-            axes = panels[f"{y} {i}"]
-            draw_curves(axes, shown, y, limit, step=y != "accuracy")
-            axes.set(ylabel=label, title=title)
-        panels[f"q {i}"].set_ylim(-0.03, 1.05)
-        panels[f"ratio {i}"].set_yscale("log")
-    legend(figure)
+    figure = NewFigure(figsize=(WIDTH, 4 * len(settings)))
+    panels = figure.subplots(len(settings), squeeze=False)[:, 0]
+    for axes, ((data, ways), runs) in zip(panels, settings, strict=True):
+        draw_learning(axes, runs, "calls", "accuracy", _limit(config))
+        axes.set(xlabel="function calls (states recomputed)", ylabel="test accuracy (%)")
+        axes.set_title(f"{data.capitalize()}, {ways} ways, 1 shot: accuracy on new classes, at equal calls")
     return figure
 
 
@@ -163,9 +153,10 @@ def caption(table: pd.DataFrame, config: Config) -> str:
     return (
         f"Few-shot classification by MAML: the four-layer net with {c.filters} filters, r = {c.r}, α = {c.alpha:g}, "
         f"1 shot.{reduced} Accuracy on {c.test_tasks} tasks of held-out classes (batch-norm on batch statistics, so "
-        f"transductive); {table.seed.nunique()} seeds (net, tasks and coins), {c.device}; bands are one standard "
-        f"error. Outer Adam, rate {c.rate:g}, {c.batch} tasks a step. Budget: {c.exact_steps} exact steps, "
-        f"{_limit(config):.0f} calls; computed with the stored sweep, charged the recomputed one. adaptive: (22)–(24) "
+        f"transductive); {table.seed.nunique()} seeds (net, tasks and coins), {c.device}; thick: the mean, thin: a "
+        f"seed; ± in the table: the 95 % t-interval over the seeds. Outer Adam, rate {c.rate:g}, {c.batch} tasks a "
+        f"step. Budget: {c.exact_steps} exact steps, {_limit(config):.0f} calls; computed with the stored sweep, "
+        "charged the recomputed one. adaptive: (22)–(24) "
         "as printed; released: as the authors' code has them; ×0.1: with the paper's factor of D²; UFOM: q* with the "
         "moments at θ_0. cosine and relative error: of the mean estimate to the mean exact gradient at the end point, "
         f"on {c.fixed_tasks} fixed tasks, each with {DRAWS} coins: an unbiased estimator's error is its noise.\n\n"
@@ -177,11 +168,11 @@ def answer(table: pd.DataFrame, config: Config) -> str:
     """The answer in a sentence, for the first setting."""
     (data, ways), runs = next(iter(table.groupby(["data", "ways"], sort=False)))
     values = at(runs, ("method", "seed"), "calls", _limit(config))
-    points = {m: mean_sem(values.loc[m].accuracy, 1) for m in ("adaptive ×0.1", "exact", "FOM", "Reptile")}
+    points = {m: interval(values.loc[m].accuracy, 1) for m in ("adaptive ×0.1", "exact", "FOM", "Reptile")}
     return (
         f"On {data}, {ways} ways, at equal calls: "
         + ", ".join(f"{m} {value} %" for m, value in points.items())
-        + f"; FOM's mean gradient is off by {mean_sem(values.loc['FOM'].error, 2)} of its length."
+        + f"; FOM's mean gradient is off by {interval(values.loc['FOM'].error, 2)} of its length."
     )
 
 

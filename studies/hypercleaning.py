@@ -27,9 +27,10 @@ import pandas as pd
 from studies.engine.study import Progress, Study, silent
 from studies.engine.sweep import Store
 from studies.hypercleaning_cell import METHODS, SIZES, Config, budget, run_cell
-from studies.shared.training import ADAPTIVE, at, draw_curves, legend, markdown, mean_sem, missing
+from studies.shared.drawing import draw_learning
+from studies.shared.training import ADAPTIVE, at, interval, markdown, missing
 from studies.shared.verdicts import Verdict, halves
-from ufom_runtime.command.style import GREY, LOOKS, WIDTH
+from ufom_runtime.command.style import WIDTH
 from ufom_runtime.methods.adaptive import AdaptiveState
 from ufom_runtime.problems.data import mnist
 from ufom_theory import CostModel, Moments, Truncated, UfomError, optimal_q
@@ -57,7 +58,7 @@ def measure(config: Config, store: Store, progress: Progress = silent) -> pd.Dat
     images), moved (‖θ − θ_0‖), printed_sum (FOM's rows: the validation cross entropy at θ_0 where the inner loss is
     the sum that is printed).
     """
-    cells = list(_cells(replace(config, data=_present(config.data))))
+    cells = list(_cells(replace(config, data=present(config.data))))
     clock = {**cells[0], "method": "clock"}
     outcome = store.run([clock, *cells], run_cell, progress=progress)
     if outcome.failed:
@@ -69,7 +70,7 @@ def measure(config: Config, store: Store, progress: Progress = silent) -> pd.Dat
     return table.drop(columns=["study", *shared]).assign(seconds=seconds)
 
 
-def _present(data: str) -> str:
+def present(data: str) -> str:
     if data == "mnist" and (reason := missing(mnist)):
         warnings.warn(f"{reason}; the embedded digits are taken instead", stacklevel=3)
         return "digits"
@@ -188,7 +189,7 @@ def log_time_over_exact(table: pd.DataFrame, method: str, config: Config) -> tup
 
 
 def summary(table: pd.DataFrame, config: Config) -> pd.DataFrame:
-    """Table 1's columns, mean ± standard error over the seeds, at equal calls and at equal seconds; strings."""
+    """Table 1's columns, mean ± 95 % t-interval over the seeds, at equal calls and at equal seconds; strings."""
     own, _ = own_gamma(table, config)
     common = dict.fromkeys(METHODS, own["exact"])
     rows = {}
@@ -206,7 +207,7 @@ def summary(table: pd.DataFrame, config: Config) -> pd.DataFrame:
                 "q at the end": f"{by_calls.loc[method].q.mean():.3f}",
                 "exact steps": f"{(by_calls.loc[method].exact_steps_taken / by_calls.loc[method].step).mean():.1%}",
                 **{
-                    f"{name}, equal {unit}": mean_sem(values.loc[method][column], digits)
+                    f"{name}, equal {unit}": interval(values.loc[method][column], digits)
                     for unit, values in (("calls", by_calls), ("seconds", by_seconds))
                     for name, column, digits in (("train", "train", 2), ("test", "test", 2), ("CCE", "test_cce", 4))
                 },
@@ -215,50 +216,15 @@ def summary(table: pd.DataFrame, config: Config) -> pd.DataFrame:
 
 
 def draw(table: pd.DataFrame, config: Config) -> Figure:
-    """Training curves (Fig. 3), at one γ and at the γ of each, and what the adaptive rules do with q."""
+    """Test accuracy over the calls, each method at its own γ (Fig. 3)."""
     from matplotlib.figure import Figure as NewFigure
 
-    figure = NewFigure(figsize=(WIDTH, 9))
-    axes = figure.subplots(3, 2)
-    own, _ = own_gamma(table, config)
-    one, each = _chosen(table, dict.fromkeys(METHODS, own["exact"])), _chosen(table, own)
-    limit, r = _limit(config), config.r
-    for axis, runs, y, label, title in (
-        (
-            axes[0, 0],
-            one,
-            "validation",
-            "validation cross entropy (nats)",
-            f"All at exact's outer step size γ = {own['exact']:g}",
-        ),
-        (axes[0, 1], each, "validation", "validation cross entropy (nats)", "Each at its own outer step size γ"),
-        (axes[1, 0], each, "test", "test accuracy (%)", "Each at its own outer step size γ"),
-        (axes[1, 1], one, "q", "probability q in force", "q over a run, all at one γ"),
-    ):
-        draw_curves(axis, runs, y, limit, step=y == "q")
-        axis.set(ylabel=label, title=title)
-    axes[1, 1].set_ylim(-0.03, 1.05)
-    _draw_data_free(axes[2, 0], r)
-    _draw_bias(axes[2, 1], one, limit)
-    legend(figure)
+    figure = NewFigure(figsize=(WIDTH, 4))
+    axes = figure.subplots()
+    draw_learning(axes, _chosen(table, own_gamma(table, config)[0]), "calls", "test", _limit(config))
+    axes.set(xlabel="function calls (states recomputed)", ylabel="test accuracy (%)")
+    axes.set_title("Data hypercleaning: accuracy after cleaning, at equal calls")
     return figure
-
-
-def _draw_data_free(axis: Any, r: int) -> None:
-    for i, method in enumerate(ADAPTIVE):
-        q = data_free_q(method, 1500, r)
-        axis.semilogx(range(1, len(q)), q[1:], markevery=(0.03 * i, 0.16), **LOOKS[method])
-    axis.set(xlabel="updates of the rules (23)–(24)", ylabel="probability q", ylim=(-0.03, 1.05))
-    axis.set_title("q by the rules, without data: $D^2=V^2$")
-
-
-def _draw_bias(axis: Any, table: pd.DataFrame, limit: float) -> None:
-    shown = table[table.method.isin([*ADAPTIVE, "UFOM"])].assign(ratio=lambda t: t.d2 / t.v2)
-    draw_curves(axis, shown, "ratio", limit, step=True)
-    axis.axhline(1, color=GREY, lw=0.8, ls=":")
-    axis.set_yscale("log")
-    axis.set_ylabel("estimate of $D^2$ over that of $V^2$")
-    axis.set_title("What q is chosen by (for UFOM: at $\\theta_0$)")
 
 
 def caption(table: pd.DataFrame, config: Config) -> str:
@@ -270,8 +236,9 @@ def caption(table: pd.DataFrame, config: Config) -> str:
     return (
         f"Data hypercleaning, {data}: {c.n_train} training images (half of the labels corrupted), "
         f"{c.n_validation} validation images, {c.hidden} hidden units, r = {c.r}, α = {c.alpha:g}; the mean inner loss."
-        f"{reduced} {table.seed.nunique()} seeds (images, corruption, φ_0 and coins), {c.device}; bands are one "
-        f"standard error. Budget: {c.exact_steps} exact gradients, {_limit(config):.0f} calls; computed with the "
+        f"{reduced} {table.seed.nunique()} seeds (images, corruption, φ_0 and coins), {c.device}. Thick: the mean, "
+        "thin: a seed, each method at its own γ; ± in the table: the 95 % t-interval over the seeds. "
+        f"Budget: {c.exact_steps} exact gradients, {_limit(config):.0f} calls; computed with the "
         "stored sweep, charged the recomputed one; seconds are those of the stored sweep's calls, until the first "
         f"method has spent the budget. Plain outer steps, γ from {', '.join(f'{g:g}' for g in config.gammas)}, "
         f"chosen by validation cross entropy on the even seeds.{at_end} UFOM keeps the last {c.proxy} backward steps, "
@@ -289,7 +256,7 @@ def answer(table: pd.DataFrame, config: Config) -> str:
     gains = []
     for gammas in (dict.fromkeys(METHODS, own["exact"]), own):
         values = at(_chosen(held_out, gammas), ("method", "seed"), "calls", _limit(config)).test
-        gains.append(mean_sem(values["adaptive ×0.1"] - values["exact"], 2))
+        gains.append(interval(values["adaptive ×0.1"] - values["exact"], 2))
     q = settled_q("adaptive ×0.1", config.r)
     return (
         f"At equal calls Adaptive UFOM (×0.1) is ahead of the exact gradient by {gains[0]} points of test accuracy at "

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from studies.shared.training import ADAPTIVE, charged, corrected, rounded
 from ufom_runtime import EXACT, FOM, UFOM, measure_cost, measure_moments, outer_sgd
 from ufom_runtime.algorithms import first_state, inner_loop
-from ufom_runtime.problem import Tasks
+from ufom_runtime.problem import BilevelProblem, Tasks
 from ufom_runtime.problems.hypercleaning import HypercleaningProblem, digits_hypercleaning, mnist_hypercleaning
 from ufom_runtime.steps import Steps
 from ufom_theory import CostModel, Sweep, Truncated, optimal_q
@@ -64,10 +64,6 @@ SIZES = {
         data="mnist", n_train=300, n_validation=300, hidden=10, alpha=0.25, gammas=(300.0, 1000.0, 3000.0, 10000.0),
         exact_steps=6, proxy=50, seeds=4, log_every=4,
     ),
-    "paper": Config(
-        data="mnist", n_train=5000, n_validation=5000, hidden=64, alpha=1.0, gammas=(1e3, 3e3, 1e4, 3e4, 1e5),
-        exact_steps=50, proxy=50, seeds=6, log_every=10, device="cuda",
-    ),
 }  # fmt: skip
 
 
@@ -89,21 +85,22 @@ def _start(problem: HypercleaningProblem) -> Tensor:
     return problem.initial
 
 
-def _tasks(problem: HypercleaningProblem) -> Tasks:
+def the_task(problem: BilevelProblem) -> Tasks:
+    """The one task there is."""
     assert problem.tasks is not None
     return Tasks.of(problem.tasks)
 
 
 def trained(problem: HypercleaningProblem, theta: Tensor) -> Tensor:
     """φ_r, shape (p,)."""
-    rows, tasks = theta[None], _tasks(problem)
+    rows, tasks = theta[None], the_task(problem)
     return inner_loop(Steps(problem, rows, tasks), first_state(problem, rows, tasks))[0]
 
 
 def evaluate(problem: HypercleaningProblem, theta: Tensor) -> dict[str, float]:
     """The columns of Table 1 and the outer loss at θ."""
     phi, weights, clean = trained(problem, theta), theta.sigmoid(), ~problem.corrupted.to(theta.device)
-    images, labels, *_ = task = _tasks(problem).one()
+    images, labels, *_ = task = the_task(problem).one()
     test = problem.logits(phi, problem.test_images)
     right = problem.logits(phi, images[clean]).argmax(1) == labels[clean]
     return {
@@ -120,7 +117,7 @@ def run_cell(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One run, until the budget is charged; of the method "clock", C1 and C2 in seconds."""
     problem, r, method = make_problem(cell), cell["r"], cell["method"]
     if method == "clock":
-        cost = measure_cost(problem, _start(problem), _tasks(problem))
+        cost = measure_cost(problem, _start(problem), the_task(problem))
         return [{"c1": cost.c1, "c2": cost.c2}]
     theta, limit = _start(problem), budget(cell["r"], cell["exact_steps"])
     proxy = cell["proxy"] if method == "UFOM" else 0

@@ -6,8 +6,9 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
-from ufom_runtime.command.style import GREY, SHADES
+from ufom_runtime.command.style import GREY, LOOKS, SHADES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,3 +91,66 @@ def place_labels(axes: Axes, points: Any, texts: list[str], colours: list[str], 
             ha="left" if side > 0 else "right", arrowprops=leader if len(boxes) > 1 else None,
             bbox={"fc": "white", "ec": "none", "alpha": 0.7, "pad": 0.3},
         ).set_in_layout(False)  # fmt: skip
+
+
+def draw_learning(axes: Axes, table: pd.DataFrame, x: str, y: str, end: float) -> None:
+    """Each method's y over x, the mean over the seeds, with a thin line a seed; methods that coincide share a label.
+
+    The methods are named at the ends of their curves, so that no legend is needed.
+    """
+    grid = np.linspace(0, end, 150)
+    curves = []
+    for (method, seed), log in table.groupby(["method", "seed"], sort=False):
+        log = log[log[y].notna()]
+        value = np.interp(grid, log[x], log[y], right=np.nan)
+        curves.append(pd.DataFrame({"x": grid, "y": value, "method": method, "seed": seed}))
+    drawn = pd.concat(curves)
+    methods = [m for m in LOOKS if m in set(drawn.method)]
+    palette, lines = ({m: LOOKS[m][key] for m in methods} for key in ("color", "ls"))
+    sns = seaborn()
+    sns.lineplot(
+        drawn, x="x", y="y", hue="method", hue_order=methods, palette=palette, units="seed", estimator=None,
+        lw=0.5, alpha=0.3, legend=False, ax=axes,
+    )  # fmt: skip
+    means = drawn.groupby(["method", "x"], sort=False).y.agg(lambda v: v.mean() if v.notna().all() else np.nan)
+    labels: list[tuple[float, float, list[str]]] = []
+    for method in methods:
+        mean = means[method].dropna()
+        sns.lineplot(
+            x=mean.index.to_numpy(),
+            y=mean.to_numpy(),
+            ax=axes,
+            color=palette[method],
+            ls=lines[method],
+            lw=2.2,
+            legend=False,
+        )
+        last = (float(mean.index[-1]), float(mean.iloc[-1]))
+        same = next((label for label in labels if label[:2] == last), None)
+        if same:
+            same[2].append(method)
+        else:
+            labels.append((*last, [method]))
+    axes.set_xlim(0, end)
+    axes.xaxis.set_major_formatter(plain_number)
+    low, high = axes.get_ylim()
+    heights = _spread([label[1] for label in labels], 0.055 * (high - low))
+    for (at, value, names), height in zip(labels, heights, strict=True):
+        axes.annotate(
+            ", ".join(names), (at, value), (end * 1.02, height), fontsize=SIZE, color=palette[names[-1]], va="center",
+            annotation_clip=False, arrowprops={"arrowstyle": "-", "lw": 0.5, "color": GREY, "shrinkA": 0, "shrinkB": 2},
+        )  # fmt: skip
+
+
+def _spread(values: list[float], gap: float) -> list[float]:
+    """The values moved apart, as little as may be, until neighbours are a `gap` apart."""
+    order, places = np.argsort(values), np.array(values, dtype=float)
+    for _ in range(200):
+        moved = places[order]
+        close = np.maximum(gap - np.diff(moved), 0) / 2
+        if not close.any():
+            break
+        moved[:-1] -= close
+        moved[1:] += close
+        places[order] = moved
+    return [float(place) for place in places]

@@ -8,19 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from studies.shared.drawing import plain_number
 from ufom_runtime import AdaptiveUFOM
-from ufom_runtime.command.style import LOOKS
 from ufom_theory import CostModel, Sweep, Truncated, UfomError
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -90,37 +84,6 @@ def at(table: pd.DataFrame, keys: Sequence[str], x: str, budget: float | Mapping
     return pd.DataFrame.from_dict(found, orient="index").rename_axis(index=list(keys))
 
 
-def draw_curves(axes: Axes, table: pd.DataFrame, y: str, end: float, step: bool = False) -> None:
-    """Mean over the seeds of each method's y over the calls, with a band of one standard error; `step` for what jumps.
-
-    The marks are staggered, so that methods which coincide are all seen.
-    """
-    grid = np.linspace(0, end, 200)
-    for i, method in enumerate(m for m in LOOKS if m in set(table.method)):
-        runs = [log for _, log in table[table.method == method].groupby("seed") if log[y].notna().any()]
-        if not runs:
-            continue
-        curves = []
-        for log in (log[log[y].notna()] for log in runs):
-            inside = (grid >= log.calls.iloc[0]) & (grid <= log.calls.iloc[-1] * (1 + 1e-9))
-            places = np.searchsorted(log.calls.to_numpy(), grid, side="right").clip(1) - 1
-            values = log[y].to_numpy()[places] if step else np.interp(grid, log.calls, log[y])
-            curves.append(np.where(inside, values, np.nan))
-        stacked = np.stack(curves)
-        mean, sem = stacked.mean(0), stacked.std(0, ddof=min(1, len(stacked) - 1)) / len(stacked) ** 0.5
-        axes.plot(grid, mean, label=method, markevery=(5 * i % 24, 24), **LOOKS[method])
-        axes.fill_between(grid, mean - sem, mean + sem, color=LOOKS[method]["color"], alpha=0.15, lw=0)
-    axes.set(xlabel="function calls (recomputed sweep)", xlim=(0, end))
-    axes.xaxis.set_major_formatter(plain_number)
-
-
-def legend(figure: Figure) -> None:
-    """One legend for all axes, below them."""
-    handles = {label: h for axes in figure.axes for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    ordered = sorted(handles, key=[*LOOKS].index)
-    figure.legend([handles[m] for m in ordered], ordered, loc="outside lower center", ncols=4)
-
-
 def markdown(table: pd.DataFrame) -> str:
     """A table of strings as Markdown, its index as the first column."""
     rows = [[str(table.index.name or ""), *table.columns], ["---"] * (1 + table.shape[1])]
@@ -128,6 +91,11 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def mean_sem(values: pd.Series, digits: int) -> str:
-    """mean ± standard error, or a dash where a run ended before the budget."""
-    return "–" if values.isna().any() else f"{values.mean():.{digits}f} ± {values.sem():.{digits}f}"
+def interval(values: pd.Series, digits: int) -> str:
+    """The mean and its 95 % t-interval, 1.2 ± 0.3; one value alone has none; a dash where a run ended too soon."""
+    from scipy.stats import t  # a study's cost, not the import's
+
+    if values.isna().any() or not len(values):
+        return "–"
+    n, mean = len(values), f"{values.mean():.{digits}f}"
+    return mean if n < 2 else f"{mean} ± {t.ppf(0.975, n - 1) * values.sem():.{digits}f}"

@@ -105,7 +105,7 @@ def test_figure_caption_and_answer(table, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figure = study.draw(two, TINY)
-    assert len(figure.axes) == 6
+    assert len(figure.axes) == 2
     assert all(a.get_xlabel() and a.get_ylabel() and a.get_title() for a in figure.axes)
     assert "3 seeds" in study.caption(read, TINY)
     assert "| FOM, digits, 3 ways |" in study.caption(read, TINY)

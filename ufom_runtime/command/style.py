@@ -19,6 +19,8 @@ LOOKS: dict[str, dict[str, Any]] = {
     "forward": {"color": BLACK, "marker": ">", "ls": (0, (1, 1))},
     "reversible": {"color": BLACK, "marker": "<", "ls": (0, (5, 1, 1, 1, 1, 1))},
     "UFOM": {"color": BLUE, "marker": "o", "ls": "-"},
+    "UFOM, implicit": {"color": BLUE, "marker": "2", "ls": "-."},
+    "step rule": {"color": BLUE, "marker": "3", "ls": (0, (1, 1))},
     "telescoping": {"color": BLUE, "marker": "h", "ls": "--"},
     "adaptive": {"color": SKY, "marker": "P", "ls": "-"},
     "adaptive ×0.1": {"color": SKY, "marker": "p", "ls": "--"},
