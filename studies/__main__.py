@@ -38,6 +38,8 @@ STUDIES = {  # a line for --help, which spares importing them all
     "regret": "What is lost by running the predicted q on other problems?",
     "hypercleaning": "Data hypercleaning, Table 1 and Figure 3.",
     "few_shot": "Few-shot classification, Table 2 and Figure 2.",
+    "table_1": "Does UFOM pay in hypercleaning, states recomputed or stored?",
+    "table_2": "Does UFOM pay in few-shot learning, to convergence?",
     "landscape": "Every method's bias, variance, time and memory.",
     "performance": "Time and memory beside other libraries, on a quiet machine.",
     "template": "A study to copy: does averaging divide the variance?",
@@ -67,6 +69,7 @@ def _command(name: str) -> Callable[..., None]:
         minutes: Minutes = None,
         gpus: Gpus = None,
         cell_minutes: CellMinutes = None,
+        partial: Annotated[bool, typer.Option(help="Run nothing: take the cells that are done.")] = False,
         config: Annotated[Path | None, typer.Option(help="TOML with other values; kept under the file's name.")] = None,
     ) -> None:
         study = load(name)
@@ -77,7 +80,8 @@ def _command(name: str) -> Callable[..., None]:
             values, results = read_config(config, values), _results(name, config.stem, "quick")
             results.refuse_another(values)
         if not redraw:
-            _measure(name, values, results, executor(kind, jobs, partition, minutes, gpus, cell_minutes))
+            runner = executor(kind, jobs, partition, minutes, gpus, cell_minutes)
+            _measure(name, values, results, runner, partial=partial)
         table, values = results.read(study)
         verdicts = study.judge(table, values)
         results.write_verdicts(verdicts)
@@ -204,7 +208,15 @@ def _index() -> str:
             f"{caption}\n\nVerdicts: {_counts(study.judge(table, config))} ([all](results/{stem}.verdicts.json)). "
             f"{size}, {made}, {run['seconds'] / 60:.0f} min: `python -m studies {name} --size {size}`\n"
         )
-    return "\n".join(parts)
+    return "\n".join([*parts, *_not_run()])
+
+
+def _not_run() -> Iterator[str]:
+    """A line for each size that has no stored table, but for those that are quick and the study to copy."""
+    for name in STUDIES:
+        for size in ("standard", "paper") if name != "template" else ():
+            if size in load(name).sizes and not _results(name, size, size).path.is_file():
+                yield f"Not yet run: `python -m studies {name} --size {size}`. {load(name).question}\n"
 
 
 def _results_page() -> str:
@@ -242,13 +254,15 @@ def _stored() -> Iterator[tuple[Study[Any], Results]]:
                 break
 
 
-def _measure(name: str, config: Any, results: Results, runner: Executor | None, retry: bool = False) -> None:
+def _measure(
+    name: str, config: Any, results: Results, runner: Executor | None, retry: bool = False, partial: bool = False
+) -> None:
     """The table and what is to be known of the run; the stem of the results names the store of the cells."""
     study = load(name)
-    if not study.jobs and (runner or retry):
-        raise UfomError(f"{name} keeps no cells: run it without --executor, as python -m studies {name}")
+    if not study.jobs and (runner or retry or partial):
+        raise UfomError(f"{name} keeps no cells: run it without --executor and --partial, as python -m studies {name}")
     begin = time.perf_counter()
-    store = Store(commands.CELLS / results.path.stem, runner or Local(study.jobs or 1, seconds=DAY), retry)
+    store = Store(commands.CELLS / results.path.stem, runner or Local(study.jobs or 1, seconds=DAY), retry, partial)
     with progress("measuring") as done:
         table = study.measure(config, store, done)
     results.write(table, config, time.perf_counter() - begin)

@@ -50,6 +50,7 @@ class Store:
         executor: runs the cells; None: this process does, which a cell that crashes would end. The function that runs
             a cell must be importable for it, not a lambda or one defined in another.
         retry: run failed cells again, whatever `run` is asked for.
+        partial: run nothing, and leave cells that are not done out of tables.
 
     Raises:
         UfomError: a folder that cannot be made.
@@ -58,6 +59,7 @@ class Store:
     folder: Path
     executor: Executor | None = None
     retry: bool = False
+    partial: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", Path(self.folder))
@@ -104,6 +106,8 @@ class Store:
             UfomError: a function that other processes cannot import, a job that died, a store that cannot be read or
                 written; what is done is kept.
         """
+        if self.partial:
+            return Outcome(sum(self.load(config) is not None for config in cells), 0, ())
         runner = self.executor
         name = name_of(function) if runner else ""
         wanted = {self.cell(config): config for config in cells}
@@ -135,7 +139,7 @@ class Store:
         """The rows of all cells, in their order, beside the configuration; where both name a column, the row decides.
 
         Raises:
-            UfomError: a cell that is not done.
+            UfomError: a cell that is not done, unless the store is `partial`.
         """
         rows, missing = [], []
         for config in cells:
@@ -144,7 +148,7 @@ class Store:
                 missing.append(config)
             else:
                 rows += [{**config, **row} for row in found]
-        if missing:
+        if missing and not self.partial:
             error = self.failure(missing[0])
             why = f"failed: {error}; run it with retry=True (python -m studies retry)" if error else "was not run"
             raise UfomError(f"{len(missing)} cells are not done; the first, {dict(missing[0])}, {why}")

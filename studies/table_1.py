@@ -1,0 +1,178 @@
+"""Table 1 again: does UFOM pay in data hypercleaning, against exact and FOM, in both accounts?
+
+The reading is fixed before the run. MNIST with half of the training labels corrupted, r = 100, α = 1, plain outer steps
+θ_k = θ_{k−1} − γ·G. The inner loss is the mean over the images, since the printed sum diverges at α = 1; the paper does
+not name the width of its net. Seed 0 chooses the exact gradient's γ from a short grid by the validation cross entropy
+at the end of its run; the seeds after it judge. Every method takes this γ, but for adaptive ×0.1: its steps are 1/q
+times as long, with a q that is known beforehand, so it takes γ·q.
+
+FOM's gradient is zero at every θ, so FOM is the start and costs nothing to run. The paper's rules debias it: D² = V²,
+and (21) gives q* = 1. With the factor 0.1 they take q = 0.142, whatever the data. UFOM debiases a proxy that
+keeps K backward steps, or one by implicit differentiation, at its q* by (21) with m = 1 and moments at θ_0, at the cost
+of recomputed states; the step rule (law="step") chooses q on the way, at the cost of stored states, on the truncated
+proxy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from studies.engine.study import Progress, Study, silent
+from studies.engine.sweep import Store
+from studies.hypercleaning import PAPER_TABLE, present, settled_q
+from studies.shared.paying import at_equal, compare_table, draw_paying, judge_paying, said_of
+from studies.shared.training import interval, markdown
+from studies.shared.verdicts import Verdict
+from studies.table_1_cell import METHODS, SIZES, Config, budgets, run_cell
+from ufom_runtime.command.style import WIDTH
+from ufom_theory import UfomError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+question = "Does UFOM pay in data hypercleaning, against the exact gradient and against FOM, in both accounts?"
+UFOMS = tuple(method for method in METHODS if method != "exact")
+SHOWN = ("exact", "UFOM", "step rule", "adaptive ×0.1", "FOM")
+TEST = {method: row[1] for method, row in PAPER_TABLE.items()}
+
+
+def measure(config: Config, store: Store, progress: Progress = silent) -> pd.DataFrame:
+    """The logs of all runs, one row a logged step; at step 0 every weight is ½. Seed 0 chose γ.
+
+    Columns: data, method, gamma, seed; step, corrected (tasks so far), stored and recomputed (calls so far in either
+    account), seconds (CPU, of the calls made, at this machine's clock); q, d2, v2 (at θ_0 for UFOM, the rule's for the
+    others); validation, train, test, test_cce, separation and moved as in `hypercleaning`; cpu and wall, the seconds of
+    the whole run with its evaluations.
+    """
+    config = replace(config, data=present(config.data))
+    clock = next(_cells(config, "clock", [config.gammas[0]], [0]))
+    tuning = list(_cells(config, "exact", config.gammas, [0]))
+    _run(store, [clock, *tuning], lambda share: progress(share / 2))
+    table = store.table([clock, *tuning])
+    judged: list[dict[str, Any]] = []
+    ends = table[table.method == "exact"].groupby("gamma").validation.last()
+    best = float(ends.idxmin()) if len(ends) == len(config.gammas) else math.nan
+    first = ("FOM", "exact", "UFOM", "adaptive ×0.1")  # on all seeds, before the others
+    for methods in (first, [m for m in METHODS if m not in first]) if best > 0 else ():
+        for seed in range(1, config.seeds + 1):
+            for method in methods:
+                own = best * settled_q(method, config.r) if method == "adaptive ×0.1" else best
+                judged += _cells(config, method, [own], [seed])
+    _run(store, judged, lambda share: progress((1 + share) / 2))
+    c1, c2 = table.loc[table.method == "clock", ["c1", "c2"]].iloc[0]
+    table = pd.concat(
+        [table[table.method != "clock"].drop(columns=["c1", "c2", "threads"], errors="ignore"), store.table(judged)]
+    )
+    table["seconds"] = c1 * table.pop("gradients") + c2 * table.pop("hessian_vector_products")
+    table.loc[(table.method == "FOM") & (table.stored > 0), "seconds"] = table.seconds.max()  # θ_0 at every budget
+    given = asdict(config).keys() - {"data", "gammas", "seeds", "recomputed", "stored"}
+    return table.drop(columns=["study", *given]).reset_index(drop=True)
+
+
+def _run(store: Store, cells: list[dict[str, Any]], progress: Progress) -> None:
+    outcome = store.run(cells, run_cell, progress=progress)
+    if outcome.failed:
+        cell, error = outcome.failed[0]
+        raise UfomError(f"{len(outcome.failed)} cells failed; {cell['method']}, γ = {cell['gamma']:g}: {error}")
+
+
+def _cells(config: Config, method: str, gammas: Any, seeds: Any) -> Iterator[dict[str, Any]]:
+    shared = {k: v for k, v in asdict(config).items() if k not in ("gammas", "seeds")}
+    for seed in seeds:
+        for gamma in gammas:
+            yield {"study": "table_1", **shared, "method": method, "gamma": gamma, "seed": seed}
+
+
+def _judging(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table.seed > 0]
+
+
+def judge(table: pd.DataFrame, config: Config) -> list[Verdict]:
+    """Does UFOM pay, by test accuracy, in each account? Does FOM move nothing; is the rules' q as without data?"""
+    judged = _judging(table)
+    verdicts = judge_paying(judged, UFOMS, "test", "test accuracy (points)", budgets(config), TEST)
+    moved = judged[judged.method == "FOM"].groupby("seed").moved.max()
+    if len(moved) > 1:
+        verdicts.append(Verdict.from_paired("‖θ − θ_0‖ of FOM: its row is that of no cleaning", "=", 0.0, moved))
+    return verdicts
+
+
+def summary(table: pd.DataFrame, config: Config) -> pd.DataFrame:
+    """Table 1's columns in each account, mean ± 95 % t-interval over the judging seeds; strings."""
+    judged, paper = (
+        _judging(table),
+        pd.DataFrame.from_dict(PAPER_TABLE, orient="index", columns=["train", "test", "CCE"]),
+    )
+    scores = {"train": ("train", 1), "test": ("test", 1), "test_cce": ("CCE", 3)}
+    found = compare_table(judged, ("FOM", *METHODS), scores, budgets(config))
+    ends = judged.groupby(["method", "seed"]).last()
+    found.insert(0, "γ", [f"{g:g}" for g in judged.groupby("method").gamma.first()[found.index]])
+    found.insert(1, "q", [interval(ends.loc[method].q, 3) for method in found.index])
+    for name in paper:
+        found.insert(
+            list(paper).index(name) + 3, f"paper's {name}", [_paper(paper, method, name) for method in found.index]
+        )
+    return found
+
+
+def _paper(paper: pd.DataFrame, method: str, name: str) -> str:
+    return f"{paper.loc[method, name]:g}" if method in paper.index else "–"
+
+
+def draw(table: pd.DataFrame, config: Config) -> Figure:
+    """Test accuracy over the calls, with the states recomputed and stored (Fig. 3)."""
+    return draw_paying(_judging(table), SHOWN, "test", "test accuracy (%)", budgets(config), WIDTH)
+
+
+def caption(table: pd.DataFrame, config: Config) -> str:
+    """What the figure shows, with its sizes; Table 1 measured again; whether UFOM pays; what has been run."""
+    c, (data,) = config, table.data.unique()
+    judged, spent = _judging(table), table.groupby(["method", "gamma", "seed"])[["cpu", "wall"]].first().sum()
+    done = judged.groupby("method", sort=False).seed.nunique()
+    missing = [f"{m} {done.get(m, 0)} of {c.seeds}" for m in METHODS if done.get(m, 0) < c.seeds]
+    grid = ", ".join(f"{g:g}" for g in c.gammas)
+    reduced = " The paper has 5000 images of each kind." if c.n_train < 5000 else ""
+    return (
+        f"Test accuracy over function calls; thick: the mean of {judged.seed.nunique()} seeds, thin: a seed. {data}: "
+        f"{c.n_train} training images, half of the labels corrupted, {c.n_validation} validation images, {c.hidden} "
+        f"hidden units, r = {c.r}, α = {c.alpha:g}, the mean inner loss.{reduced} Every run is charged twice. Budgets: "
+        f"{c.recomputed} exact gradients with the states recomputed, {c.stored} with the states stored. "
+        f"γ from {grid}, chosen for the exact gradient on a seed that does not judge; adaptive ×0.1 takes γ·q, the "
+        f"others γ. UFOM keeps {c.proxy} backward steps; UFOM, implicit: "
+        f"a Neumann series of {c.iterations} products; step rule: q on the way, on UFOM's proxy. FOM is zero at every "
+        "θ: its row is the start's. train: accuracy on the uncorrupted training images; CCE: test cross entropy. "
+        "± is the 95 % t-interval over the n seeds. seconds: CPU seconds of one core for the calls, until the first "
+        f"method of a seed has ended. Runs: {spent.cpu / 60:.0f} CPU minutes, {spent.wall / 60:.0f} minutes on a busy "
+        f"machine, {c.device}."
+        + (f" Not yet run: {', '.join(missing)} seeds." if missing else "")
+        + f"\n\n{markdown(summary(table, config))}\n\nDoes UFOM pay? Points of test accuracy ahead at equal cost:\n\n"
+        + said_of(judge(table, config))
+    )
+
+
+def answer(table: pd.DataFrame, config: Config) -> str:
+    """The answer in a sentence."""
+    found = []
+    for account, said in (("recomputed", "with the states recomputed"), ("stored", "with the states stored")):
+        values = at_equal(_judging(table), account, budgets(config)).test.groupby("method").mean()
+        ahead = [m for m in UFOMS if m in values and values[m] > values["exact"]]
+        found.append(f"{said} {', '.join(ahead) if ahead else 'none'}")
+    return f"Ahead of the exact gradient in mean test accuracy at equal calls: {'; '.join(found)}."
+
+
+study = Study(
+    question=question,
+    sizes=SIZES,
+    measure=measure,
+    judge=judge,
+    draw=draw,
+    caption=caption,
+    answer=answer,
+    jobs=1,
+)

@@ -1,0 +1,163 @@
+"""What the study of Table 1 runs: its sizes, and one method at one γ until both budgets are spent."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from studies.hypercleaning_cell import evaluate, make_problem, the_task
+from studies.shared.accounts import UNROLLED, OnZero, Price, clock
+from studies.shared.training import rounded
+from ufom_runtime import UFOM, AdaptiveUFOM, Estimator, Implicit, hypergradient, outer_sgd
+from ufom_runtime.problem import BilevelProblem
+from ufom_theory import CostModel, Moments, Sweep, Truncated, optimal_q
+
+RULES = {
+    "adaptive": OnZero(),
+    "adaptive ×0.1": OnZero(scale=0.1),
+    "released ×0.1": OnZero(scale=0.1, variant="released"),
+}
+METHODS = ("exact", "UFOM", "adaptive ×0.1", "step rule", "UFOM, implicit", "adaptive", "released ×0.1")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of the study.
+
+    Attributes:
+        data: "mnist" or "digits".
+        n_train: training images, half of them with corrupted labels.
+        n_validation: clean images of the outer loss.
+        hidden: units of the hidden layer.
+        alpha: inner step size.
+        gammas: grid of outer step sizes, of the exact gradient on seed 0.
+        recomputed: exact gradients whose calls are the budget where states are recomputed.
+        stored: exact gradients whose calls are the budget where states are stored; these are run.
+        proxy: K of the truncated proxy.
+        iterations: of the implicit proxy's Neumann series.
+        seeds: that judge: 1, 2, …; seed 0 chooses the exact gradient's γ.
+        log_every: outer steps between logged rows, for the exact gradient and for a UFOM whose every step moves θ.
+        r: inner steps.
+        device: where to compute.
+    """
+
+    data: str
+    n_train: int
+    n_validation: int
+    hidden: int
+    alpha: float
+    gammas: tuple[float, ...]
+    recomputed: int
+    stored: int
+    proxy: int
+    iterations: int
+    seeds: int
+    log_every: tuple[int, int]
+    r: int = 100
+    device: str = "cpu"
+
+
+SIZES = {
+    "quick": Config(
+        data="digits", n_train=60, n_validation=60, hidden=4, alpha=1.0, gammas=(100.0, 1000.0), recomputed=2,
+        stored=6, proxy=5, iterations=3, seeds=2, log_every=(2, 4), r=10,
+    ),
+    "standard": Config(
+        data="mnist", n_train=500, n_validation=500, hidden=16, alpha=1.0, gammas=(10.0, 50.0, 250.0), recomputed=2,
+        stored=12, proxy=50, iterations=10, seeds=3, log_every=(2, 6),
+    ),
+    "paper": Config(
+        data="mnist", n_train=5000, n_validation=5000, hidden=32, alpha=1.0, gammas=(1e2, 5e2, 25e2), recomputed=6,
+        stored=40, proxy=50, iterations=10, seeds=3, log_every=(2, 6),
+    ),
+}  # fmt: skip
+
+
+def budgets(config: Any) -> dict[str, float]:
+    """Function calls to be spent in each account; of a configuration or a cell's."""
+    values = config if isinstance(config, Mapping) else vars(config)
+    r = values["r"]
+    return {
+        "recomputed": float(values["recomputed"] * (2 * r + 1 + r * (r - 1) / 2)),
+        "stored": float(values["stored"] * (2 * r + 1)),
+    }
+
+
+def local_q(problem: BilevelProblem, theta: Tensor, proxy: Any, cost: CostModel) -> dict[str, float]:
+    """q* by (21) with m = 1 of UFOM on a proxy, with D² and V² measured at θ, the one task there is."""
+    tasks = the_task(problem)
+    exact, found = hypergradient(problem, theta, tasks, UNROLLED), proxy.direction(problem, theta, tasks).value
+    d2, v2 = (float(x.double().square().sum()) for x in (exact - found, exact))
+    return {"q": float(optimal_q(Moments(d2, v2), cost, m=1.0).q), "d2": d2, "v2": v2}
+
+
+def _rule(cell: Mapping[str, Any], problem: BilevelProblem, theta: Tensor) -> tuple[Any, Price, dict[str, float]]:
+    """The method, its price, and the columns that do not change over its run."""
+    r, method, kept = cell["r"], cell["method"], Truncated(cell["proxy"])
+    if method == "exact":
+        return UNROLLED, Price.truncated(r), {"q": 1.0}
+    if method in RULES:
+        return RULES[method], Price.truncated(r), {}
+    if method == "step rule":
+        price = Price.truncated(r, kept.steps)
+        cost = CostModel.of(float(r + 1 + kept.steps), float(r - kept.steps))
+        rule = AdaptiveUFOM(law="step", outer=f"sgd:{cell['gamma']}", sweep=Sweep.stored(), proxy=kept, cost=cost)
+        return rule, price, {}
+    if method == "UFOM":
+        proxy: Any = Estimator(0.0, Sweep.unrolled(), kept)
+        price = Price.truncated(r, kept.steps)
+        found = local_q(problem, theta, proxy, price.cost)
+        return UFOM(found["q"], Sweep.stored(), kept), price, found
+    implicit = Implicit("neumann", iterations=cell["iterations"], warn_above=1e9)
+    price = Price.debiased(r, *vars(implicit.calls(r)).values())
+    found = local_q(problem, theta, implicit, price.cost)
+    return UFOM(found["q"], Sweep.unrolled(), proxy=implicit), price, found
+
+
+def run_cell(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One run; of the method "clock", the seconds of a gradient and of a product; of FOM, θ_0, where it stays."""
+    began, cpu = time.perf_counter(), time.process_time()
+    problem, method = make_problem(cell), cell["method"]
+    theta = problem.initial
+    assert theta is not None
+    if method == "clock":
+        return [clock(problem, theta, the_task(problem))]
+    start = {"step": 0, "corrected": 0.0, "stored": 0.0, "recomputed": 0.0, "gradients": 0.0}
+    start |= {"hessian_vector_products": 0.0, **evaluate(problem, theta)}
+    if method == "FOM":
+        end = {**start, **budgets(cell)}
+        return rounded(pd.DataFrame([start, end]).assign(q=0.0, cpu=0.0, wall=0.0))
+    rule, price, constant = _rule(cell, problem, theta)
+    limits, last = budgets(cell), (theta, evaluate(problem, theta))
+
+    def scores(now: Tensor) -> dict[str, float]:
+        nonlocal last
+        if not torch.equal(now, last[0]):  # a step whose coin was 0 on a proxy of zero moves nothing
+            last = now.clone(), evaluate(problem, now)
+        return last[1]
+
+    every = {"exact": cell["log_every"][0]}.get(method, 1 if method in RULES else cell["log_every"][1])
+    warnings.filterwarnings("ignore", "the Neumann series diverges")  # it is a proxy: it is debiased
+    run = outer_sgd(
+        problem,
+        theta,
+        rule,
+        lambda k: cell["gamma"],
+        steps=math.ceil(max(limits["stored"] / (cell["r"] + 1), limits["recomputed"] / (cell["r"] + 1))),
+        seed=cell["seed"],
+        log_every=every,
+        evaluate=scores,
+        until=lambda row: all(price.charge(row)[account] >= limit for account, limit in limits.items()),
+    )
+    log = run.log.assign(**price.charge(run.log))
+    log = pd.concat([pd.DataFrame([start]), log], ignore_index=True).assign(**constant)
+    log["cpu"], log["wall"] = time.process_time() - cpu, time.perf_counter() - began
+    return rounded(log.drop(columns=["gamma", "exact", "seconds"]))

@@ -1,0 +1,139 @@
+"""Table 2 to convergence: does UFOM pay in few-shot learning, against exact and FOM, in both accounts?
+
+The reading is fixed before the run: MAML on Omniglot, 5 ways, 1 shot, r = 10, outer Adam with one rate for all, until
+the exact gradient's test accuracy stops rising. The training classes are turned, too, as Finn et al. do. UFOM's q is
+that of (21) for Adam (m = 1/2) and the batch, at the moments of θ_0 and the cost of recomputed states; adaptive ×0.1 is
+the paper's rule with its factor of D².
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from studies.engine.study import Progress, Study, silent
+from studies.engine.sweep import Store
+from studies.few_shot import PAPER_TABLE
+from studies.shared.paying import at_equal, compare_table, draw_paying, judge_paying, said_of
+from studies.shared.training import interval, markdown, missing
+from studies.shared.verdicts import Verdict
+from studies.table_2_cell import METHODS, SIZES, Config, budgets, run_cell
+from ufom_runtime.command.style import WIDTH
+from ufom_runtime.problems.data import omniglot
+from ufom_theory import UfomError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+question = "Trained to convergence, does UFOM pay in few-shot learning, against the exact gradient and against FOM?"
+UFOMS = ("UFOM", "adaptive ×0.1")
+
+
+def measure(config: Config, store: Store, progress: Progress = silent) -> pd.DataFrame:
+    """The logs of all runs, one row a logged step.
+
+    Columns: method, seed; step, corrected (tasks so far), stored and recomputed (calls so far in either account),
+    seconds (CPU, of the calls made, at this machine's clock); q, d2, v2 (at θ_0 for UFOM, the rule's for adaptive);
+    accuracy (in %, on the test tasks) and accuracy_sem (over them); cpu and wall, the seconds of the whole run with its
+    evaluations.
+    """
+    if config.data == "omniglot" and (reason := missing(omniglot)):
+        raise UfomError(f"{reason}; run `ufom data omniglot`")
+    clock = next(_cells(config, ["clock"], 1))
+    cells = list(_cells(config, METHODS, config.seeds))
+    outcome = store.run([clock, *cells], run_cell, progress=progress)
+    if outcome.failed:
+        cell, error = outcome.failed[0]
+        raise UfomError(f"{len(outcome.failed)} cells failed; {cell['method']}: {error}")
+    (times,), table = store.load(clock) or [{}], store.table(cells)
+    table["seconds"] = times["c1"] * table.pop("gradients") + times["c2"] * table.pop("hessian_vector_products")
+    return table.drop(columns=["study", *(asdict(config).keys() - {"seeds", "recomputed", "stored"})])
+
+
+def _cells(config: Config, methods: Any, seeds: int) -> Iterator[dict[str, Any]]:
+    shared = {k: v for k, v in asdict(config).items() if k != "seeds"}
+    for seed in range(seeds):
+        for method in methods:
+            yield {"study": "table_2", **shared, "method": method, "seed": seed}
+
+
+def _paper(config: Config) -> dict[str, float]:
+    return PAPER_TABLE.get((config.data, config.ways), {})
+
+
+def judge(table: pd.DataFrame, config: Config) -> list[Verdict]:
+    """Does UFOM pay, by test accuracy, in each account? Has the exact gradient's accuracy stopped rising?"""
+    verdicts = judge_paying(table, UFOMS, "accuracy", "test accuracy (points)", budgets(config), _paper(config))
+    exact = table[table.method == "exact"]
+    if exact.seed.nunique() > 1:
+        rise = exact.groupby("seed").apply(_rise, include_groups=False)
+        subject = "rise of the exact gradient's accuracy (points) over its last third: it has converged"
+        verdicts.append(Verdict.from_paired(subject, "<=", 1.0, rise, widest=1.0))
+    return verdicts
+
+
+def _rise(log: pd.DataFrame) -> float:
+    """Mean accuracy over the last sixth of the steps, minus that over the sixth before."""
+    parts = log.step / log.step.max()
+    return float(log.accuracy[parts > 5 / 6].mean() - log.accuracy[(parts > 2 / 3) & (parts <= 5 / 6)].mean())
+
+
+def summary(table: pd.DataFrame, config: Config) -> pd.DataFrame:
+    """Test accuracy in each account, mean ± 95 % t-interval over the seeds; strings."""
+    found = compare_table(table, METHODS, {"accuracy": ("accuracy (%)", 1)}, budgets(config))
+    ends = table.groupby(["method", "seed"]).last()
+    found.insert(0, "q", ["–" if m == "Reptile" else interval(ends.loc[m].q, 3) for m in found.index])
+    if paper := _paper(config):
+        found.insert(2, "the paper's (%)", [f"{paper[m]:g}" if m in paper else "–" for m in found.index])
+    return found
+
+
+def draw(table: pd.DataFrame, config: Config) -> Figure:
+    """Test accuracy over the calls, with the states recomputed and stored (Fig. 2)."""
+    return draw_paying(table, METHODS, "accuracy", "test accuracy (%)", budgets(config), WIDTH)
+
+
+def caption(table: pd.DataFrame, config: Config) -> str:
+    """What the figure shows, with its sizes; the accuracies; whether UFOM pays; what has been run."""
+    c, spent = config, table.groupby(["method", "seed"])[["cpu", "wall"]].first().sum()
+    done = table.groupby("method").seed.nunique()
+    missing_runs = [f"{m} {done.get(m, 0)} of {c.seeds}" for m in METHODS if done.get(m, 0) < c.seeds]
+    turned = ", training classes turned as well" if c.rotations else ""
+    return (
+        f"Test accuracy over function calls; thick: the mean of {table.seed.nunique()} seeds, thin: a seed. MAML on "
+        f"{c.data}{turned}, {c.ways} ways, 1 shot, {c.filters} filters, r = {c.r}, α = {c.alpha:g}, {c.batch} tasks a "
+        f"step, outer Adam, rate {c.rate:g}, untuned. Every run is charged twice. Budgets: {c.recomputed} steps of the "
+        f"exact gradient with the states recomputed, {c.stored} with the states stored. Accuracy on {c.test_tasks} "
+        "tasks of held-out classes, with batch statistics. ± is the 95 % t-interval over the n seeds. seconds: CPU "
+        "seconds of one core for the calls, until the first method of a seed has ended. Runs: "
+        f"{spent.cpu / 60:.0f} CPU minutes, {spent.wall / 60:.0f} minutes on a busy machine, {c.device}."
+        + (f" Not yet run: {', '.join(missing_runs)} seeds." if missing_runs else "")
+        + f"\n\n{markdown(summary(table, config))}\n\nDoes UFOM pay? Points of test accuracy ahead at equal cost:\n\n"
+        + said_of(judge(table, config))
+    )
+
+
+def answer(table: pd.DataFrame, config: Config) -> str:
+    """The answer in a sentence."""
+    found = []
+    for account, said in (("recomputed", "states recomputed"), ("stored", "states stored")):
+        values = at_equal(table, account, budgets(config)).accuracy
+        points = [f"{m} {interval(values.loc[m], 1)}" for m in METHODS if m in values.index.unique("method")]
+        found.append(f"{said}: {', '.join(points)}")
+    return f"Test accuracy (%) at equal calls, {'; '.join(found)}."
+
+
+study = Study(
+    question=question,
+    sizes=SIZES,
+    measure=measure,
+    judge=judge,
+    draw=draw,
+    caption=caption,
+    answer=answer,
+    jobs=1,
+)

@@ -1,0 +1,139 @@
+"""What the study of Table 2 runs: its sizes, and one method until both budgets are spent."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+
+from studies.few_shot_cell import accuracy
+from studies.shared.accounts import UNROLLED, Price, clock
+from studies.shared.training import ADAPTIVE, rounded
+from ufom_runtime import FOM, REPTILE, UFOM, measure_moments, outer_sgd
+from ufom_runtime.problem import Tasks
+from ufom_runtime.problems.few_shot import FewShotProblem, digits_few_shot, omniglot_few_shot
+from ufom_theory import CostModel, Sweep, optimal_q
+
+METHODS = ("exact", "FOM", "UFOM", "adaptive ×0.1", "Reptile")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of the study.
+
+    Attributes:
+        data: "omniglot" or "digits".
+        ways: classes in a task.
+        filters: of each convolution.
+        rotations: whether the training classes are turned by 90°, 180° and 270°, too.
+        alpha: inner step size.
+        rate: Adam's learning rate.
+        batch: tasks an outer step.
+        recomputed: outer steps of the exact gradient whose calls are the budget where states are recomputed.
+        stored: outer steps of the exact gradient whose calls are the budget where states are stored; these are run.
+        test_tasks: from the held-out classes, the same for all methods of a seed.
+        fixed_tasks: for the moments at θ_0.
+        seeds: independent nets, tasks and coins.
+        points: logged rows of a run, about.
+        r: inner steps.
+        device: where to compute.
+    """
+
+    data: str
+    ways: int
+    filters: int
+    rotations: bool
+    alpha: float
+    rate: float
+    batch: int
+    recomputed: int
+    stored: int
+    test_tasks: int
+    fixed_tasks: int
+    seeds: int
+    points: int
+    r: int = 10
+    device: str = "cpu"
+
+
+SIZES = {
+    "quick": Config(
+        data="digits", ways=3, filters=2, rotations=False, alpha=0.05, rate=3e-3, batch=2, recomputed=2, stored=4,
+        test_tasks=4, fixed_tasks=4, seeds=2, points=2, r=3,
+    ),
+    "standard": Config(
+        data="omniglot", ways=5, filters=32, rotations=True, alpha=0.1, rate=3e-3, batch=4, recomputed=400,
+        stored=1200, test_tasks=200, fixed_tasks=32, seeds=3, points=24,
+    ),
+}  # fmt: skip
+
+
+def budgets(config: Any) -> dict[str, float]:
+    """Function calls to be spent in each account; of a configuration or a cell's."""
+    values = config if isinstance(config, Mapping) else vars(config)
+    r, batch = values["r"], values["batch"]
+    return {
+        "recomputed": float(values["recomputed"] * batch * (2 * r + 1 + r * (r - 1) / 2)),
+        "stored": float(values["stored"] * batch * (2 * r + 1)),
+    }
+
+
+def make_problem(cell: Mapping[str, Any]) -> FewShotProblem:
+    """The problem of one cell; its seed draws the net."""
+    shared = {name: cell[name] for name in ("ways", "r", "alpha", "filters", "seed", "device")}
+    if cell["data"] == "digits":
+        return digits_few_shot(**shared)
+    return omniglot_few_shot(**shared, rotations=cell["rotations"])
+
+
+def _rule(cell: Mapping[str, Any], problem: FewShotProblem) -> tuple[Any, dict[str, float]]:
+    """The method, and the columns that do not change over its run."""
+    method = cell["method"]
+    if method != "UFOM":
+        fixed: dict[str, Any] = {"exact": (UNROLLED, {"q": 1.0}), "FOM": (FOM, {"q": 0.0}), "Reptile": (REPTILE, {})}
+        return fixed.get(method) or (ADAPTIVE[method], {})
+    assert problem.initial is not None
+    tasks = problem.sample(cell["fixed_tasks"], torch.Generator().manual_seed(1000 * cell["seed"] + 1))
+    moments = measure_moments(problem, problem.initial, tasks)
+    cost = CostModel(r=cell["r"], as_printed=True)
+    q = float(optimal_q(moments, cost, outer=f"adam:{cell['rate']}", batch=cell["batch"]).q)
+    return UFOM(q, Sweep.stored()), {"q": q, "d2": float(moments.d2), "v2": float(moments.v2)}
+
+
+def run_cell(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One run; of the method "clock", the seconds of a gradient and of a Hessian-vector product."""
+    began, cpu = time.perf_counter(), time.process_time()
+    problem, r, batch, method = make_problem(cell), cell["r"], cell["batch"], cell["method"]
+    assert problem.initial is not None
+    if method == "clock":
+        return [clock(problem, problem.initial, Tasks.of(problem.sample(batch, torch.Generator().manual_seed(0))))]
+    rule, constant = _rule(cell, problem)
+    price = Price.reptile(r) if method == "Reptile" else Price.truncated(r)
+    limits, most = budgets(cell), batch * price.gradients
+    test = problem.sample_test_tasks(cell["test_tasks"], torch.Generator().manual_seed(1000 * cell["seed"] + 2))
+    guess = constant.get("q", 0.1) if method != "Reptile" else 0.0
+    each = {"stored": most + batch * guess * r, "recomputed": most + batch * guess * r * (r + 1) / 2}
+    steps = max(limits[account] / each[account] for account in limits)  # only how often to log hangs on the guess
+    run = outer_sgd(
+        problem,
+        problem.initial,
+        rule,
+        optimiser=lambda p: torch.optim.Adam(p, lr=cell["rate"]),
+        steps=math.ceil(max(limits.values()) / most),
+        seed=cell["seed"],
+        batch=batch,
+        log_every=max(1, round(steps / cell["points"])),
+        evaluate=lambda theta: accuracy(problem, theta, test),
+        until=lambda row: all(price.charge(row, batch)[account] >= limit for account, limit in limits.items()),
+    )
+    log = run.log.assign(**price.charge(run.log, batch))
+    start = {"step": 0, "corrected": 0.0, "stored": 0.0, "recomputed": 0.0, "gradients": 0.0}
+    start |= {"hessian_vector_products": 0.0, **accuracy(problem, problem.initial, test)}
+    log = pd.concat([pd.DataFrame([start]), log], ignore_index=True).assign(**constant)
+    log["cpu"], log["wall"] = time.process_time() - cpu, time.perf_counter() - began
+    return rounded(log.drop(columns=["gamma", "exact", "seconds"]))
