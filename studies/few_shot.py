@@ -21,6 +21,7 @@ from studies.engine.study import Progress, Study, silent
 from studies.engine.sweep import Store
 from studies.few_shot_cell import DRAWS, METHODS, SIZES, Config, run_cell
 from studies.shared.drawing import draw_learning
+from studies.shared.paying import judge_paying, said_of
 from studies.shared.training import at, interval, markdown, missing
 from studies.shared.verdicts import Verdict
 from ufom_runtime.command.style import WIDTH
@@ -108,7 +109,16 @@ def judge(table: pd.DataFrame, config: Config) -> list[Verdict]:
             ratio = np.log(end.loc[method].q / end.loc[method].end_q)
             subject = f"log of q at the end over the local q*, {method}, {data}, {ways} ways"
             verdicts.append(Verdict.from_paired(subject, "=", 0.0, ratio, widest=0.1, margin=0.1))
+        verdicts += _paying(runs, config, paper)
     return verdicts
+
+
+def _paying(runs: pd.DataFrame, config: Config, paper: dict[str, float]) -> list[Verdict]:
+    """Does UFOM pay, at the calls of the exact gradient's run in either account?"""
+    each = config.r + (runs.method != "Reptile")
+    charged = runs.assign(recomputed=runs.calls, stored=config.batch * runs.step * each + config.r * runs.exact_tasks)
+    budgets = {"recomputed": _limit(config), "stored": float(config.exact_steps * config.batch * (2 * config.r + 1))}
+    return judge_paying(charged, ("UFOM", "adaptive ×0.1"), "accuracy", "test accuracy (points)", budgets, paper)
 
 
 def summary(table: pd.DataFrame, config: Config) -> pd.DataFrame:
@@ -160,7 +170,7 @@ def caption(table: pd.DataFrame, config: Config) -> str:
         "as printed; released: as the authors' code has them; ×0.1: with the paper's factor of D²; UFOM: q* with the "
         "moments at θ_0. cosine and relative error: of the mean estimate to the mean exact gradient at the end point, "
         f"on {c.fixed_tasks} fixed tasks, each with {DRAWS} coins: an unbiased estimator's error is its noise.\n\n"
-        f"{markdown(summary(table, config))}"
+        f"{markdown(summary(table, config))}\n\n{said_of(judge(table, config))}"
     )
 
 

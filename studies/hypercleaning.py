@@ -28,6 +28,7 @@ from studies.engine.study import Progress, Study, silent
 from studies.engine.sweep import Store
 from studies.hypercleaning_cell import METHODS, SIZES, Config, budget, run_cell
 from studies.shared.drawing import draw_learning
+from studies.shared.paying import judge_paying, said_of
 from studies.shared.training import ADAPTIVE, at, interval, markdown, missing
 from studies.shared.verdicts import Verdict, halves
 from ufom_runtime.command.style import WIDTH
@@ -151,7 +152,20 @@ def judge(table: pd.DataFrame, config: Config) -> list[Verdict]:
         subject = f"log time of {method} over exact, each at its own γ"
         verdict = Verdict.from_paired(subject, "=", predicted, measured, widest=0.1, margin=0.1)
         verdicts.append(replace(verdict, agrees="inconclusive") if ends & {method, "exact"} else verdict)
-    return verdicts
+    return verdicts + _paying(_chosen(held_out, own), config)
+
+
+def _paying(runs: pd.DataFrame, config: Config) -> list[Verdict]:
+    """Does UFOM pay, each method at its own γ, at the calls of the exact gradient's run in either account?"""
+    kept = config.proxy * (runs.method == "UFOM")
+    stored = runs.step * (config.r + 1 + kept) + runs.exact_steps_taken * (config.r - kept)
+    stored = stored.mask((runs.method == "FOM") & (runs.step > 0), _limit(config))  # θ_0 at every budget
+    charged = runs.assign(recomputed=runs.calls, stored=stored)
+    budgets = {"recomputed": _limit(config), "stored": float(config.exact_steps * (2 * config.r + 1))}
+    test = {method: row[1] for method, row in PAPER_TABLE.items()}
+    return judge_paying(
+        charged.drop(columns="seconds"), ("UFOM", "adaptive ×0.1"), "test", "test accuracy (points)", budgets, test
+    )
 
 
 def _ahead(values: pd.DataFrame, better: str, worse: str, column: str, where: str) -> Verdict:
@@ -245,7 +259,7 @@ def caption(table: pd.DataFrame, config: Config) -> str:
         "at its own q*. "
         "FOM is zero at every θ: its row is the start's. adaptive: (22)–(24) as printed; released: as the authors' "
         "code has them; ×0.1: with the paper's factor of D². train: accuracy on the uncorrupted training images; CCE: "
-        f"cross entropy on the test images.\n\n{markdown(summary(table, config))}"
+        f"cross entropy on the test images.\n\n{markdown(summary(table, config))}\n\n{said_of(judge(table, config))}"
     )
 
 

@@ -151,7 +151,7 @@ def caption(table: pd.DataFrame, config: Config) -> str:
         f"method of a seed has ended. Runs: {spent.cpu / 60:.0f} CPU minutes, {spent.wall / 60:.0f} minutes on a busy "
         f"machine, {c.device}."
         + (f" Not yet run: {', '.join(missing)} seeds." if missing else "")
-        + f"\n\n{markdown(summary(table, config))}\n\nDoes UFOM pay? Points of test accuracy ahead at equal cost:\n\n"
+        + f"\n\n{markdown(summary(table, config))}\n\n"
         + said_of(judge(table, config))
     )
 

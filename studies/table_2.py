@@ -112,7 +112,7 @@ def caption(table: pd.DataFrame, config: Config) -> str:
         "seconds of one core for the calls, until the first method of a seed has ended. Runs: "
         f"{spent.cpu / 60:.0f} CPU minutes, {spent.wall / 60:.0f} minutes on a busy machine, {c.device}."
         + (f" Not yet run: {', '.join(missing_runs)} seeds." if missing_runs else "")
-        + f"\n\n{markdown(summary(table, config))}\n\nDoes UFOM pay? Points of test accuracy ahead at equal cost:\n\n"
+        + f"\n\n{markdown(summary(table, config))}\n\n"
         + said_of(judge(table, config))
     )
 

@@ -53,9 +53,13 @@ def test_the_first_example_prints_what_it_promises(tmp_path, capsys):
             "adaptive ×0.1 − exact, each at the exact gradient's γ",
             "(interval {1:.1f} to {2:.1f}, n = 2)",
         ),
-        ("few_shot", "adaptive ×0.1 − exact", "is {0:.1f} points ahead of the exact gradient ({1:.1f} to {2:.1f})"),
-        ("few_shot", "adaptive ×0.1 − FOM", "{0:.1f} behind\n  FOM"),
-        ("few_shot", "adaptive ×0.1 − FOM", "(−{2:.1f} to {3:.1f})"),
+        (
+            "few_shot",
+            "adaptive ×0.1 − exact, omniglot",
+            "is {0:.1f} points ahead of the exact gradient ({1:.1f} to {2:.1f})",
+        ),
+        ("few_shot", "adaptive ×0.1 − FOM, omniglot", "{0:.1f} behind\n  FOM"),
+        ("few_shot", "adaptive ×0.1 − FOM, omniglot", "(−{2:.1f} to {3:.1f})"),
     ],
 )
 def test_the_numbers_of_the_studies_are_the_stored_ones(study, subject, words):
@@ -63,6 +67,33 @@ def test_the_numbers_of_the_studies_are_the_stored_ones(study, subject, words):
     (verdict,) = (v for v in stored if subject in v["subject"])
     mean, half = verdict["measured"], verdict["tolerance"]
     assert words.format(abs(mean), abs(mean) - half, abs(mean) + half, half - abs(mean)) in README
+
+
+PAGE = (ROOT / "docs" / "paper-tables.md").read_text(encoding="utf-8")
+SAID = {"yes": "pays", "no": "does not pay", "inconclusive": "undecided"}
+
+
+@pytest.mark.parametrize(
+    ("study", "row", "method", "account"),
+    [
+        ("hypercleaning", "adaptive ×0.1, states recomputed", "adaptive ×0.1", "recomputed"),
+        ("hypercleaning", "adaptive ×0.1, states stored", "adaptive ×0.1", "stored"),
+        ("hypercleaning", "on a proxy of 50 backward steps, recomputed", "UFOM", "recomputed"),
+        ("hypercleaning", "on a proxy of 50 backward steps, stored", "UFOM", "stored"),
+        ("few_shot", "adaptive ×0.1, states recomputed", "adaptive ×0.1", "recomputed"),
+        ("few_shot", "adaptive ×0.1, states stored", "adaptive ×0.1", "stored"),
+        ("few_shot", "q* at the start, recomputed", "UFOM", "recomputed"),
+        ("few_shot", "q* at the start, stored", "UFOM", "stored"),
+    ],
+)
+def test_the_page_of_the_papers_tables_has_the_stored_verdicts(study, row, method, account):
+    stored = json.loads((ROOT / "studies" / "results" / f"{study}-standard.verdicts.json").read_text(encoding="utf-8"))
+    cells = []
+    for other in ("exact", "FOM"):
+        start = f"UFOM pays: test accuracy (points), {method} − {other}, equal calls, states {account}"
+        (v,) = (v for v in stored if v["subject"].startswith(start))
+        cells.append(f"{SAID[v['agrees']]}, {v['measured']:+.1f} ± {v['tolerance']:.1f}".replace("-", "−"))
+    assert f"| {row} | {cells[0]} | {cells[1]} |" in PAGE.split("## Table")[1 + (study == "few_shot")]
 
 
 def test_nothing_is_left_to_fill_in_and_every_link_exists():

@@ -20,6 +20,7 @@ from studies.shared.verdicts import Verdict
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+HEADING = "Does UFOM pay? Points of test accuracy by which it is ahead at equal cost, with 95 % t-intervals:"
 Budgets = Mapping[str, float]
 
 
@@ -49,6 +50,8 @@ def judge_paying(
     """
     verdicts = []
     for account, said in ACCOUNTS.items():
+        if account not in table:
+            continue
         values = at_equal(table, account, budgets)
         for method in methods:
             for other in ("exact", "FOM"):
@@ -108,4 +111,4 @@ def said_of(verdicts: Sequence[Verdict]) -> str:
             pair, _, rest = v.subject.partition(", ")[2].partition(", equal ")
             account = rest.partition(" (")[0].removeprefix("calls, ")
             lines.setdefault(pair, []).append(f"{account}: {word[v.agrees]} ({v.measured:+.1f} ± {v.tolerance:.1f})")
-    return "\n".join(f"- {pair}: {'; '.join(found)}." for pair, found in lines.items())
+    return f"{HEADING}\n\n" + "\n".join(f"- {pair}: {'; '.join(found)}." for pair, found in lines.items())
