@@ -116,7 +116,7 @@ def _rule(cell: Mapping[str, Any], problem: BilevelProblem, theta: Tensor) -> tu
         price = Price.truncated(r, kept.steps)
         found = local_q(problem, theta, proxy, price.cost)
         return UFOM(found["q"], Sweep.stored(), kept), price, found
-    implicit = Implicit("neumann", iterations=cell["iterations"], warn_above=1e9)
+    implicit = Implicit("neumann", steps=cell["iterations"], warn_above=1e9)
     price = Price.debiased(r, *vars(implicit.calls(r)).values())
     found = local_q(problem, theta, implicit, price.cost)
     return UFOM(found["q"], Sweep.unrolled(), proxy=implicit), price, found
