@@ -53,6 +53,9 @@ def peak_bytes(function: Callable[[], object], known: Iterable[Tensor] = ()) -> 
     Args:
         function: called once, without arguments.
         known: tensors that it is given, and that do not count.
+
+    Raises:
+        UfomError: something else than tensors in `known`.
     """
     tensors = list(known)
     if other := [x for x in tensors if not isinstance(x, Tensor)]:

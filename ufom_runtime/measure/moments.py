@@ -23,6 +23,7 @@ from ufom_theory.quantities import ENTRIES
 Array = NDArray[np.float64]
 AnyProxy = TypeVar("AnyProxy", bound=Truncated | Proxy)
 _PIECE = 2**22  # numbers that are squared in float64 at once
+_TOGETHER = 16  # tasks of a method that does not measure its own memory
 _HELD = 512 * 2**20  # bytes of gradients at several θ; not by the memory that is free, which must not decide the chunks
 
 
@@ -165,7 +166,7 @@ def proxy_rows(
     problem: BilevelProblem, thetas: Tensor, tasks: Tasks, proxy: Proxy, chunk: int | None, compile: bool
 ) -> list[Tensor]:
     """The gradients of all n tasks by a method that tosses no coins, shape (n, s), at each θ of shape (k, s)."""
-    found = []
+    found, chunk = [], chunk or min(len(tasks), _TOGETHER)
     for theta in thetas:
         rows = proxy.direction(problem, theta, tasks, per_task=True, chunk=chunk, compile=compile).per_task
         assert rows is not None

@@ -17,7 +17,7 @@ from ufom_runtime.estimators import Method
 from ufom_runtime.measure.chances import DRAWS, Key, Path, draws
 from ufom_runtime.measure.coordinates import measure_coordinates
 from ufom_runtime.measure.curvature import MeasuredCurvature, measure_curvature
-from ufom_runtime.measure.moments import MeasuredMoments, moments_by_proxy
+from ufom_runtime.measure.moments import MeasuredMoments, moments_by_proxy, proxy_rows
 from ufom_runtime.methods.implicit import Implicit
 from ufom_runtime.problem import BilevelProblem, Task, Tasks
 from ufom_runtime.training.train import train
@@ -66,8 +66,8 @@ def usable(problem: BilevelProblem, thetas: Tensor, tasks: Tasks) -> list[Proxy]
 
     def runs(method: Implicit) -> bool:
         try:
-            for theta in thetas:
-                method.direction(problem, theta, tasks)
+            method.direction(problem, thetas[0], tasks.take(slice(1)))  # most that cannot run fail here
+            proxy_rows(problem, thetas, tasks, method, None, False)
         except UfomError:
             return False
         return True
