@@ -96,6 +96,28 @@ def test_the_page_of_the_papers_tables_has_the_stored_verdicts(study, row, metho
     assert f"| {row} | {cells[0]} | {cells[1]} |" in PAGE.split("## Table")[1 + (study == "few_shot")]
 
 
+@pytest.mark.parametrize(
+    ("here", "there"),
+    [
+        ("few-shot learning, Omniglot", "few-shot, Omniglot"),
+        ("MAML on quadratics", "quadratic, MAML"),
+        ("data hypercleaning, digits", "hypercleaning, digits"),
+        ("hyperparameters, on quadratics", "quadratic, hyperparameters"),
+        ("the paper's synthetic pair", "synthetic pair"),
+    ],
+)
+def test_the_numbers_of_the_methods_are_those_of_the_guide(here, there):
+    guide = (ROOT / "docs" / "which-method.md").read_text(encoding="utf-8")
+    (said,), (stored,) = (
+        re.findall(rf"^\| {name} \|(.*)$", text, re.M) for name, text in ((here, README), (there, guide))
+    )
+    for mine, theirs in zip(said.split("|")[:3], stored.split("|")[1:4], strict=True):
+        known = [float(x) for x in re.findall(r"([\d.]+)×", theirs)]
+        for number in re.findall(r"\d+\.\d+", mine):
+            unit = 10.0 ** -len(number.split(".")[1])
+            assert any(abs(float(number) - x) <= unit / 2 + 1e-9 for x in known), (number, theirs)
+
+
 def test_nothing_is_left_to_fill_in_and_every_link_exists():
     assert "@@" not in README
     targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
