@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import re
 import runpy
 import sys
@@ -36,20 +35,16 @@ def fill_in(page: str) -> str:
         return page
     parts, names, end = [], dict[str, object](), 0
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        sys.path.insert(0, os.getcwd())
-        try:
-            for block in blocks[: open_ends[-1] + 1]:
-                if block[1] != "python":
-                    continue
-                printed, names = run(block[2], names)
-                if block[3] and "..." in block[3]:
-                    lines = [
-                        textwrap.fill(line, WIDTH, drop_whitespace=True)
-                        for line in printed.splitlines()
-                    ]
-                    parts += [page[end : block.start(3)], "\n".join(lines), "\n"]
-                    end = block.end(3)
-        finally:
-            sys.path.remove(os.getcwd())
-            sys.modules.pop("mine", None)
+        sys.path.insert(0, folder)
+        for block in blocks[: open_ends[-1] + 1]:
+            if block[1] != "python":
+                continue
+            printed, names = run(block[2], names)
+            if block[3] and "..." in block[3]:
+                lines = [textwrap.fill(line, WIDTH) for line in printed.splitlines()]
+                parts += [page[end : block.start(3)], "\n".join(lines), "\n"]
+                end = block.end(3)
+        sys.path.remove(folder)
+        for file in Path(folder).glob("*.py"):  # the next page's mine.py is another
+            sys.modules.pop(file.stem, None)
     return "".join([*parts, page[end:]])
