@@ -71,11 +71,11 @@ SIZES = {
         stored=6, proxy=5, iterations=3, seeds=2, log_every=(2, 4), r=10,
     ),
     "standard": Config(
-        data="mnist", n_train=500, n_validation=500, hidden=16, alpha=1.0, gammas=(10.0, 50.0, 250.0), recomputed=2,
+        data="mnist", n_train=500, n_validation=500, hidden=64, alpha=0.5, gammas=(300.0, 1e3, 3e3), recomputed=2,
         stored=12, proxy=50, iterations=10, seeds=3, log_every=(2, 6),
     ),
     "paper": Config(
-        data="mnist", n_train=5000, n_validation=5000, hidden=32, alpha=1.0, gammas=(1e2, 5e2, 25e2), recomputed=6,
+        data="mnist", n_train=5000, n_validation=5000, hidden=64, alpha=1.0, gammas=(3e3, 1e4, 3e4), recomputed=6,
         stored=40, proxy=50, iterations=10, seeds=3, log_every=(2, 6),
     ),
 }  # fmt: skip
