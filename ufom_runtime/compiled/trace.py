@@ -105,7 +105,8 @@ def build(traced: GraphModule, arguments: Sequence[Tensor], like: Found | None =
     device = arguments[0].device.type
     # the casts of autocast are in the graph already
     uncast = partial(torch.autocast, device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext
-    with torch.no_grad(), uncast(), warnings.catch_warnings():
+    generators = torch.random.fork_rng([arguments[0].device] if device == "cuda" else [])  # the compiler may draw
+    with torch.no_grad(), uncast(), generators, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the compiler's own parts
         if device == "cuda":  # small steps are bound by their launches: CUDA graphs
             compiled = torch.compile(traced, dynamic=False, fullgraph=True, mode="reduce-overhead")
