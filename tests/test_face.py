@@ -1,9 +1,12 @@
 """Random calls of the public functions: bad input is named, and nothing else comes out."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
 
+import ufom_runtime
 from tests import face
 from ufom_runtime import (
     EXACT,
@@ -51,3 +54,20 @@ META = torch.empty(2, device="meta")
 def test_arguments_of_another_type_are_named(call, message):
     with pytest.raises(UfomError, match=f"(?s){message}"):
         call(face.PROBLEM)
+
+
+OF_PROBLEMS = [
+    name
+    for name in ufom_runtime.__all__
+    if inspect.isfunction(f := getattr(ufom_runtime, name)) and "problem" in inspect.signature(f).parameters
+]
+
+
+@pytest.mark.parametrize("name", OF_PROBLEMS)
+def test_what_is_not_a_problem_is_named_by_every_function(name):
+    function = getattr(ufom_runtime, name)
+    parameters = inspect.signature(function).parameters.values()
+    required = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    arguments = {key: face.RIGHT.get(key) for key in required} | {"problem": set()}
+    with pytest.raises(UfomError, match=r"problem = set\(\) must be of type BilevelProblem: write BilevelProblem\("):
+        function(**arguments)

@@ -28,7 +28,7 @@ from ufom_runtime.methods.implicit import Implicit
 from ufom_runtime.methods.roulette import Roulette
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check, held_identity
 from ufom_theory import Candidate, Choice, CostModel, Moments, Sweep, Truncated, UfomError, plan
-from ufom_theory.checks import byte_count, bytes_text, integer, scalar
+from ufom_theory.checks import byte_count, bytes_text, integer, scalar, typed
 
 _MEASURED = 6  # ways that are called and weighed
 _SLACK = 2.0  # over the memory, for what is priced by its states
@@ -94,6 +94,7 @@ class _Measured:
     bytes: int
 
 
+@typed
 def plan_estimators(
     problem: BilevelProblem,
     theta: Tensor,
