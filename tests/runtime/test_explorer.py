@@ -204,6 +204,9 @@ def test_the_decision_of_compare_is_shown_above(browser, tmp_path):
     browser.get(path.as_uri())
     assert browser.find_element("id", "decision-why").text == "run FOM: 2× sooner"
     bars = browser.find_element("id", "decision-bars")
+    browser.execute_async_script(
+        "requestAnimationFrame(() => setTimeout(arguments[0], 50))"
+    )  # it is drawn to its width
     assert len(bars.find_elements("css selector", "circle.timed")) == 2
     assert "UFOM, 0.1, 0.6·FOM, stored: 0.7" in bars.find_element("tag name", "desc").get_attribute("textContent")
     assert len(browser.find_elements("css selector", "#decision-table tr")) == 4
