@@ -1,4 +1,4 @@
-"""The figure of `performance`: time over the floor against peak memory, a panel a workload, each method labelled."""
+"""The figure of `performance`: the quickest exact gradient of each library, in time and memory, a panel a workload."""
 
 from __future__ import annotations
 
@@ -6,21 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from studies.shared.drawing import place_labels, plain_ticks
+from studies.shared.drawing import SIZE, markdown, seaborn
 from ufom_runtime.command.style import GREY, LOOKS, WIDTH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-FILLS: dict[str, Any] = {"this package": "full", "this package, compiled": "bottom", "others": "none"}
-LOOK = {  # the name in LOOKS, by the first of these that is in a method's
-    "first-order": "FOM",
-    "UFOM": "UFOM",
-    "recomputed": "exact",
-    "checkpoint": "exact, checkpoints",
-    "": "exact, all states",
-}
 
 
 def draw(table: pd.DataFrame) -> Figure:
@@ -28,69 +19,63 @@ def draw(table: pd.DataFrame) -> Figure:
     from matplotlib.figure import Figure as NewFigure
 
     panels = list(_panels(table))
-    figure = NewFigure(figsize=(WIDTH, 0.8 + 4.8 * len(panels)))
-    several = figure.subplots(len(panels), 1, squeeze=False).ravel()
-    for axes, (workload, rows) in zip(several, panels, strict=True):
-        _points(axes, rows)
-        axes.set(title=f"{workload}, r = {rows.r.iloc[0]:g}", xlabel="peak extra memory of a call, MiB")
-        axes.set_ylabel("time of a call, over that of $r + 1$ bare gradients")
-    _legend(figure)
-    figure.draw_without_rendering()  # the labels are placed in the final layout
-    for axes, (_, rows) in zip(several, panels, strict=True):
-        _labels(axes, rows)
+    figure = NewFigure(figsize=(WIDTH, 3.6))
+    for axes, (workload, rows) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        _bars(axes, quickest(rows))
+        axes.set_title(f"{workload}, r = {rows.r.iloc[0]:g}")
+        axes.set(xlabel="time of an exact gradient,\nover $r + 1$ bare gradients (dotted)", ylabel="")
     return figure
 
 
 def _panels(table: pd.DataFrame) -> Any:
     measured = table[(table.group == "hypergradients") & table.ratio.notna() & ~table.method.str.contains("coin")]
     for workload, rows in measured.groupby("workload"):
-        longest = rows[rows.r == rows.r.max()]
-        look = [next(look for word, look in LOOK.items() if word in method) for method in longest.method]
-        compiled = longest.method.str.endswith("compiled").map({True: ", compiled", False: ""})
-        whose = ("this package" + compiled).where(longest.library == "ufom", "others")
-        memory = longest.resident_bytes.fillna(longest.live_bytes).clip(lower=4096) / 2**20
-        yield workload, longest.assign(look=look, whose=whose, memory=memory)
+        longest = rows[(rows.r == rows.r.max()) & (rows.method != "floor")]
+        memory = longest.resident_bytes.fillna(longest.live_bytes) / 2**20
+        yield workload, longest.assign(memory=memory)
 
 
-def _points(axes: Axes, rows: pd.DataFrame) -> None:
-    floor, methods = rows[rows.method == "floor"], rows[rows.method != "floor"]
-    for row in methods.itertuples():
-        axes.errorbar(row.memory, row.ratio, [[row.ratio - row.low], [row.high - row.ratio]],
-                      **LOOKS[row.look] | {"ls": ""}, fillstyle=FILLS[row.whose], ms=6, lw=1)  # fmt: skip
-    axes.axhline(1, color=GREY, lw=1, ls=":")
-    for memory in floor.memory:
-        axes.axvline(memory, color=GREY, lw=1, ls=":")
-    axes.set(xscale="log", yscale="log")
-    axes.margins(0.2, 0.14)
-    plain_ticks(axes)
+def quickest(rows: pd.DataFrame) -> pd.DataFrame:
+    """The quickest exact gradient of each library, of this package one compiled and one not; the quickest first."""
+    exact = rows[rows.method.str.startswith("exact")].sort_values("ratio")
+    compiled = exact.method.str.endswith("compiled").map({True: " compiled", False: ""})
+    return exact.assign(name=exact.library.replace("torch", "torch by hand") + compiled).drop_duplicates("name")
 
 
-def _legend(figure: Figure) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [Line2D([], [], marker="o", ls="", color=GREY, fillstyle=f, label=name) for name, f in FILLS.items()]
-    names = {"FOM": "first-order", "exact": "exact, recomputed"}
-    handles += [Line2D([], [], **LOOKS[look] | {"ls": ""}, label=names.get(look, look)) for look in LOOK.values()]
-    handles.append(Line2D([], [], color=GREY, lw=1, ls=":", label="floor: r + 1 bare gradients"))
-    figure.legend(handles=handles, ncols=4, loc="outside lower center")
-
-
-def _labels(axes: Axes, rows: pd.DataFrame) -> None:
-    rows = rows[rows.method != "floor"].sort_values(["ratio", "memory"])
-    short = rows.method.str.replace("^exact, |, compiled$", "", regex=True)  # as mark and fill say
-    theirs = short.where(rows.library == "ufom", rows.library + ": " + short.str.removeprefix("first-order, "))
-    texts = list(theirs.str.replace(": (unrolled|first-order)$", "", regex=True))
-    place_labels(axes, rows[["memory", "ratio"]].to_numpy(), texts, [LOOKS[look]["color"] for look in rows.look])
+def _bars(axes: Axes, rows: pd.DataFrame) -> None:
+    """A bar a library, blue for this package, with its memory at the end."""
+    ours = {True: LOOKS["UFOM"]["color"], False: GREY}
+    seaborn().barplot(
+        rows.assign(ours=rows.library == "ufom"), x="ratio", y="name", hue="ours", palette=ours, orient="h", ax=axes,
+        legend=False, errorbar=None, width=0.7,
+    )  # fmt: skip
+    for place, row in enumerate(rows.itertuples()):
+        axes.annotate(f"{row.ratio:.2f}×, {row.memory:.0f} MiB", (row.ratio, place), (4, 0), va="center",
+                      textcoords="offset points", fontsize=SIZE)  # fmt: skip
+    axes.axvline(1, color=GREY, lw=1, ls=":")
+    axes.set_xlim(0, 1.55 * rows.ratio.max())
 
 
 def caption(table: pd.DataFrame) -> str:
-    """What the figure shows, and what could not be measured."""
+    """What the figure shows, what could not be measured, and the numbers of every method."""
     missing = table[(table.group == "hypergradients") & table.ratio.isna()]
     absent = ", ".join(sorted({f"{row.library} ({row.method})" for row in missing.itertuples()}))
+    tables = []
+    for workload, rows in _panels(table):
+        shown = {
+            f"{row.library}: {row.method}": {
+                "time": f"{row.ratio:.3g}", "quartiles": f"{row.low:.3g} to {row.high:.3g}", "MiB": f"{row.memory:.3g}",
+            }
+            for row in rows.sort_values("ratio").itertuples()
+        }  # fmt: skip
+        whole = pd.DataFrame.from_dict(shown, orient="index").rename_axis("library and method")
+        tables.append(f"{workload}, r = {rows.r.iloc[0]:g}\n\n{markdown(whole)}")
     return (
-        "Time of one hypergradient over that of r + 1 bare gradients of the inner loss (medians and quartiles of "
-        "alternated runs), against the most by which a call raises resident memory. Left and below is better. Dotted: "
-        "the floor's time and memory. A library's name alone: the unrolled loop, or first-order. Every gradient "
-        "was compared with plain autograd's in float64 before it was timed"
+        "The quickest exact gradient of each library (blue: this package; torch: plain autograd through the unrolled "
+        "loop): the time of one hypergradient over that of r + 1 bare gradients of the inner loss (medians of "
+        "alternated runs), and the most by which a call raises resident memory. Every gradient was compared with plain "
+        "autograd's in float64 before it was timed"
         + (f"; not measured, for the reasons in the table: {absent}." if absent else ".")
+        + " All methods:\n\n"
+        + "\n\n".join(tables)
     )

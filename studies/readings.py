@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import asdict, dataclass, replace
-from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,24 +23,17 @@ import pandas as pd
 from studies.engine.study import Progress, Study, of_table, silent
 from studies.engine.sweep import Store
 from studies.readings_cell import DECAYING, PAPERS_ALPHA, PAPERS_Q, READINGS, SAME, TUNED, R, Reading, run_cell
-from studies.shared.drawing import SIZE, legend_below, shades
+from studies.shared.drawing import SIZE, markdown, seaborn
 from studies.shared.pair import RANGE
 from studies.shared.verdicts import TOLERATED, Verdict
 from ufom_runtime.command.style import GREY, LOOKS, WIDTH
 from ufom_theory import Moments
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
 question = "Which reading of the optimal q, with which exponent, does experiment support?"
-PANELS = {
-    "printed": "As printed: $m = 2$",
-    "released": "As released: $m = 1/2$",
-    "local": "Local, at $\\theta^*$",
-}
-MARKS = "osD^"  # of readings that share a panel
 
 
 @dataclass(frozen=True)
@@ -191,103 +183,67 @@ def answer(table: pd.DataFrame) -> str:
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """A column a reading: moments (Fig. 1d), q* predicted and measured (1e), convergence (1f), and the exponent."""
+    """The exponent that the times ask for, at each α, for each kind of outer steps; and the readings' exponents."""
     from matplotlib.figure import Figure as NewFigure
+    from matplotlib.lines import Line2D
 
-    figure = NewFigure(figsize=(WIDTH, 11.4))
-    for axes, (panel, title) in zip(figure.subplots(4, 3).T, PANELS.items(), strict=True):
-        readings = [reading for reading in READINGS if reading.name.startswith(panel)]
-        _draw_moments(axes[0], table, readings)
-        _draw_optima(axes[1], table, readings)
-        _draw_curves(axes[2], table, readings[2 if panel == "local" else 0])
-        _draw_exponents(axes[3], table, readings)
-        axes[0].set_title(title)
-        for one in axes:
-            legend_below(one, 1, 40 if one is not axes[3] else 56)  # tick labels of two lines
+    rules, local = [*DECAYING, TUNED, SAME], READINGS[-1]
+    fits = pd.concat([exponents(table, rule, local).rename(_typeset(rule)) for rule in rules], axis=1)
+    figure = NewFigure(figsize=(WIDTH, 4.2))
+    axes = figure.subplots()
+    colour, marks = LOOKS["UFOM"]["color"], fits.melt(var_name="rule", value_name="m")
+    seaborn().stripplot(marks, x="rule", y="m", ax=axes, jitter=False, color=colour, size=6, alpha=0.6)
+    for i, rule in enumerate(rules[:-1]):
+        axes.plot([i - 0.3, i + 0.3], [1 / DECAYING.get(rule, 1.0)] * 2, color=colour, lw=1.2)
+    for m, name in ((2, "as printed, $m = 2$"), (0.5, "as released, $m = 1/2$")):
+        axes.axhline(m, color=GREY, ls="--", lw=1)
+        axes.annotate(name, (1, m), (-3, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
+                      ha="right", color=GREY, fontsize=SIZE)  # fmt: skip
+    label = "predicted: $m = 1/s$ for steps $k^{-s}$, 1 if tuned"
+    handles = [
+        Line2D([], [], color=colour, marker="o", ls="", alpha=0.6, label="measured, a mark for each inner step size"),
+        Line2D([], [], color=colour, lw=1.2, label=label),
+    ]
+    axes.legend(handles=handles, loc="upper right", bbox_to_anchor=(0.99, 0.84))
+    axes.set(xlabel="outer steps", ylabel="exponent $m$ of the time in $E\\|G\\|^2$", xlim=(-0.5, 4.6), ylim=(0, 2.3))
+    axes.set_title("The exponent is that of the outer steps, not one number")
     return figure
 
 
-def _draw_moments(axes: Axes, table: pd.DataFrame, readings: list[Reading]) -> None:
-    by_alpha = table.groupby("alpha").first()
-    styles = ({"ls": "-"}, {"ls": "--", "mfc": "white"})
-    for where, style in zip(dict.fromkeys(reading.where for reading in readings), styles, strict=False):
-        for letter, name in (("V²", "exact"), ("D²", "FOM")):
-            axes.loglog(by_alpha.index, by_alpha[f"{letter} {where}"], **LOOKS[name] | style,
-                        label=f"{letter}, {'at θ*' if where == 'θ*' else f'sup over {where}'}")  # fmt: skip
-    axes.set(xlabel="inner step size $\\alpha$", ylabel="squared gradient norm")
-
-
-def _draw_optima(axes: Axes, table: pd.DataFrame, readings: list[Reading]) -> None:
-    for reading, mark, colour in zip(readings, MARKS, shades(len(readings)), strict=False):
-        found = outcomes(table, reading)
-        name = _typeset(reading.name.split(", ")[-1])
-        axes.loglog(found.index, found.q_star, color=colour, label=f"predicted, {name}")
-        if reading.name != "printed, over ℝ":  # measured on the same outer steps as "printed"
-            label = "best of the grid" if reading is readings[0] else None
-            axes.loglog(found.index, found.best, mark, mfc="none", color=colour, label=label)
-    axes.plot(PAPERS_ALPHA, PAPERS_Q, "*", color=GREY, ms=9, label="the paper's 0.08")
-    axes.set(xlabel="inner step size $\\alpha$", ylabel="probability $q$")
-
-
-def _draw_curves(axes: Axes, table: pd.DataFrame, reading: Reading) -> None:
-    runs = table[(table.part == "curve") & (table.rule == reading.rule)]
-    q_star = float(reading.predict(runs.iloc[0]).q)
-    grid = runs.q.unique()
-    chosen = {
-        0.0: ("FOM", "FOM, $q=0$"),
-        1.0: ("exact", "exact, $q=1$"),
-        grid[np.abs(grid - q_star).argmin()]: ("UFOM", ""),
-    }
-    for q, (name, label) in chosen.items():
-        run = runs[runs.q == q]
-        time = run.steps * (reading.cost.c_det + reading.cost.c_rnd * q)
-        axes.loglog(time, run.final, markevery=(0.05, 0.15), label=label or f"UFOM, $q^*={q:.3f}$", **LOOKS[name])
-    axes.axhline(runs.delta.iloc[0], color=GREY, lw=0.8, ls=":", label="δ")
-    axes.set_ylim(runs.delta.iloc[0] / 3, None)
-    axes.set_xlim(1e3, None)
-    axes.set(
-        xlabel=f"calls, {reading.cost.sweep}; steps {_typeset(reading.rule)}",
-        ylabel="$E\\|\\nabla M\\|^2$",
-    )
-
-
-def _draw_exponents(axes: Axes, table: pd.DataFrame, readings: list[Reading]) -> None:
-    rules = [*DECAYING, TUNED, SAME]
-    wheres = {reading.where: reading for reading in readings}
-    for offset, ((where, reading), mark, colour) in enumerate(zip(wheres.items(), MARKS, shades(2), strict=False)):
-        fits = [exponents(table, rule, reading) for rule in rules]
-        axes.plot(
-            np.concatenate([np.full(len(fit), i + 0.15 * offset) for i, fit in enumerate(fits)]),
-            np.concatenate(fits), mark, mfc="none", color=colour,
-            label=f"moments {'at' if where == 'θ*' else 'over'} {where}",
-        )  # fmt: skip
-    for reading in readings[:1] if readings[0].name == "printed" else readings:
-        i = rules.index(reading.rule)
-        label = "predicted" if reading is readings[0] else None
-        axes.plot([i - 0.3, i + 0.45], [reading.m] * 2, color=GREY, lw=2, label=label)
-    names = [_typeset(fill(rule.removeprefix("constant, "), 7)) for rule in rules]
-    axes.set_xticks(range(len(rules)), names, fontsize=SIZE)
-    axes.set_ylim(bottom=0)
-    axes.set(xlabel="outer steps; last two constant", ylabel="exponent $m$ fitted")
-
-
-def _typeset(name: str) -> str:
-    """The powers of k in mathematics' type."""
-    return re.sub(r"k\^(-[\d.]+)", r"$k^{\1}$", name)
+def _typeset(rule: str) -> str:
+    """The powers of k in mathematics' type; constant steps on two lines."""
+    return re.sub(r"k\^(-[\d.]+)", r"$k^{\1}$", rule).replace(", ", ",\n")
 
 
 def caption(table: pd.DataFrame, config: Config) -> str:
-    """What the figure shows, with its sizes."""
+    """What the figure shows, with its sizes, and what each reading predicts and comes to."""
     simulated, exact = table[table.part == "simulated"], table[table.part == "exact"]
     return (
         f"The synthetic pair (r = {R}, a = (0.5, 1.5), b = (0, 10), A = 400) at {exact.alpha.nunique()} α, θ_0 uniform "
-        f"on [{RANGE[0]:g}, {RANGE[1]:g}]. Columns: D², V² as suprema and m = 2 (printed); m = 1/2 and the stored "
-        "sweep's cost (released); D², V² at θ* and m = 1/s (local). Rows: D² and V²; q* predicted, and the best of the "
-        "grid; E‖∇M‖² over time at α = 0.01; exponents fitted over q. Times to E‖∇M‖² ≤ δ, δ from "
-        f"{exact.delta.min():.2g} to {exact.delta.max():.2g}, by the exact moment recursion, without sampling error; "
-        f"the simulation that checks it, at α = 0.01, has {simulated.seed.nunique()} seeds of "
-        f"{config.chains} chains. CPU."
+        f"on [{RANGE[0]:g}, {RANGE[1]:g}]: m of the time A(q)^m·(C_det + C_rnd·q) to E‖∇M‖² ≤ δ, with D² and V² at θ*, "
+        f"by least squares over {config.points} q. Times are by the exact moment recursion, without sampling error; δ "
+        f"is {exact.delta.min():.2g} to {exact.delta.max():.2g}. The simulation that checks it, at α = "
+        f"{PAPERS_ALPHA:g}, has {simulated.seed.nunique()} seeds of {config.chains} chains. Below, each reading of "
+        "(19)–(21) on the outer steps that it is made for: ranges over α, times over the fastest."
+        f"\n\n{markdown(_readings(table))}"
     )
+
+
+def _readings(table: pd.DataFrame) -> pd.DataFrame:
+    """What each reading predicts and comes to, as strings."""
+    shown, at = {}, table[table.alpha == PAPERS_ALPHA].iloc[0]
+    for reading in READINGS:
+        fits, found = exponents(table, reading.rule, reading), outcomes(table, reading)
+        times, ratios = np.exp(found.regret), found.q_star / found.best
+        shown[reading.name] = {
+            "D² and V²": f"at {reading.where}" if reading.where == "θ*" else f"suprema over {reading.where}",
+            "m": f"{reading.m:.3g}",
+            "m fitted": f"{fits.min():.3g} to {fits.max():.3g}",
+            f"q* at α = {PAPERS_ALPHA:g}": f"{float(reading.predict(at).q):.3g}",
+            "q* over the fastest q": f"{ratios.min():.2g} to {ratios.max():.2g}",
+            "time at q*": f"{times.min():.2f} to {times.max():.2f}",
+        }
+    return pd.DataFrame.from_dict(shown, orient="index").rename_axis("reading")
 
 
 study = Study(

@@ -11,6 +11,7 @@ import tomllib
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ufom_runtime.command import cli
@@ -67,6 +68,23 @@ def test_the_numbers_of_the_studies_are_the_stored_ones(study, subject, words):
     (verdict,) = (v for v in stored if subject in v["subject"])
     mean, half = verdict["measured"], verdict["tolerance"]
     assert words.format(abs(mean), abs(mean) - half, abs(mean) + half, half - abs(mean)) in README
+
+
+def test_what_is_said_of_the_synthetic_pair_is_in_the_stored_table():
+    from studies import __main__ as main
+    from studies import optimal_q as study
+
+    table, config = main._results("optimal_q", "standard", "standard").read(study.study)
+    found = study.basins(table, config.r)
+    assert (found.regret <= np.log(1.05)).all()
+    largest, slowest = (found.q_star_paper / found.best).max(), np.exp(found.regret_paper.max())
+    for words in (
+        f"at all {len(found)} pairs", f"up to {largest:.2g} times as large", f"takes up to {slowest:.2f} times as long",
+    ):  # fmt: skip
+        assert words in README
+    from ufom_theory.derivations import figures
+
+    assert f"to {largest:.2g} times the fastest q" in figures.toy_optima.__doc__
 
 
 PAGE = (ROOT / "docs" / "paper-tables.md").read_text(encoding="utf-8")

@@ -203,18 +203,26 @@ def squared_gradient_norms(
     if np.any(np.asarray(q) > 1):
         raise UfomError(f"q = {np.max(q):g} must lie in [0, 1]: it is a probability")
     instance("problem", problem, TwoTaskProblem, "write diverging_problem(D, r, alpha)")
-    theta_star = problem.theta_star
-    return _norms(problem, q, step_sizes, theta_star, finite("θ_0", start) - theta_star)
+    return _norms(problem, q, step_sizes, finite("θ_0", start) - problem.theta_star)
 
 
-def _norms(problem: TwoTaskProblem, q: Any, step_sizes: Iterable[Any], theta_star: float, mean: Any) -> Iterator[Any]:
+def step_moments(problem: TwoTaskProblem, q: Any) -> tuple[Any, Any, Any, Any, Any]:
+    """(E s, E c, E s², E s·c, E c²) of G = s·x + c, x = θ − θ_*, over tasks and coins, on the quadratic pieces.
+
+    q is a float64 number or array in [0, 1], 0 for FOM.
+    """
     s1 = c1 = s2 = sc = c2 = 0.0
     drawn = plain(np.where(np.asarray(q) > 0, q, 1.0))  # at q = 0 the correction has no weight, whatever its size
     for a, b, p in zip(problem.a, problem.b, problem.contractions.tolist(), strict=True):
         for chance, scale in ((1 - q, p), (q, p * (1 + (p - 1) / drawn))):
-            s, c = scale * a, scale * (a * theta_star - b)
+            s, c = scale * a, scale * (a * problem.theta_star - b)
             s1, c1, s2 = s1 + chance * s / 2, c1 + chance * c / 2, s2 + chance * s * s / 2
             sc, c2 = sc + chance * s * c / 2, c2 + chance * c * c / 2
+    return s1, c1, s2, sc, c2
+
+
+def _norms(problem: TwoTaskProblem, q: Any, step_sizes: Iterable[Any], mean: Any) -> Iterator[Any]:
+    s1, c1, s2, sc, c2 = step_moments(problem, q)
     second: Any = mean * mean
     for gamma in step_sizes:
         second = second_moment(second, gamma, s1, s2, c2, mean, c1, sc)

@@ -11,6 +11,7 @@ import pandas as pd
 from ufom_runtime.command.style import GREY, LOOKS, SHADES
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
 SIZE, PER_CHARACTER, LINE = 8, 4.5, 10.0  # points: of a label's type, and what it takes
@@ -45,6 +46,13 @@ def plain_ticks(axes: Axes) -> None:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1e3 else (1,)))
         axis.set_major_formatter(plain_number)
         axis.set_minor_formatter(NullFormatter())
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table of strings as Markdown, its index as the first column."""
+    rows = [[str(table.index.name or ""), *table.columns], ["---"] * (1 + table.shape[1])]
+    rows += [[str(name), *map(str, row)] for name, row in zip(table.index, table.to_numpy(), strict=True)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def legend_below(axes: Axes, columns: int, points: float = 36) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ufom_theory import UfomError
-from ufom_theory.two_tasks import TwoTaskProblem, squared_gradient_norms
+from ufom_theory.two_tasks import TwoTaskProblem, squared_gradient_norms, step_moments
 
 Array = NDArray[np.float64]
 Gradients = Callable[[Array, NDArray[np.int64]], tuple[Any, Array, Array]]
@@ -127,6 +127,40 @@ def exact_norms(pair: TwoTaskProblem, q: Array, step_sizes: Iterable[float | Arr
     starts = np.reshape([spread, -spread], (2,) + (1,) * q.ndim)
     found = squared_gradient_norms(pair, q, step_sizes, starts)  # type: ignore[arg-type]
     return (norms.mean(axis=0) for norms in found)
+
+
+def exact_blocks(
+    pair: TwoTaskProblem, q: Array, step_size: Callable[[Any], Any], size: int = 512
+) -> Iterator[tuple[NDArray[np.int64], Array]]:
+    """k and E‖∇M(θ_k)‖² of `exact_norms` in blocks of many steps at once, shapes (size,) and (size, n), from k = 1 on.
+
+    With x = θ − θ_*, both E x and E x² follow x_k = f_k·x_{k−1} + g_k, so x_k = F_k·(x_0 + Σ_{i ≤ k} g_i/F_i) with
+    F_k = f_1 ⋯ f_k.
+
+    Args:
+        pair: the two tasks.
+        q: shape (n,), 0 for FOM.
+        step_size: γ_k of an array of k.
+        size: steps of a block; F_k must not underflow in it.
+    """
+    s1, c1, s2, sc, c2 = step_moments(pair, q)
+    mean = np.full(q.shape, -pair.theta_star)
+    second = mean**2 + (RANGE[1] - RANGE[0]) ** 2 / 12
+    for first in count(1, size):
+        k = np.arange(first, first + size, dtype=np.int64)
+        gamma = step_size(k)[:, None]
+        means = _affine(mean, 1 - gamma * s1, -gamma * c1)
+        before = np.vstack([mean, means[:-1]])
+        noise = gamma**2 * c2 - 2 * gamma * before * (c1 - gamma * sc)
+        seconds = _affine(second, 1 - gamma * (2 * s1 - gamma * s2), noise)
+        mean, second = means[-1], seconds[-1]
+        yield k, pair.curvature**2 * seconds
+
+
+def _affine(start: Array, factor: Array, term: Array) -> Array:
+    """x_k = f_k·x_{k−1} + g_k for k = 1 … size, shape (size, n)."""
+    product = np.cumprod(factor, axis=0)
+    return np.asarray(product * (start + np.cumsum(term / product, axis=0)))
 
 
 def exact_run(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from studies.shared.drawing import markdown as markdown
 from ufom_runtime import AdaptiveUFOM
 from ufom_theory import CostModel, Sweep, Truncated, UfomError
 
@@ -82,13 +83,6 @@ def at(table: pd.DataFrame, keys: Sequence[str], x: str, budget: float | Mapping
         inside = where <= log[x].iloc[-1] * (1 + 1e-9)
         found[run] = {c: np.interp(where, log[x], log[c]) if inside else np.nan for c in numbers}
     return pd.DataFrame.from_dict(found, orient="index").rename_axis(index=list(keys))
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A table of strings as Markdown, its index as the first column."""
-    rows = [[str(table.index.name or ""), *table.columns], ["---"] * (1 + table.shape[1])]
-    rows += [[str(name), *map(str, row)] for name, row in zip(table.index, table.to_numpy(), strict=True)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def interval(values: pd.Series, digits: int) -> str:

@@ -134,11 +134,15 @@ def test_a_delta_below_every_noise_floor_is_refused():
         readings_cell._passages(norms, ["k^-1"], pair, readings_cell._grid(row, 5), 0.5)
 
 
-def test_figure_has_labelled_axes(table):
-    figure = study.draw(table)
-    assert len(figure.axes) == 12
-    assert all(a.get_xlabel() and a.get_ylabel() and a.get_legend() for a in figure.axes)
-    assert "3 seeds of 60 chains" in study.caption(table, TINY)
+def test_figure_has_a_mark_for_each_exponent_and_the_caption_a_row_for_each_reading(table):
+    (axes,) = study.draw(table).axes
+    marks = np.concatenate([c.get_offsets() for c in axes.collections])
+    local = readings_cell.READINGS[-1]
+    for place, rule in enumerate([*readings_cell.DECAYING, readings_cell.TUNED, readings_cell.SAME]):
+        np.testing.assert_allclose(marks[marks[:, 0] == place][:, 1], study.exponents(table, rule, local))
+    said = study.caption(table, TINY)
+    assert "3 seeds of 60 chains" in said
+    assert all(f"\n| {reading.name} | " in said for reading in readings_cell.READINGS)
     assert study.answer(table).startswith("The local one")
 
 
