@@ -43,7 +43,7 @@ class Candidate:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bytes", scalar(f"the bytes of {self.label}", self.bytes, integer, 0))
-        if self.coin not in ("task", "batch", "stratified"):
+        if not isinstance(self.coin, str) or self.coin not in ("task", "batch", "stratified"):
             raise UfomError(f"coin = {self.coin!r} must be 'task', 'batch' or 'stratified'")
         if self.q is not None and not 0 < scalar("q", self.q) <= 1:
             raise UfomError(f"q = {self.q:g} of {self.label} must lie in (0, 1]: it is a probability")
@@ -57,10 +57,8 @@ class Candidate:
             instance(f"the cost of {self.label}", self.cost, CostModel, "write CostModel.of(c_det=..., c_rnd=...)")
             if self.cost.shape:  # type: ignore[union-attr]
                 raise UfomError(f"the cost of {self.label} is an array: plan compares single values")
-        elif isinstance(self.cost, CostModel) or len(self.cost) != len(self.moments) + 1:
-            raise UfomError(
-                f"{self.label} has {len(self.moments)} levels: give the costs c_0 … c_n, one more than these"
-            )
+        elif not isinstance(self.cost, Sequence) or not 2 <= len(self.cost) == len(self.levels) + 1:
+            raise UfomError(f"{self.label} has {len(self.levels)} levels: give costs c_0 … c_n, one more than these")
         elif self.coin != "task" or self.q is not None:
             raise UfomError(f"{self.label} is a roulette, one uniform number a task: leave coin and q out")
 

@@ -148,6 +148,7 @@ def test_states_held(sweep, n, held):
         (lambda: plan(["x"], 5, m=1), "write Candidate"),
         (lambda: Candidate("x", BATCH, 3.0, 2), r"write CostModel\.of"),
         (lambda: Candidate("x", [BATCH], [1.0], 2), "one more than these"),
+        (lambda: Candidate("x", [], [1.0], 2), "0 levels"),
         (lambda: Candidate("x", [BATCH], [1.0, 1.0], 2, "batch"), "leave coin and q out"),
         (lambda: Candidate("x", BATCH, COST, 2, "coin"), "must be 'task'"),
         (lambda: Candidate("x", BATCH, COST, 2, q=0), r"in \(0, 1\]"),

@@ -1,7 +1,6 @@
 """What to run within a memory: proxies, sweeps, coins, scales and roulettes, by measured moments, seconds and bytes.
 
-Everything is first priced by counted calls and held states. What could be the soonest is then called and weighed, and
-`ufom_theory.plan` decides.
+All is priced by counted calls and held states first; what could be the soonest is then called and weighed.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -166,12 +166,9 @@ def _moments(
     }
     for solver in ("neumann", "cg"):
         implicit = Implicit(solver, steps=min(20, r), warn_above=1e300)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                found[implicit] = measure_moments(problem, theta, tasks, implicit, chunk=chunk)
-        except UfomError:  # it is not valid here, and says why where it is asked for
-            continue
+        with suppress(UfomError), warnings.catch_warnings():  # where it is not valid it says why if it is asked for
+            warnings.simplefilter("ignore")
+            found[implicit] = measure_moments(problem, theta, tasks, implicit, chunk=chunk)
     return found
 
 
@@ -224,7 +221,9 @@ def _candidates(
     for way, x in found.items():
         if way.levels:
             levels = [moments[Truncated(k)] for k in way.levels[:-1]]
-            same = [Moments(y.d2, levels[0].v2, mean_gradient_sq=max(_number(y.mean_gradient_sq), 0.0)) for y in levels]
+            same = [
+                Moments(y.d2, levels[0].v2, mean_gradient_sq=max(float(y.mean_gradient_sq or 0.0), 0.0)) for y in levels
+            ]
             rows.append(Candidate((way, "task", 1.0), same, cost(way, "task", 1.0), x.bytes))
         elif way.proxy is None:
             rows.append(Candidate((way, "task", 1.0), any_moments, cost(way, "task", 1.0), x.bytes, q=1.0))
@@ -233,10 +232,6 @@ def _candidates(
                 for coin in _COINS if batch > 1 else ("task",):
                     rows.append(Candidate((way, coin, scale), one, cost(way, coin, scale), x.bytes, coin))
     return rows
-
-
-def _number(x: Any) -> float:
-    return 0.0 if x is None else float(x)
 
 
 def _order(
