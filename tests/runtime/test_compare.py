@@ -182,6 +182,13 @@ def test_what_is_recommended_runs_and_was_timed():
     assert (c.table.low <= c.table.time_over_plain).all()
     assert repr(c) == c.why
     assert "script" in c.why
+    moments = measure_moments(problem, problem.initial, problem.sample(32, rng()))
+    (row,) = c.along.to_dict("records")
+    expected = {"step": 0, "d2": moments.d2, "v2": moments.v2, "rho": moments.rho, "cosine": row["cosine"]}
+    assert row == pytest.approx(
+        {**expected, "mean_gradient_sq": moments.mean_gradient_sq, "scale": moments.scaled().c}, rel=1e-6
+    )
+    assert 0 < row["cosine"] <= 1.1  # of unbiased squares
 
 
 def test_on_a_single_task_the_law_about_noise_says_so(fixed_costs):
@@ -223,6 +230,7 @@ def test_a_horizon_along_given_points_switches_from_fom(fixed_costs):
     )
     c = compare(shifted, thetas, None, "sgd:0.1", BATCH, steps=100, budget=1)
     assert "next 100 steps" in c.why
+    assert c.along.step.tolist() == [0, 100]
     assert c.table.method.str.startswith("FOM until").sum() == 1
 
 

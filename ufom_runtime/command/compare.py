@@ -55,16 +55,19 @@ def compare_command(
     )  # fmt: skip
     rows: list[dict[str, Any]] = found.table.to_dict("records")
     if as_json:
-        print(json_text({"problem": problem, "outer": outer, "best": repr(found.best), "why": found.why, "rows": rows}))
+        print(json_text({
+            "problem": problem, "outer": outer, "best": repr(found.best), "why": found.why, "rows": rows,
+            "along": found.along.to_dict("records"),
+        }))  # fmt: skip
     else:
-        _print(rows, found.why)
+        _print(rows, found.along.to_dict("records"), found.why)
     if html is not None:  # last: a file that cannot be written costs no measurement
         from ufom_runtime.command.explorer import write_explorer
 
         write_explorer(html, problem, found.measured, {"why": found.why, "rows": rows})
 
 
-def _print(rows: list[dict[str, Any]], why: str) -> None:
+def _print(rows: list[dict[str, Any]], along: list[dict[str, Any]], why: str) -> None:
     from ufom_runtime.command.printing import print_bold, print_table, show
 
     def cells(row: dict[str, Any]) -> list[str]:
@@ -87,6 +90,9 @@ def _print(rows: list[dict[str, Any]], why: str) -> None:
     )
     if len(kept) < len(rows):
         legend = f"{len(rows) - len(kept)} more rows, slower than those shown: --json and --html have all. {legend}"
+    if len(along) > 1:
+        shown = [[str(row["step"]), *(_short(x, 3) for name, x in row.items() if name != "step")] for row in along]
+        print_table(["step", "D²", "V²", "D²/V²", "‖∇M‖²", "cosine", "c*"], shown, title="FOM along the run")
     show(legend, style="dim", soft_wrap=True)
     show()
     print_bold(why.replace("[", r"\["))

@@ -20,7 +20,7 @@ from ufom_runtime.measure.chances import DRAWS, Path
 from ufom_runtime.measure.moments import tasks_or_all
 from ufom_runtime.measure.parts import Parts, alternated, measure_parts, script_gradient
 from ufom_runtime.measure.path import CannotTell, Measuring, pilot_points, usable
-from ufom_runtime.measure.verdict import decide, opened_at, outcomes, table_of
+from ufom_runtime.measure.verdict import along, decide, opened_at, outcomes, table_of
 from ufom_runtime.methods.roulette import Roulette
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check, held_identity
 from ufom_theory import Sweep, UfomError
@@ -44,16 +44,19 @@ class Comparison:
             K), coin; ms of an outer step and clock, "timed" or "predicted"; bytes at most; steps_over_exact, outer
             steps over those of the exact gradient for the same progress; time_over_plain, the time for it over the
             plain script's, with its 95 % interval low, high. ∞ where the method makes no progress, nan where that
-            cannot be told.
+            cannot be told. A scaled proxy is written "0.6·FOM", a roulette by its levels.
         best: what to run, for `train`; the quickest exact gradient where the answer is "keep your script" or "cannot
             tell".
         why: what to run, in a sentence.
+        along: one row a θ that was measured: step; d2, v2 and their ratio rho; mean_gradient_sq; cosine of FOM to ∇M;
+            scale, the best factor c* of FOM. Empty where it cannot tell.
         measured: moments at the first θ, costs and bytes of a state, as plain numbers; None where it cannot tell.
     """
 
     table: pd.DataFrame
     best: Method
     why: str
+    along: pd.DataFrame
     measured: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
@@ -144,9 +147,8 @@ def compare(
         doubt = str(reason)
     found = outcomes(search, path, _timed(search, path, clock, budget / 2))
     best, why = decide(search, path, found, doubt)
-    return Comparison(
-        table_of(found), best, why, opened_at(search, path, here, given is problem.tasks) if path else None
-    )
+    measured = opened_at(search, path, here, given is problem.tasks) if path else None
+    return Comparison(table_of(found), best, why, along(path), measured)
 
 
 def _horizon(steps: int | None, seconds: float | None, pilot: int | None, parts: Parts) -> int:

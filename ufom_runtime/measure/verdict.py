@@ -15,6 +15,8 @@ from ufom_runtime.measure.candidates import SCRIPT, UNSURE, Row, Search, Way, ti
 from ufom_runtime.measure.chances import DRAWS, Path, interval
 from ufom_runtime.methods.switch import Switch
 from ufom_theory import Sweep, Truncated
+from ufom_theory.coins import best_scale
+from ufom_theory.laws import Progress
 from ufom_theory.optimum import NOISELESS
 from ufom_theory.scores import takes_fixed_steps
 
@@ -102,6 +104,22 @@ def table_of(found: list[Outcome]) -> pd.DataFrame:
              "steps_over_exact": o.steps, "time_over_plain": float(o.over[0]), "low": low, "high": high}
         )  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def along(path: Path | None) -> pd.DataFrame:
+    """How the moments of FOM change along the run, as `Comparison` has it."""
+    import pandas as pd
+
+    rows: list[dict[str, float]] = []
+    for step, p in zip(path.steps, path.measured[Truncated()], strict=True) if path else ():
+        at = {name: float(np.ravel(value)[0]) for name, value in vars(p).items() if value is not None}
+        v2 = at["variance"] + at["gradient_sq"]
+        norms = math.sqrt(max(at["gradient_sq"], 0.0) * max(at["proxy_mean_sq"], 0.0))
+        rows.append(
+            {"step": step, "d2": at["d2"], "v2": v2, "rho": at["d2"] / v2, "mean_gradient_sq": at["gradient_sq"],
+             "cosine": at["cross"] / norms if norms else math.nan, "scale": float(best_scale(Progress(**at)))}
+        )  # fmt: skip
+    return pd.DataFrame(rows, columns=["step", "d2", "v2", "rho", "mean_gradient_sq", "cosine", "scale"])
 
 
 def decide(search: Search, path: Path | None, found: list[Outcome], doubt: str) -> tuple[Method, str]:
