@@ -1,4 +1,4 @@
-"""What estimators cost on this machine: `python -m studies.estimator_costs table|batch|forecast|plan`.
+"""What estimators cost on this machine: `python -m studies.estimator_costs table|batch|compiled|forecast|plan`.
 
 All times are CPU seconds of one thread, so that a busy machine does not show, and medians of calls made in turns. Each
 part prints its rows as JSON, one a line; with `--out FILE` they are written there, too. `table` and `batch` also run on
@@ -238,7 +238,26 @@ def _drawn(problem: BilevelProblem, theta: torch.Tensor, tasks: Tasks, method: A
         return hypergradient(problem, theta, tasks, method, generator=torch.Generator().manual_seed(seed))
 
 
-PARTS = {"table": table, "batch": batch, "forecast": forecasts, "plan": plans}
+def compiled(rounds: int) -> Iterator[Row]:
+    """The exact gradient of 16 tasks with compiled steps, by the rows that run together, and plain; and first calls."""
+    problem = digits_maml()
+    assert problem.initial is not None
+    run = partial(hypergradient, problem, problem.initial, batch_of(problem, 16), EXACT)
+    ways: dict[str, Callable[[], object]] = {
+        "compiled, one at a time": partial(run, compile=True),
+        "compiled, 16 together": partial(run, compile=True, chunk=16),
+        "plain, 16 together": run,
+    }
+    first = {}
+    for name, way in ways.items():
+        begin = time.perf_counter()
+        way()
+        first[name] = round(time.perf_counter() - begin, 1)
+    found = medians(ways, rounds)
+    yield from ({"way": name, "first call, s": first[name], "ms": found[name]} for name in ways)
+
+
+PARTS = {"compiled": compiled, "table": table, "batch": batch, "forecast": forecasts, "plan": plans}
 
 
 def main() -> None:
