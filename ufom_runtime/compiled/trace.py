@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -14,6 +15,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
+from ufom_runtime.compiled.cache import keep_privately
 from ufom_runtime.compiled.convolutions import rewrite_convolutions
 
 Found = tuple[Tensor | None, ...]
@@ -79,11 +81,14 @@ def _constants(traced: GraphModule) -> dict[str, Tensor]:
 
 def in_small_operations(traced: GraphModule, arguments: Sequence[Tensor]) -> GraphModule:
     """The same in the compiler's own small operations, most of which are cheap to repeat, and none of them in place."""
-    import torch._inductor.lowering  # some decompositions look it up there, without importing it
     from torch._inductor.decomposition import select_decomp_table
 
-    pure = torch.func.functionalize(traced, remove="mutations")
-    return _make(pure, arguments, decomposition_table=select_decomp_table())
+    pure, table = torch.func.functionalize(traced, remove="mutations"), select_decomp_table()
+    try:
+        return _make(pure, arguments, decomposition_table=table)
+    except AttributeError:  # that of max-pooling looks up the lowerings without importing them, which takes seconds
+        importlib.import_module("torch._inductor.lowering")
+        return _make(pure, arguments, decomposition_table=table)
 
 
 def _make(function: Callable[..., Any], arguments: Sequence[Tensor], **options: Any) -> GraphModule:
@@ -108,11 +113,12 @@ def build(traced: GraphModule, arguments: Sequence[Tensor], like: Found | None =
     generators = torch.random.fork_rng([arguments[0].device] if device == "cuda" else [])  # the compiler may draw
     with torch.no_grad(), uncast(), generators, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the compiler's own parts
+        keep_privately()
         if device == "cuda":  # small steps are bound by their launches: CUDA graphs
             compiled = torch.compile(traced, dynamic=False, fullgraph=True, mode="reduce-overhead")
             compiled(*arguments)  # compiles it
         else:  # straight to inductor: dynamo's guards, checked at every call, take a tenth of a small step
-            compiled = torch._inductor.compile(traced, list(arguments))
+            compiled = _by_inductor(traced, arguments)
 
     @torch.no_grad()
     def graph(*given: Tensor) -> Found:
@@ -126,6 +132,19 @@ def build(traced: GraphModule, arguments: Sequence[Tensor], like: Found | None =
         return tuple(next(left) if there else None for there in present)
 
     return graph
+
+
+def _by_inductor(traced: GraphModule, arguments: Sequence[Tensor]) -> Callable[..., list[Tensor]]:
+    """Compiled, or found in inductor's cache, which keeps what has a shape environment, though no shape here varies."""
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    fake = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    shapes: list[Any] = [fake.from_tensor(t, static_shapes=True) for t in arguments]
+    with tracing(TracingContext(fake)):
+        compiled: Callable[..., list[Tensor]] = torch._inductor.compile(traced, shapes)
+    return compiled
 
 
 def difference(found: Found, plain: Graph, arguments: Sequence[Tensor], eps: float) -> str:
