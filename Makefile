@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint docs clean
+.PHONY: demo test test-all lint docs gpu clean
 
 demo: $(STAMP)
 	$(BIN)/ufom q --d2 0.02 --v2 0.9 -r 10 --outer paper
@@ -28,6 +28,14 @@ docs: $(VENV)/.docs
 	mkdir -p docs/_build/extra
 	$(BIN)/python -m sphinx -n -W --keep-going -q -b html docs docs/_build/html
 	$(BIN)/python docs/check_links.py docs/_build/html
+
+# On a machine with a GPU, by its own python and torch; nothing is installed. At most 8 minutes, and what was done is kept:
+# the CUDA tests, then studies/results/gpu-standard.csv and .json, which `python -m studies draw` reads.
+# `make gpu GPU_SIZE=quick` tries it out on a CPU.
+GPU_SIZE ?= standard
+gpu:
+	-PYTHONPATH=. timeout 150 $(PYTHON) -m pytest -q -W default -p no:cacheprovider tests/runtime/test_cuda.py
+	PYTHONPATH=. timeout 320 $(PYTHON) -m studies run gpu --size $(GPU_SIZE) --cell-minutes 1.2
 
 $(VENV)/.docs: $(STAMP)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'

@@ -19,7 +19,6 @@ import typer.core
 
 from studies.engine import commands
 from studies.engine.commands import CellMinutes, Gpus, Jobs, Kind, Minutes, Partition, Size
-from studies.engine.configuration import keys, read_config
 from studies.engine.executors import DAY, Executor, executor
 from studies.engine.local import Local
 from studies.engine.results import Results
@@ -42,6 +41,7 @@ STUDIES = {  # a line for --help, which spares importing them all
     "table_2": "Does UFOM pay in few-shot learning, to convergence?",
     "landscape": "Every method's bias, variance, time and memory.",
     "performance": "Time and memory beside other libraries, on a quiet machine.",
+    "gpu": "Time and memory on a GPU, by make gpu.",
     "template": "A study to copy: does averaging divide the variance?",
 }
 INTRODUCTION = (
@@ -75,6 +75,8 @@ def _command(name: str) -> Callable[..., None]:
         study = load(name)
         values, results = _sized(study, name, size)
         if config:
+            from studies.engine.configuration import read_config
+
             if config.stem.lower() in study.sizes:  # a disk may not tell them apart
                 raise UfomError(f"{config} is called as the size {config.stem!r} is: give the file another name")
             values, results = read_config(config, values), _results(name, config.stem, "quick")
@@ -97,6 +99,8 @@ class _Explained(typer.core.TyperCommand):
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """The keys, and what they are at the size quick."""
+        from studies.engine.configuration import keys
+
         with formatter.section("Keys of --config FILE.toml, as they are at the size quick"):
             for line in keys(load(str(self.name)).sizes["quick"]):
                 formatter.write_text(line)

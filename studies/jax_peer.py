@@ -22,18 +22,20 @@ def scanned(
     second_order: bool = True,
     checkpoint: bool = False,
     unroll: int = 1,
+    batched: bool = False,
 ) -> Call:
     """The hypergradient of a built-in problem, compiled; arrays go in and out at every call.
 
-    On a CPU, XLA's convolutions are slow inside a loop: with `unroll` ≥ r there is none.
+    With `batched`, the task is a stack, and the mean of its gradients is taken. On a CPU, XLA's convolutions are slow
+    inside a loop: with `unroll` ≥ r there is none.
     """
     import jax
 
     jax.config.update("jax_enable_x64", True)  # what is float32 stays so
     inner, outer = _losses(problem)
-    arrays = tuple(jax.numpy.asarray(t.numpy()) for t in task)
+    arrays = tuple(jax.numpy.asarray(t.cpu().numpy()) for t in task)
     maml = isinstance(problem, FewShotProblem)
-    first = None if maml else jax.numpy.asarray(problem.start(theta, task).numpy())
+    first = None if maml else jax.numpy.asarray(problem.start(theta, task).cpu().numpy())
 
     def loss(theta: Any, arrays: Any) -> Any:
         def step(phi: Any, _: None) -> tuple[Any, None]:
@@ -44,8 +46,9 @@ def scanned(
         phi, _ = jax.lax.scan(body, theta if maml else first, None, length=problem.r, unroll=min(unroll, problem.r))
         return outer(theta, phi, arrays)
 
-    gradient = jax.jit(jax.grad(loss))
-    return lambda: torch.from_numpy(np.array(gradient(theta.numpy(), arrays)))
+    one = jax.grad(loss)
+    gradient = jax.jit((lambda x, stack: jax.vmap(one, (None, 0))(x, stack).mean(0)) if batched else one)
+    return lambda: torch.from_numpy(np.array(gradient(theta.cpu().numpy(), arrays)))
 
 
 def _losses(problem: BilevelProblem) -> tuple[Callable[..., Any], Callable[..., Any]]:

@@ -69,8 +69,10 @@ def images(workload: str) -> str:
     return real[workload] if "UFOM_DATA" in os.environ else "random images"
 
 
-def build(config: Config, workload: str, r: int, double: bool = False) -> tuple[BilevelProblem, Tensor, Task]:
-    """A workload's problem, its θ, and 8 stacked few-shot tasks or hypercleaning's one."""
+def build(
+    config: Config, workload: str, r: int, double: bool = False, device: str = "cpu", tasks: int = 8
+) -> tuple[BilevelProblem, Tensor, Task]:
+    """A workload's problem, its θ, and stacked few-shot tasks or hypercleaning's one."""
     import torch
 
     from ufom_runtime.problems.few_shot import _few_shot, omniglot_few_shot
@@ -80,17 +82,17 @@ def build(config: Config, workload: str, r: int, double: bool = False) -> tuple[
     dtype, n, generator = torch.float64 if double else torch.float32, config.images, torch.Generator().manual_seed(0)
     if workload == "few-shot":
         if images(workload) == "Omniglot":
-            problem = omniglot_few_shot(config.ways, r=r, filters=config.filters, dtype=dtype)
+            problem = omniglot_few_shot(config.ways, r=r, filters=config.filters, device=device, dtype=dtype)
         else:
-            drawn = torch.rand(2 * config.ways, 2, 1, 28, 28, generator=generator).to(dtype)
+            drawn = torch.rand(2 * config.ways, 2, 1, 28, 28, generator=generator).to(device, dtype)
             problem = _few_shot(drawn, drawn, config.ways, 1, r, 0.005, config.filters, 0, dtype)
         assert problem.initial is not None
-        return problem, problem.initial, problem.sample(8, generator)
+        return problem, problem.initial, problem.sample(tasks, generator)
     if images(workload) == "MNIST":
-        problem = mnist_hypercleaning(n, n, config.hidden, r, dtype=dtype)
+        problem = mnist_hypercleaning(n, n, config.hidden, r, device=device, dtype=dtype)
     else:
         drawn, labels = torch.rand(2 * n + 1, 784, generator=generator), torch.arange(2 * n + 1) % 10
-        problem = _hypercleaning(drawn, labels, n, n, config.hidden, r, 1.0, 0, "cpu", dtype)
+        problem = _hypercleaning(drawn, labels, n, n, config.hidden, r, 1.0, 0, device, dtype)
     assert problem.initial is not None
     assert problem.tasks is not None
     return problem, problem.initial, problem.tasks

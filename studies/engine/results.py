@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from studies.engine.configuration import build
 from studies.shared.verdicts import Verdict
 from ufom_runtime.command.plain import json_text
 from ufom_runtime.files import DamagedFile, digest, read_whole, write_whole
@@ -52,7 +51,8 @@ class Results:
     def write(self, table: pd.DataFrame, config: Any, seconds: float) -> None:
         """Write the table, and then what it is of; errors as `write_whole`."""
         content = table.to_csv(index=False).encode()
-        run = {"seconds": round(seconds, 1), "date": time.strftime("%Y-%m-%d"), "device": "cpu",
+        device = _device(getattr(config, "device", "cpu"))
+        run = {"seconds": round(seconds, 1), "date": time.strftime("%Y-%m-%d"), "device": device,
                "machine": platform.machine(), "processor": _processor(), "cores": os.cpu_count()}  # fmt: skip
         versions = {"python": platform.python_version()} | {n: version(n) for n in ("numpy", "pandas", "torch")}
         record = {"config": asdict(config), **run, "versions": versions, "table_sha256": digest(content)}
@@ -85,6 +85,8 @@ class Results:
             DamagedFile: the table is not the one that the JSON file is of.
             UfomError: the configuration is of another version of the study.
         """
+        from studies.engine.configuration import build  # dacite is not needed to measure
+
         record = self.run()
         content = read_whole(self.path, _MOST_BYTES)
         if digest(content) != record["table_sha256"]:
@@ -134,6 +136,15 @@ class Results:
 def as_json(value: Any) -> bytes:
     """JSON, null for nan and ±inf, which it does not have."""
     return (json_text(value, indent=1) + "\n").encode()
+
+
+def _device(name: str) -> str:
+    """The GPU's own name, where that is the device."""
+    if not name.startswith("cuda"):
+        return name
+    import torch
+
+    return torch.cuda.get_device_name(name)
 
 
 def _processor() -> str:
