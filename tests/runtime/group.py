@@ -106,6 +106,7 @@ METHODS = {
     "unrolled": (UFOM(0.4, Sweep.unrolled(), scale=0.8), {}),
     "adaptive": (AdaptiveUFOM(q_min=0.3), {"clip": 1.0}),
     "by steps": (AdaptiveUFOM(law="step", outer="sgd:0.05"), {}),
+    "followed": (UFOM(0.4, scale="followed"), {}),
     "switch": (Switch(FOM, 3, UFOM(0.5, proxy=Forward())), {}),
     "drawing": (Roulette((0, 1, 3), (0.6, 0.5)), {"chunk": None}),
     "evolution": (ES(), {}),
