@@ -35,6 +35,9 @@ nitpick_ignore_regex = [("py:class", OTHERS)]
 nitpick_ignore = [
     ("py:class", "ufom_runtime.protocol.Method"),
     ("py:class", "Method"),
+    ("py:class", "ufom_runtime.debiased.Proxy"),
+    ("py:class", "ufom_runtime.debiased.Debiased"),
+    ("py:exc", "ProcessLost"),
 ]
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
