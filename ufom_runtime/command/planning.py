@@ -31,7 +31,10 @@ def plan_command(
     seed: Annotated[int, typer.Option(help="Seed of the tasks.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """What to run within a memory, the soonest to a given precision first."""
+    """What to run within a memory, the soonest first.
+
+    Soonest to a given precision, by moments and costs that are given, or measured on a problem.
+    """
     if (problem is None) == (not moments):
         raise UfomError("give a problem, on which all is measured, or --moments K:D2:V2")
     if problem is not None:
