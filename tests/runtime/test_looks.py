@@ -27,6 +27,7 @@ def test_in_a_pipe_lines_end_without_blanks_and_tables_take_80_columns(capsys, m
     assert code == 0
     assert [line for line in lines if line.endswith(" ")] == []
     assert [line for line in lines if len(line) > 80 and "  " in line] == []  # sentences may be longer
+    assert "…  " not in out  # a column that is cut
 
 
 @pytest.mark.parametrize("app", [cli.app, studies_app], ids=["ufom", "studies"])

@@ -165,10 +165,10 @@ def print_plan(rows: list[dict[str, Any]]) -> None:
     def cells(row: dict[str, Any]) -> list[str]:
         q = ", ".join(f"{x:.3g}" for x in (row["q"] if isinstance(row["q"], tuple | list) else [row["q"]]))
         ms = [f"{row['ms']:.3g}"] if "ms" in row else []
-        return [row["label"], q, *ms, bytes_text(row["bytes"]), f"{row['slower']:.4g}"]
+        return [f"{row['slower']:.4g}", q, *ms, bytes_text(row["bytes"]), row["label"]]
 
-    headings = ["", "q*", *["ms"] * ("ms" in rows[0]), "held", "time, best = 1"]
-    print_table(headings, map(cells, rows), left=("",))
+    headings = ["time, best = 1", "q*", *["ms"] * ("ms" in rows[0]), "held", "run"]
+    print_table(headings, map(cells, rows), left=("run",))
     print_bold(rows[0]["why"])
 
 
