@@ -37,7 +37,7 @@ STUDIES = {  # a line for --help, which spares importing them all
     "regret": "What is lost by running the predicted q on other problems?",
     "hypercleaning": "Data hypercleaning, Table 1 and Figure 3.",
     "few_shot": "Few-shot classification, Table 2 and Figure 2.",
-    "table_1": "Does UFOM pay in hypercleaning, states recomputed or stored?",
+    "table_1": "Does UFOM pay in hypercleaning, however states are kept?",
     "table_2": "Does UFOM pay in few-shot learning, to convergence?",
     "landscape": "Every method's bias, variance, time and memory.",
     "performance": "Time and memory beside other libraries, on a quiet machine.",
