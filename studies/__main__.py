@@ -34,7 +34,7 @@ STUDIES = {  # a line for --help, which spares importing them all
     "divergence": "Does FOM stall where Theorem 2 says? Figures 1a to 1c",
     "optimal_q": "Is the predicted q as fast as the best q of a grid?",
     "readings": "Which reading of the optimal q does experiment support?",
-    "regret": "What is lost by running the predicted q on other problems?",
+    "regret": "Is what compare says the quickest, and its rule too?",
     "hypercleaning": "Data hypercleaning, Table 1 and Figure 3.",
     "few_shot": "Few-shot classification, Table 2 and Figure 2.",
     "table_1": "Does UFOM pay in hypercleaning, however states are kept?",
@@ -46,8 +46,8 @@ STUDIES = {  # a line for --help, which spares importing them all
 }
 INTRODUCTION = (
     "# Studies\n\nWritten by `python -m studies index` from the stored tables. Where the `.json` beside a table has no "
-    "`streams`, the outer runs of hypercleaning, few_shot and regret drew tasks and coins from streams with seeds of "
-    "32 bits; a new run with the same seeds draws others.\n"
+    "`streams`, the outer runs of hypercleaning and few_shot drew tasks and coins from streams with seeds of 32 "
+    "bits; a new run with the same seeds draws others.\n"
 )
 app = typer.Typer(
     help="Compare what was predicted with what is measured.",

@@ -1,19 +1,11 @@
-"""What does running the predicted q cost, off the toy? Quadratics in 50 dimensions, hypercleaning, few-shot Omniglot.
+"""Does `compare` say the right thing? Predicted before the runs, against the calls that every choice then took.
 
-Regret is the time to a precision at the q that a reading of the theory asks for, over that at the best q of a grid. A
-reading says where D² and V² are taken and with which exponent m; all were fixed before the run. Outer SGD takes
-γ_k = γ·k0/(k + k0), the same for every q. Time is charged with the recomputed sweep, in function calls as the paper
-does and in seconds by the measured C1 and C2 (their ratio is what matters); the gradients, the same ones, are computed
-with the stored sweep.
+A cell is a problem with its outer steps. For two precisions of M, fixed in the configuration, `compare` says what to
+run: FOM, UFOM(q), the exact gradient, or FOM and then another. Then all of them are run, with a fixed grid of q: the
+regret is the calls to the precision at what was said, over those at the best candidate. The even seeds choose the best,
+the odd ones give both times. A regret whose 95 % interval is wider than ± 10 % counts as "cannot tell".
 
-A pilot run at q = 1, on a separate seed, gives the moments at its start, along it and at its end, and the precision
-δ: where it ends (the geometric mean of its last quarter). For quadratics E‖∇M(θ_k)‖² is known exactly, over tasks and
-coins, and a seed is a start; for hypercleaning ‖∇M(θ_k)‖² is an exact sum, of one run; for few-shot the precision is
-M(θ_k) on fixed tasks. Between two evaluations the time is interpolated in the precision's logarithm. Every q has the
-same budget of function calls; a run that ends it above δ is charged the budget, the least that it takes.
-
-The proxy alone (q = 0) is run beside and reported apart. On these quadratics it is not biased where it stops: all tasks
-share H, so its stationary point is M's.
+Beside them run the two rules of `AdaptiveUFOM`; they are compared at equal calls.
 """
 
 from __future__ import annotations
@@ -21,33 +13,32 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from studies.engine.study import Progress, Study, of_table, silent
+from studies.engine.study import Progress, Study, silent
 from studies.engine.sweep import Store
-from studies.regret_cell import READINGS, VERSION, Setting, pilot, run
-from studies.shared.drawing import plain_number, shades
-from studies.shared.training import missing
-from studies.shared.verdicts import TOLERATED, Verdict, halves, log_regret
+from studies.regret_cell import LEAST, LEVELS, PAPER_RULE, STEP_RULE, Setting, decide, run
+from studies.regret_settings import PLAIN, QUICK
+from studies.shared.drawing import seaborn
+from studies.shared.training import markdown, missing, rounded
+from studies.shared.verdicts import Verdict, halves
 from ufom_runtime.command.style import GREY, LOOKS, WIDTH
 from ufom_runtime.problems.data import mnist, omniglot
-from ufom_theory import CostModel, Truncated
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-
-UNITS = ("calls", "seconds")
-ALWAYS = "q = 1"  # what running the exact gradient would have lost
-COLUMNS = 3  # of the figure's panels, a problem each
-LOADERS: dict[str, Callable[[], object]] = {"mnist-hypercleaning": mnist, "omniglot": omniglot}
-question = "How much time is lost by running the predicted q on problems other than the paper's pair?"
+VERSION = 2  # of the cells
+GRID = (0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.45, 0.7)
+WIDE, NEAR = math.log(1.10), math.log(1.10)  # of an interval that decides; of predicted steps that are right
+MEDIAN, WORST, RULE = 1.05, 1.25, 1.15
+LOADERS: dict[str, Callable[[], object]] = {"mnist-hypercleaning": mnist, "omniglot-maml": omniglot}
+question = "Does compare say what is quickest to a precision, and does its rule train as well as the best fixed choice?"
 
 
 @dataclass(frozen=True)
@@ -55,272 +46,255 @@ class Config:
     """Sizes of the study.
 
     Attributes:
-        settings: the problems.
-        grid: values of q; each reading's own, half of the smallest of these, 0 (the proxy alone) and 1 are added.
-        seeds: independent repetitions; even ones choose the rival, odd ones judge.
-        budget: function calls of each run, over the pilot's.
+        settings: the cells.
+        grid: values of q, the same everywhere; FOM and the exact gradient are added.
+        seeds: independent repetitions; even ones choose the best candidate, odd ones judge.
     """
 
     settings: tuple[Setting, ...]
-    grid: tuple[float, ...]
+    grid: tuple[float, ...] = GRID
     seeds: int = 8
-    budget: float = 2.0
 
 
-def _quadratic(alpha: float, steps: int) -> Setting:
-    arguments = {"dim": 50, "alpha": alpha}
-    return Setting(f"quadratic, α = {alpha:g}", "quadratic", arguments, gamma=0.1, delay=100, steps=steps)
-
-
-_CLEANING = Setting(
-    "hypercleaning, digits", "digits-hypercleaning", {"n_train": 200, "n_validation": 200, "hidden": 16, "r": 20},
-    gamma=30.0, delay=100, steps=100, every=5, proxy=5,
-)  # fmt: skip
-_TINY_CLEANING = replace(_CLEANING, arguments={**_CLEANING.arguments, "r": 10}, proxy=3, steps=10, every=2)
-_OMNIGLOT = Setting(
-    "few-shot, Omniglot", "omniglot", {"ways": 5, "filters": 16, "alpha": 0.05},
-    gamma=0.2, delay=100, steps=32, every=4, batch=4, tasks=16,
-)  # fmt: skip
-SIZES = {
-    "quick": Config(
-        settings=(_quadratic(0.02, 200), _TINY_CLEANING),
-        grid=(0.1,),
-        seeds=4,
-        budget=2.0,
-    ),
-    "standard": Config(
-        settings=(_quadratic(0.005, 2000), _quadratic(0.02, 2000), _quadratic(0.05, 2000), _CLEANING, _OMNIGLOT),
-        grid=(0.06, 0.12, 0.24, 0.5),
-    ),
-    "paper": Config(
-        settings=(
-            *(_quadratic(alpha, 20_000) for alpha in (0.005, 0.01, 0.02, 0.03, 0.05)),
-            Setting(
-                "hypercleaning, MNIST", "mnist-hypercleaning", {"device": "cuda"},
-                gamma=300.0, delay=100, steps=1000, every=10, proxy=20,
-            ),
-            Setting(
-                "few-shot, Omniglot", "omniglot", {"ways": 20, "filters": 64, "device": "cuda"},
-                gamma=0.1, delay=1000, steps=2000, every=50, batch=8, tasks=256,
-            ),
-        ),
-        grid=(0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7),
-        seeds=16,
-    ),
-}  # fmt: skip
+SIZES = {"quick": Config(QUICK, (0.05, 0.2), 4), "standard": Config(PLAIN)}
 
 
 def measure(config: Config, store: Store, progress: Progress = silent) -> pd.DataFrame:
-    """One row for each problem, q and seed; a problem whose data are missing has one row, and a warning, that say so.
+    """One row for each cell, candidate or rule, and seed; a cell that was left out has one row that says why.
 
-    Columns: name, q (0: the proxy alone), seed; steps to δ, or those that the budget allows where reached is False;
-    calls and seconds, what these steps are charged; ended, the error of a run that diverged; device; r, proxy, batch,
-    delta, c1 and c2 in seconds; for each reading its q, D² and V² in "q: …", "d2: …", "v2: …"; skipped, a reason.
+    Columns: setting, candidate, rule, q, until, seed; for each level its steps and calls, nan where the precision was
+    not reached; loss, M at equal calls; for each level said, whether `compare` said so, predicted, low and high, steps
+    over the exact gradient's, and doubt; c1 and c2, seconds of a gradient and of a Hessian-vector product; skipped.
     """
-    base, skipped, pilots = {"study": "regret", "version": VERSION}, [], []
+    base, skipped, kept = {"study": "regret", "version": VERSION}, [], []
     for setting in config.settings:
         if reason := missing(LOADERS.get(setting.problem, lambda: None)):
             warnings.warn(f"{setting.name} is left out: {reason}", stacklevel=2)
-            skipped.append({"name": setting.name, "skipped": reason})
+            skipped.append({"setting": setting.name, "skipped": reason})
         else:
-            device = setting.arguments.get("device", "cpu")
-            pilots.append({**base, "part": "pilot", "setting": asdict(setting), "device": device})
-    store.run(pilots, pilot, progress=lambda share: progress(0.1 * share))
-    found = [store.table([cell]).iloc[0] for cell in pilots]
-    cells = [
-        {**cell, "part": "run", "q": q, "delta": f.delta, "seeds": config.seeds, "budget": config.budget}
-        for cell, f in zip(pilots, found, strict=True)
-        for q in _grid(config.grid, [f[f"q: {reading}"] for reading in READINGS])
-    ]
-    store.run(cells, run, progress=lambda share: progress(0.1 + 0.9 * share))
-    columns = ["name", "q", "seed", "steps", "reached", "ended"]
-    if not cells:
-        return pd.DataFrame(skipped, columns=[*columns, "skipped"])
-    runs = store.table(cells)[columns]
-    table = runs.merge(pd.DataFrame(found).drop(columns=[*base, "part", "setting"]), on="name")
-    for unit, c1, c2 in (("calls", 1.0, 1.0), ("seconds", table.c1, table.c2)):
-        costs = [
-            CostModel(r=r, proxy=Truncated(k), c1=x, c2=y, as_printed=True)
-            for r, k, x, y in np.broadcast(table.r, table.proxy, c1, c2)
-        ]
-        table[unit] = [
-            steps * batch * (cost.c_det + q * cost.c_rnd)
-            for steps, batch, q, cost in zip(table.steps, table.batch, table.q, costs, strict=True)
-        ]
-    return pd.concat([table, pd.DataFrame(skipped)], ignore_index=True)
+            kept.append(setting)
+    cells = [{**base, "setting": asdict(setting)} for setting in kept]
+    fixed = [[0.0, 0], [1.0, 0], *([q, 0] for q in config.grid)]
+    decisions = [{**cell, "part": "decide", "grid": list(config.grid)} for cell in cells]
+    runs = [{**cell, "part": "run", "candidates": fixed, "rules": True, "seeds": config.seeds} for cell in cells]
+    store.run(decisions, decide, progress=lambda share: progress(0.2 * share))
+    store.run(runs, run, progress=lambda share: progress(0.2 + 0.7 * share))
+    said = [pd.DataFrame(store.load(cell) or []) for cell in decisions]
+    switches = [{**cell, "candidates": _switches(each), "rules": False} for cell, each in zip(runs, said, strict=True)]
+    store.run([x for x in switches if x["candidates"]], run, progress=lambda share: progress(0.9 + 0.1 * share))
+    tables = []
+    for setting, each, decision, *parts in zip(kept, said, decisions, runs, switches, strict=True):
+        wanted = [cell for cell in parts if cell["candidates"]]
+        rows = [store.load(cell) for cell in wanted]
+        if each.empty or None in rows:
+            reasons = [store.failure(cell) for cell in (decision, *wanted)]
+            skipped.append({"setting": setting.name, "skipped": next(filter(None, reasons), "not run")})
+        else:
+            tables.append(_joined(pd.DataFrame([row for some in rows for row in some or ()]), each, setting.name))
+    whole = pd.DataFrame(rounded(pd.concat(tables, ignore_index=True))) if tables else pd.DataFrame()
+    return pd.concat([whole, pd.DataFrame(skipped, columns=["setting", "skipped"])], ignore_index=True)
 
 
-def _grid(grid: tuple[float, ...], predicted: list[float]) -> list[float]:
-    """Every q that is run, ascending: also one below all that are predicted, so that the best is not at the edge."""
-    return sorted({0.0, 1.0, *grid, *predicted, min(predicted) / 2})
+def _switches(said: pd.DataFrame) -> list[list[float]]:
+    """q and the last step of FOM of what is to be run besides the fixed candidates."""
+    if said.empty:
+        return []
+    found = said[said.said & (said.until > 0)].drop_duplicates(["q", "until"])
+    return [[float(q), int(until)] for q, until in found[["q", "until"]].to_numpy()]
 
 
-def judge(table: pd.DataFrame) -> list[Verdict]:
-    """For each problem, unit of time and reading: is its q within 5 % of the best of the grid, on held-out seeds?
+def _joined(runs: pd.DataFrame, said: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The runs beside what was predicted of them."""
+    for level in LEVELS:
+        mine = said[said.level == level][["q", "until", "predicted", "low", "high", "said", "doubt"]]
+        names = {name: f"{name}_{level}" for name in ("predicted", "low", "high", "said", "doubt")}
+        runs = runs.merge(mine.rename(columns=names), on=["q", "until"], how="left")
+        runs[f"said_{level}"] = runs[f"said_{level}"].eq(True)
+    return runs.assign(setting=name, c1=said.c1.iloc[0], c2=said.c2.iloc[0])
 
-    The rival is the fastest q on the even seeds. Where it is the smallest of the grid, the true best may be faster
-    still: a "no" stands, a "yes" does not. Where a run at the rival ended above δ, its time is not known.
-    """
-    return [verdict for _, verdict in _judged(table)]
+
+def _runs(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of cells that were run."""
+    return table[table.skipped.isna()].astype({"seed": int, "rule": bool, "said_coarse": bool, "said_fine": bool})
+
+
+def _cells(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Cell, level and the runs of its candidates, where any of them came to the precision."""
+    runs = _runs(table)
+    for name, mine in runs[~runs.rule].groupby("setting", sort=False):
+        for level in LEVELS:
+            if mine[f"steps_{level}"].notna().any():
+                yield str(name), level, mine
 
 
 def regrets(table: pd.DataFrame) -> pd.DataFrame:
-    """The verdicts as a table of factors: one row a problem, unit and strategy, a reading or q = 1.
+    """One row a cell and level: calls to the precision at what was said, over the best candidate's.
 
-    Columns: name, unit, strategy, q, best (the rival q), regret (time over the rival's), low, high (95 %), agrees,
-    least (the run ended above δ at a seed, so the regret is at least this).
+    A run that ends above the precision is charged its budget, the least that it takes.
+
+    Columns: setting, level, said, best; regret with its interval low and high; told, whether that is narrow enough;
+    least, whether a run at what was said ended above the precision; FOM and exact, what running either would have lost,
+    ∞ where no seed came to the precision.
     """
     rows = []
-    for key, v in _judged(table, (ALWAYS,)):
-        low, high = (math.exp(v.measured + sign * v.tolerance) for sign in (-1, 1))
-        rows.append({**key, "regret": math.exp(v.measured), "low": low, "high": high, "agrees": v.agrees})
+    for name, level, runs in _cells(table):
+        calls = runs.assign(calls=runs[f"calls_{level}"].fillna(runs.budget))
+        logs = np.log(calls.pivot(index="seed", columns="candidate", values="calls").clip(lower=1))
+        reached = runs.groupby("candidate")[f"calls_{level}"].count()
+        even, odd = halves(logs)
+        best = str(even.mean()[reached[reached > 0].index].idxmin())
+        said = str(runs.candidate[runs[f"said_{level}"]].iloc[0])
+        lost = Verdict.from_paired(f"{name}, {level}", "<=", math.log(WORST), odd[said] - odd[best])
+        others = {x: _factor(odd[x] - odd[best]) if reached[x] else math.inf for x in ("FOM", "exact")}
+        rows.append(
+            {"setting": name, "level": level, "said": said, "best": best, "regret": math.exp(lost.measured),
+             "low": math.exp(lost.measured - lost.tolerance), "high": math.exp(lost.measured + lost.tolerance),
+             "told": lost.tolerance <= WIDE, "least": bool(reached[said] < len(logs)), **others}
+        )  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def _judged(table: pd.DataFrame, besides: tuple[str, ...] = ()) -> Iterator[tuple[dict[str, Any], Verdict]]:
-    for name, runs in _measured(table).groupby("name", sort=False):
-        ours, strategies = (
-            runs[runs.q > 0],
-            {r: runs[f"q: {r}"].iloc[0] for r in READINGS} | dict.fromkeys(besides, 1.0),
-        )
-        reached = halves(ours)[1].groupby("q").reached.all()
-        for unit in UNITS:
-            logs = np.log(ours.pivot(index="seed", columns="q", values=unit))
-            for strategy, q in strategies.items():
-                subject = f"log-time regret in {unit} of {strategy} (q = {q:.3g}), {name}"
-                verdict, best, at_the_edge = log_regret(subject, logs, q)
-                if not reached[best] or (verdict.agrees == "yes" and at_the_edge):
-                    verdict = replace(verdict, agrees="inconclusive")
-                key = {"name": name, "unit": unit, "strategy": strategy, "q": q, "best": best, "least": not reached[q]}
-                yield key, verdict
+def _factor(logs: pd.Series[float]) -> float:
+    return float(np.exp(logs.mean()))
 
 
-def _measured(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of problems that were run; a stored table has nan where a problem was not left out."""
-    return table[table.q.notna()].astype({"reached": bool, "seed": int})
+def predictions(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a cell and level: off, the median over FOM and the grid of |log measured − log predicted| steps.
+
+    Steps are over the exact gradient's; q below the least that `compare` recommends are left out. Where no run came to
+    the precision, the steps of the budget are the least that were measured: a prediction above that is not off. Cells
+    where the exact gradient did not come to the precision, or where nothing was predicted, are left out.
+    """
+    rows = []
+    for name, level, runs in _cells(table):
+        steps, predicted = f"steps_{level}", f"predicted_{level}"
+        each = runs[(runs.until == 0) & ((runs.q == 0) | (runs.q >= LEAST))].groupby("candidate")
+        measured = np.exp(each[steps].agg(lambda x: np.log(x.clip(lower=1)).mean()))
+        known, most = each[predicted].first(), each.steps_most.first()
+        whole = each[steps].count() == runs.seed.nunique()
+        if not whole["exact"] or known.drop("exact").isna().all():
+            continue
+        over = np.log(measured.where(whole, most) / measured["exact"] / known)
+        off = over.abs().where(whole, over.clip(lower=0)).drop("exact").dropna()
+        rows.append({"setting": name, "level": level, "off": float(off.median())})
+    return pd.DataFrame(rows, columns=["setting", "level", "off"])
 
 
-def draw(table: pd.DataFrame) -> Figure:
-    """Above, the regret of each reading on each problem; below, for each problem the time over q."""
+def rules(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a cell: M at equal calls of each rule, FOM and exact, over that of the best fixed choice.
+
+    The even seeds choose the best among FOM, exact and the grid. Columns: setting, best, step with its interval low and
+    high, paper, FOM, exact.
+    """
+    rows = []
+    for name, mine in _runs(table).groupby("setting", sort=False):
+        logs = np.log(mine.pivot(index="seed", columns="candidate", values="loss").clip(lower=1e-12, upper=1e12))
+        fixed = mine.candidate[~mine.rule & (mine.until == 0)].unique()
+        even, odd = halves(logs)
+        best = even[fixed].mean().idxmin()
+        step = Verdict.from_paired(f"{name}", "<=", math.log(RULE), odd[STEP_RULE] - odd[best])
+        rows.append(
+            {"setting": name, "best": best, "step": math.exp(step.measured),
+             "low": math.exp(step.measured - step.tolerance), "high": math.exp(step.measured + step.tolerance),
+             "paper": _factor(odd[PAPER_RULE] - odd[best]), "FOM": _factor(odd["FOM"] - odd[best]),
+             "exact": _factor(odd["exact"] - odd[best])}
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def judge(table: pd.DataFrame, config: Config) -> list[Verdict]:
+    """The goals that were set before the runs."""
+    lost, ours = regrets(table), rules(table)
+    told = lost[lost.told]
+    logs = np.log(told[["regret", "low", "high"]])
+    middle = np.log([told[x].median() for x in ("low", "regret", "high")])
+    worst, share = logs.loc[logs.regret.idxmax()], predictions(table).off.le(NEAR).mean()
+    least = np.log(ours.loc[ours.step.idxmax(), ["step", "high"]].astype(float))
+    ahead = float((ours.step < ours[["FOM", "exact"]].min(axis=1)).mean())
+    of = Verdict.from_interval
+    return [
+        of("median log-regret of the decision", "<=", math.log(MEDIAN), middle[1], (middle[2] - middle[0]) / 2),
+        of("greatest log-regret of the decision", "<=", math.log(WORST), worst.regret, worst.high - worst.regret),
+        of("share of cells with steps over exact's within 10 %", ">=", 0.75, float(share)),
+        of("greatest log of M by the step rule over the best fixed choice's", "<=", math.log(RULE), least.step,
+           least.high - least.step),
+        of("share of cells where the step rule is ahead of FOM and of exact", ">=", 1 / 3, ahead),
+    ]  # fmt: skip
+
+
+def draw(table: pd.DataFrame, config: Config) -> Figure:
+    """Left, how much each way to choose loses; right, how far from the best fixed choice the rules train."""
     from matplotlib.figure import Figure as NewFigure
 
-    names = list(_measured(table).name.unique())
-    rows = [names[i : i + COLUMNS] for i in range(0, len(names), COLUMNS)]
-    below = [row + ["."] * (COLUMNS - len(row)) for row in rows]
-    figure = NewFigure(figsize=(WIDTH, 3.5 + 2.3 * len(rows)))
-    axes = figure.subplot_mosaic([["regret"] * COLUMNS, *below], height_ratios=(1.3, *[1] * len(rows)))
-    _draw_regrets(axes["regret"], regrets(table), names)
-    for name in names:
-        _draw_times(axes[name], table[table.name == name])
-        axes[name].set_title(name)
-    for first, *_ in rows:
-        axes[first].set_ylabel("calls to $\\delta$, over the best")
-    handles, labels = axes["regret"].get_legend_handles_labels()
-    title = "exponent $m$ of the reading, and where it takes $D^2$ and $V^2$"
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), title=title)
+    figure = NewFigure(figsize=(WIDTH, 3.4))
+    left, right = figure.subplots(1, 2)
+    lost, ours = regrets(table), rules(table)
+    _shares(left, {"what compare said": (lost.regret, "UFOM"), "always FOM": (lost.FOM, "FOM"),
+                   "always exact": (lost.exact, "exact")})  # fmt: skip
+    left.set(xlabel="calls to the precision, over the best candidate's", ylabel="share of cells")
+    left.set_title("Choosing before the run")
+    _shares(right, {"law of one step": (ours.step, "adaptive"), "the paper's rule": (ours.paper, "released"),
+                    "FOM": (ours.FOM, "FOM"), "exact": (ours.exact, "exact")})  # fmt: skip
+    right.set(xlabel="M at equal calls, over the best fixed choice's", ylabel="")
+    right.set_title("Choosing q while it trains")
     return figure
 
 
-def _draw_regrets(axes: Axes, found: pd.DataFrame, names: list[str]) -> None:
-    strategies = list(found.strategy.unique())
-    colours = dict(zip(READINGS, shades(len(READINGS)), strict=True)) | {ALWAYS: LOOKS["exact"]["color"]}
-    for i, strategy in enumerate(strategies):
-        colour, reached = colours[strategy], LOOKS["exact"]["marker"] if strategy == ALWAYS else "o"
-        for unit, shift, filled in (("calls", -0.03, True), ("seconds", 0.03, False)):
-            rows = found[(found.strategy == strategy) & (found.unit == unit)]
-            x = rows.name.map(names.index) + 0.17 * (i - (len(strategies) - 1) / 2) + shift
-            axes.errorbar(
-                x, rows.regret, yerr=(rows.regret - rows.low, rows.high - rows.regret), fmt="none", ecolor=colour, lw=1
-            )
-            for least, marker in ((False, reached), (True, "$↑$")):
-                some = rows.least == least
-                axes.plot(
-                    x[some], rows.regret[some], ls="", marker=marker, color=colour, ms=6,
-                    mfc=colour if filled else "white", label=strategy if filled and not least else None,
-                )  # fmt: skip
-    axes.axhline(1, color=GREY, lw=0.8)
-    axes.axhline(TOLERATED, color=GREY, lw=0.8, ls=":")
-    top = min(found.high.max(), 2 * found.regret.max())  # an interval of two seeds would hide all else
-    axes.set_yscale("log")
-    axes.set_ylim(0.9 * max(min(found.low.min(), 1), 0.7 * min(found.regret.min(), 1)), 1.1 * top)
-    axes.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names])
-    axes.set(xlim=(-0.5, len(names) - 0.5), ylabel="time at the predicted $q$, over the best")
-    axes.set_title("Regret in function calls (filled) and seconds (hollow)")
-    _plain(axes.yaxis)
+def _shares(axes: Axes, found: dict[str, tuple[pd.Series[float], str]]) -> None:
+    """For each choice, the share of cells in which it loses no more than a factor."""
+    end = 3.0
+    for name, (values, look) in found.items():
+        style = {key: LOOKS[look][key] for key in ("color", "ls")}
+        seaborn().ecdfplot(x=values.clip(upper=2 * end), ax=axes, label=name, **style)
+    axes.axvline(1, color=GREY, lw=0.8, ls=":")
+    axes.set(xlim=(0.85, end), ylim=(0, 1.02))
+    axes.legend(loc="lower right")
 
 
-def _draw_times(axes: Axes, runs: pd.DataFrame) -> None:
-    logs = np.log(_measured(runs).query("q > 0").pivot(index="seed", columns="q", values="calls"))
-    relative = logs.sub(logs[logs.mean().idxmin()], axis=0)
-    mean, sem = np.exp(relative.mean()), relative.sem()
-    axes.errorbar(mean.index, mean, yerr=1.96 * mean * sem, fmt="o-", color=LOOKS["UFOM"]["color"], ms=3, lw=0.8)
-    for i, (reading, colour) in enumerate(zip(READINGS, shades(len(READINGS)), strict=True)):
-        q = runs[f"q: {reading}"].iloc[0]
-        axes.axvline(q, color=colour, lw=0.8, ls="--")
-        axes.plot(q, 0.96 - 0.07 * i, "o", color=colour, ms=5, transform=axes.get_xaxis_transform())  # equal q are seen
-    axes.set(xscale="log", yscale="log", xlabel="probability $q$")
-    _plain(axes.xaxis)
-    _plain(axes.yaxis)
-
-
-def _plain(axis: Axis) -> None:
-    """Plain numbers: at 1, 2, 5 on a long axis, evenly on a short one."""
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
-
-    low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high / low > 5 else MaxNLocator(5, steps=[1, 2, 5, 10]))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(plain_number)
-
-
-def caption(table: pd.DataFrame) -> str:
-    """What the figure shows, with its sizes; and how the proxy alone fared."""
-    runs, best = _measured(table), regrets(table).query("unit == 'calls'").groupby("name").best.first()
-    alone = []
-    for name, group in runs.groupby("name", sort=False):
-        fom, rival = group[group.q == 0], group[group.q == best[name]]
-        ratio = math.exp(np.log(fom.calls.to_numpy() / rival.calls.to_numpy()).mean())
-        alone.append(f"{name} {fom.reached.sum()} of {len(fom)} ({ratio:.2g}×)")
-    skipped = "".join(f" {row['name']} was left out: {row.skipped}." for _, row in _skipped(table).iterrows())
+def caption(table: pd.DataFrame, config: Config) -> str:
+    """What the figure shows, with its sizes, and every cell."""
+    lost, off, ours = regrets(table), predictions(table), rules(table)
+    unsure = [f"{x.setting} ({x.level})" for x in lost[~lost.told].itertuples()]
+    skipped = [f"{x.setting} ({x.skipped})" for x in table[table.skipped.notna()].itertuples()]
     return (
-        "Above: time to the precision δ at the q of each reading (and at q = 1) over that at the best q of the grid, "
-        "which the even seeds chose, on the odd seeds, with 95 % t-intervals of the paired logarithms; dotted: 1.05; "
-        "↑: a run ended above δ, the regret is at least this. Below: function calls over q, all seeds; dashed, with "
-        f"its mark: the q of each reading. Charged with the recomputed sweep. {runs.seed.nunique()} seeds; "
-        + "; ".join(f"{name}: r = {g.r.iloc[0]:g}, K = {g.proxy.iloc[0]:g}, batch {g.batch.iloc[0]:g}, "
-                    f"δ = {g.delta.iloc[0]:.3g}" for name, g in runs.groupby("name", sort=False))
-        + f". Seeds at which the proxy alone (q = 0) came to δ (its calls over the best q's): {'; '.join(alone)}. "
-        + ", ".join(sorted(runs.device.unique())).upper() + "."
-        + skipped
-    )  # fmt: skip
-
-
-def answer(table: pd.DataFrame) -> str:
-    """The answer in a sentence: the reading whose greatest regret is least, and what the others lose."""
-    found = regrets(table).query("unit == 'calls' and strategy != @ALWAYS")
-    worst = found.loc[found.groupby("strategy").regret.idxmax()].sort_values("regret")
-    counts = pd.crosstab(found.strategy, found.agrees).reindex(columns=["yes", "no", "inconclusive"], fill_value=0)
-    each = [
-        f"{row.strategy}: at most {row.regret:.2f}× the best ({row['name']}); within 5 %: "
-        + ", ".join(f"{word} {n}" for word, n in counts.loc[row.strategy].items())
-        for _, row in worst.iterrows()
-    ]
-    left_out = ", ".join(_skipped(table).name)
-    return f"Greatest regret in function calls, by reading. {'. '.join(each)}." + (
-        f" Left out: {left_out}." if left_out else ""
+        f"{lost.setting.nunique()} cells, two precisions each, {config.seeds} seeds; the even ones choose the best of "
+        f"FOM, exact and {len(config.grid)} values of q, the odd ones give the factors. Left: the share of cells and "
+        "precisions in which a choice takes at most so many times the calls of the best; calls with stored states, a "
+        "gradient and a Hessian-vector product 1 each; what never came to the precision is beyond the right edge. "
+        "Right: M, less its minimum where that is known, over the last quarter of the same calls. Cannot tell (an "
+        f"interval wider than ± 10 %): {', '.join(unsure) or 'none'}. Left out: {', '.join(skipped) or 'none'}.\n\n"
+        + markdown(cells(lost, off, ours))
     )
 
 
-def _skipped(table: pd.DataFrame) -> pd.DataFrame:
-    return table[table.q.isna()]
+def cells(lost: pd.DataFrame, off: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
+    """Every cell and level in words, for the caption."""
+    joined = lost.merge(off, how="left").merge(ours[["setting", "step"]], how="left")
+    factor = pd.Series([f"{x.regret:.2f} [{x.low:.2f}, {x.high:.2f}]" for x in joined.itertuples()])
+    return pd.DataFrame(
+        {"cell": joined.setting + ", " + joined.level, "said": joined.said, "best": joined.best,
+         "calls over the best": factor.where(~joined.least, "≥ " + factor),
+         "steps off by": joined.off.map(lambda x: "" if math.isnan(x) else f"{math.expm1(x):.0%}"),
+         "step rule": joined.step.map("{:.2f}".format)}
+    )  # fmt: skip
+
+
+def answer(table: pd.DataFrame, config: Config) -> str:
+    """The answer in a sentence."""
+    lost, ours, off = regrets(table), rules(table), predictions(table)
+    told = lost[lost.told]
+    worst, least = told.loc[told.regret.idxmax()], ours.loc[ours.step.idxmax()]
+    return (
+        f"What compare says takes {told.regret.median():.2f} times the calls of the best candidate (median of "
+        f"{len(told)}; {len(lost) - len(told)} cannot be told), at most {worst.regret:.2f} times ({worst.setting}, "
+        f"{worst.level}); always FOM {lost.FOM.median():.2f} times, always exact {lost.exact.median():.2f}. Steps over "
+        f"exact's are within 10 % in {off.off.le(NEAR).mean():.0%} of the cells. The rule of one step ends at "
+        f"{ours.step.median():.2f} times the best fixed choice's M (median), at most {least.step:.2f} times "
+        f"({least.setting}), and ahead of both FOM and exact in "
+        f"{(ours.step < ours[['FOM', 'exact']].min(axis=1)).mean():.0%} of the cells."
+    )
 
 
 study = Study(
-    question=question,
-    sizes=SIZES,
-    measure=measure,
-    judge=of_table(judge),
-    draw=of_table(draw),
-    caption=of_table(caption),
-    answer=of_table(answer),
+    question=question, sizes=SIZES, measure=measure, judge=judge, draw=draw, caption=caption, answer=answer, jobs=1
 )

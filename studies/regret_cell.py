@@ -1,240 +1,222 @@
-"""What the study of regret runs: its problems, a pilot at q = 1 for each, and the steps to a precision at one q."""
+"""What the study of regret runs for one setting: the decision, before any run, and the runs of all that it chose from.
+
+The decision is that of `compare`: its law at moments and curvatures measured along its pilot run. Only the clock is
+left out: a step costs its calls, counted with stored states, so that nothing depends on the machine.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from ufom_runtime import EXACT, Estimator, hypergradient, measure_cost, measure_moments, outer_sgd
-from ufom_runtime.algorithms import first_state, inner_loop
-from ufom_runtime.problem import BilevelProblem, Task, Tasks
-from ufom_runtime.problems.few_shot import omniglot_few_shot
-from ufom_runtime.problems.hypercleaning import digits_hypercleaning, mnist_hypercleaning
-from ufom_runtime.problems.quadratic import QuadraticProblem, quadratic
-from ufom_runtime.steps import Steps
-from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, optimal_q
-from ufom_theory.two_tasks import second_moment
+from studies.regret_lanes import Candidate, Charge, Curves, run_lanes
+from studies.regret_problems import Made, make
+from ufom_runtime import EXACT, AdaptiveUFOM, measure_cost
+from ufom_runtime.measure.chances import Path, interval
+from ufom_runtime.measure.moments import tasks_or_all
+from ufom_runtime.measure.path import CannotTell, measure_path, pilot_points
+from ufom_theory import Sweep, Truncated, UfomError
+from ufom_theory.laws import parse_outer
 
 Array = NDArray[np.float64]
-MAKERS: dict[str, Callable[..., BilevelProblem]] = {
-    "quadratic": quadratic,
-    "digits-hypercleaning": digits_hypercleaning,
-    "mnist-hypercleaning": mnist_hypercleaning,
-    "omniglot": omniglot_few_shot,
-}
-READINGS = {  # name: (exponent m, where the moments are taken, sweep of the cost)
-    "m = 2, start": (2.0, "start", Sweep.recomputed()),
-    "m = 1, end": (1.0, "end", Sweep.recomputed()),
-    "m = 1, path": (1.0, "path", Sweep.recomputed()),
-    "released, m = 1/2": (0.5, "start", Sweep.stored()),
-}
-VERSION = 1  # of the cells
-PILOT_SEED, EVALUATION_SEED, MOMENT_SEED = 1_000_001, 1_000_002, 1_000_003
+LEVELS = ("coarse", "fine")
+LEAST = 0.05  # the smallest q that `compare` recommends; below it, steps are too long for a law of the second order
+PILOT, MOMENTS = 1_000_001, 1_000_003  # seeds
+LAST = 0.75  # M "at equal calls" is its mean over the calls from this share of the budget on
+STEP_RULE, PAPER_RULE = "law of one step", "the paper's rule"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A problem and how it is run.
+    """A problem and how it is run: a cell of the study.
 
     Attributes:
         name: in tables and figures.
-        problem: one of `MAKERS`.
-        arguments: of its maker.
-        gamma: γ of the outer steps γ·k0/(k + k0).
-        delay: k0.
-        steps: of the pilot.
-        every: steps between two evaluations of the precision.
-        proxy: K of the truncated proxy that is debiased.
+        problem: one of `regret_problems.MAKERS`.
+        outer: as `compare` and `train` take it.
+        steps: of the exact gradient, whose calls are the budget of every run.
+        levels: the coarse precision of M, to which FOM comes with a quarter of the budget, and the fine one, below
+            FOM's floor where it has one; by `levels`, with seeds that no other run has.
+        horizons: the steps of the exact gradient to each of them, by the same runs.
+        arguments: of the problem's maker.
         batch: tasks a step, each with its own coin.
-        tasks: sampled for the evaluation, and four times as many for the moments; none where expectations are exact.
+        proxy: K of the proxy that is called FOM.
+        chains: runs of each seed, over which M is averaged.
     """
 
     name: str
     problem: str
-    arguments: dict[str, Any]
-    gamma: float
-    delay: int
+    outer: str
     steps: int
-    every: int = 1
+    levels: tuple[float, float] = (0.0, 0.0)
+    horizons: tuple[int, int] = (1, 1)
+    arguments: dict[str, Any] = field(default_factory=dict)
+    batch: int = 4
     proxy: int = 0
-    batch: int = 1
-    tasks: int = 0
+    chains: int = 1
 
-    def make(self) -> BilevelProblem:
+    @property
+    def every(self) -> int:
+        """Outer steps between two evaluations."""
+        return max(1, self.steps // 30)
+
+    def make(self) -> Made:
         """The problem."""
-        return MAKERS[self.problem](**self.arguments)
+        return make(self.problem, self.arguments, self.proxy)
 
-    def outer_step_size(self, k: int) -> float:
-        """γ_k."""
-        return self.gamma * self.delay / (k + self.delay)
-
-
-def pilot(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """δ, the costs C1 and C2 in seconds, and for each reading its moments and q: the cell of one problem."""
-    setting = Setting(**cell["setting"])
-    problem = setting.make()
-    if isinstance(problem, QuadraticProblem):
-        precision, moments = quadratic_pilot(setting, problem)
-    else:
-        precision, moments = sampled_pilot(setting, problem)
-    delta = float(np.exp(np.log(precision[-max(1, len(precision) // 4) :]).mean()))
-    if delta >= precision[0]:
-        raise UfomError(
-            f"the pilot of {setting.name} ends at {delta:g}, above its start: take another γ, or more steps"
-        )
-    assert problem.initial is not None
-    timed = measure_cost(problem, problem.initial, problem.sample(1, torch.Generator().manual_seed(0)), seconds=0.5)
-    row = {
-        "name": setting.name, "delta": delta, "c1": timed.c1, "c2": timed.c2,
-        "r": problem.r, "proxy": setting.proxy, "batch": setting.batch,
-    }  # fmt: skip
-    places = {"start": moments[:1], "end": moments[-1:], "path": moments}
-    for reading, (m, place, sweep) in READINGS.items():
-        d2, v2, gradient_sq = np.array([(x.d2, x.v2, x.mean_gradient_sq) for x in places[place]], float).mean(axis=0)
-        at = Moments(d2, v2, mean_gradient_sq=gradient_sq)
-        q = optimal_q(at, CostModel(r=problem.r, sweep=sweep, proxy=Truncated(setting.proxy)), m, batch=setting.batch).q
-        row |= {f"q: {reading}": q, f"d2: {reading}": d2, f"v2: {reading}": v2}
-    return [row]
+    def run(self, made: Made, kinds: Sequence[Candidate | AdaptiveUFOM], seeds: Sequence[int]) -> Curves:
+        """All of these, side by side, until the budget is spent."""
+        budget = self.steps * Charge.of(made, self.batch).exact
+        outer = parse_outer(self.outer)
+        return run_lanes(made, kinds, outer, self.batch, seeds, self.chains, budget, self.every)
 
 
-def run(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The steps to δ at one q, one row a seed."""
-    setting, q, delta = Setting(**cell["setting"]), cell["q"], cell["delta"]
-    problem = setting.make()
-    cost = CostModel(r=problem.r, proxy=Truncated(setting.proxy), as_printed=True)
-    charged = cost.c_det + np.array([q, 1.0]) * cost.c_rnd
-    most = setting.every * math.ceil(cell["budget"] * setting.steps * charged[1] / charged[0] / setting.every)
-    rows = []
-    for seed in range(cell["seeds"]):
-        ended = ""
-        if isinstance(problem, QuadraticProblem):
-            precision = [x for x, _ in quadratic_run(setting, problem, q, start(setting, seed) ** 2, most, delta)]
-        else:
-            estimator = Estimator(q, Sweep.stored(), Truncated(setting.proxy))
-            precision, _, ended = sampled_run(setting, problem, estimator, seed, most, delta)
-        steps = steps_to(delta, np.array(precision), setting.every)
-        reached, steps = steps is not None, most if steps is None else steps
-        rows.append({"name": setting.name, "seed": seed, "steps": steps, "reached": reached, "ended": ended})
-    return rows
+def levels(setting: Setting) -> tuple[tuple[float, float], tuple[int, int]]:
+    """The precisions and horizons of a setting, from runs of FOM and the exact gradient with seeds of their own.
+
+    The fine precision is halfway, in the logarithm, from FOM's floor to the least M of the exact gradient. Where that
+    is neither 5 % lower nor 5 % farther from the start, FOM has no floor here: then the fine precision is what FOM
+    comes to with three quarters of its budget.
+    """
+    made = setting.make()
+    curves = setting.run(made, (Candidate(0.0), Candidate(1.0)), range(PILOT, PILOT + 4))
+    fom, exact = (smooth(x[:, ~np.isnan(x).any(0)].mean(0)) for x in curves.loss)
+    floor, least = float(fom.min()), float(exact.min())
+    coarse = float(fom[len(fom) // 4])
+    deeper = least < 0.95 * floor or curves.loss[1, 0, 0] - least > 1.05 * (curves.loss[1, 0, 0] - floor)
+    fine = (floor * least) ** 0.5 if deeper else float(fom[3 * len(fom) // 4])
+    found = [float(f"{x:.3g}") for x in (coarse, fine)]
+    at = [steps_to(x, exact, setting.every) for x in found]
+    return (found[0], found[1]), tuple(setting.steps if np.isnan(x) else max(1, round(x)) for x in at)  # type: ignore[return-value]
 
 
-def steps_to(delta: float, precision: Array, every: int) -> float | None:
-    """The step at which the precision, evaluated at regular steps from 0 on, first falls to δ; None if it does not.
+def smooth(loss: Array) -> Array:
+    """The mean over three neighbouring evaluations; the ends over two."""
+    padded = np.concatenate([loss[:1] * np.nan, loss, loss[:1] * np.nan])
+    return np.asarray(np.nanmean([padded[:-2], padded[1:-1], padded[2:]], axis=0))
+
+
+def steps_to(level: float, loss: Array, every: int) -> float:
+    """The step at which M, evaluated every few steps from 0 on, first falls to a level; nan where it does not.
 
     Between two evaluations its logarithm is taken to be linear.
     """
-    below = np.flatnonzero(precision <= delta)
+    below = np.flatnonzero(loss <= level)
     if not len(below):
-        return None
+        return float("nan")
     if (i := int(below[0])) == 0:
         return 0.0
-    before, after = np.log(np.maximum(precision[i - 1 : i + 1], np.finfo(np.float64).tiny))
-    return every * float(i - 1 + (before - math.log(delta)) / (before - after))
+    before, after = np.log(np.maximum(loss[i - 1 : i + 1], np.finfo(float).tiny))
+    return every * float(i - 1 + (before - np.log(level)) / (before - after))
 
 
-def start(setting: Setting, seed: int) -> Array:
-    """θ_0 ~ N(0, I) of one seed, in the eigenbasis of H."""
-    drawn: Array = np.random.default_rng([PILOT_SEED, seed]).standard_normal(setting.arguments["dim"])
-    return drawn
+def decide(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What `compare` says for each level: a row for each candidate, with its predicted steps and calls over exact's.
 
-
-def slopes(setting: Setting, problem: QuadraticProblem) -> tuple[Array, Array]:
-    """The eigenvalues of the maps θ − c ↦ G_K and θ − c ↦ G; all of the maps have H's eigenvectors."""
-    eigenvalues = np.linalg.eigvalsh(problem.hessian.numpy())
-    factors = 1 - np.outer(problem.alphas, eigenvalues)
-    after = factors.prod(0)
-    return eigenvalues * after * factors[problem.r - setting.proxy :].prod(0), eigenvalues * after**2
-
-
-def quadratic_run(
-    setting: Setting, problem: QuadraticProblem, q: float, square: Array, steps: int, delta: float = 0.0
-) -> Iterator[tuple[float, Array]]:
-    """E‖∇M(θ_k)‖² and E θ_k² (in H's eigenbasis) for k = 0, 1, …, exactly, until δ or `steps`; one task a step.
-
-    θ_k = (1 − γ_k·a)·θ_{k−1} + γ_k·a·c with a random a, the map's eigenvalue, and c ~ N(0, σ²) independent of θ_{k−1}.
+    Columns: level, q, until; predicted, low, high, steps over exact's with a 95 % interval; cost, calls over exact's;
+    said, whether it is what to run; doubt, why nothing can be told; c1 and c2, seconds of a gradient and of a
+    Hessian-vector product.
     """
-    proxy, exact = slopes(setting, problem)
-    mean, mean_square = (proxy, proxy**2) if q == 0 else (exact, exact**2 + (1 / q - 1) * (proxy - exact) ** 2)
-    for k in range(steps + 1):
-        if k:
-            square = second_moment(
-                square, setting.outer_step_size(k), mean, mean_square, mean_square * problem.noise**2
-            )
-        precision = float(exact**2 @ square)
-        yield precision, square
-        if precision <= delta:
-            return
+    setting = Setting(**cell["setting"])
+    made, found = setting.make(), []
+    c1, c2 = _seconds(made)
+    for level, horizon in zip(LEVELS, setting.horizons, strict=True):
+        rows = _decision(setting, made, horizon, cell["grid"])
+        found += [{"level": level, "c1": c1, "c2": c2, **row} for row in rows]
+    return found
 
 
-def quadratic_pilot(setting: Setting, problem: QuadraticProblem) -> tuple[list[float], list[Moments]]:
-    """The precision and the moments along the run at q = 1, expectations over starts, tasks and coins."""
-    proxy, exact = slopes(setting, problem)
-    path = list(quadratic_run(setting, problem, 1.0, np.ones(len(exact)), setting.steps))
-    moments = [
-        Moments((proxy - exact) ** 2 @ (square + problem.noise**2), exact**2 @ (square + problem.noise**2),
-                mean_gradient_sq=precision)
-        for precision, square in path
-    ]  # fmt: skip
-    return [precision for precision, _ in path], moments
-
-
-def sampled_run(
-    setting: Setting, problem: BilevelProblem, estimator: Estimator, seed: int, steps: int, delta: float = 0.0
-) -> tuple[list[float], list[Tensor], str]:
-    """Outer SGD until δ or `steps`: the precision and θ every `setting.every` steps from 0 on, and why it diverged."""
-    initial = problem.initial
-    assert initial is not None
-    held = problem.tasks or problem.sample(setting.tasks, torch.Generator().manual_seed(EVALUATION_SEED))
-    precision, path = [evaluate(problem, initial, held)], [initial]
-
-    def record(theta: Tensor) -> dict[str, float]:
-        path.append(theta)
-        precision.append(evaluate(problem, theta, held))
-        if precision[-1] <= delta:
-            raise _Reached
-        return {}
-
+def _decision(setting: Setting, made: Made, horizon: int, grid: Sequence[float]) -> list[dict[str, Any]]:
+    outer, proxy = parse_outer(setting.outer), Truncated(setting.proxy)
+    problem, charge, doubt = made.problem, Charge.of(made, setting.batch), ""
+    sampled = None if problem.tasks is not None else problem.sample(64, torch.Generator().manual_seed(MOMENTS))
+    given, _ = tasks_or_all(problem, sampled)
+    assert problem.initial is not None
+    rows: list[dict[str, Any]] = [{"q": 1.0, "until": 0, "predicted": 1.0, "low": 1.0, "high": 1.0, "cost": 1.0}]
     try:
-        outer_sgd(
-            problem, initial, estimator, setting.outer_step_size, steps,
-            seed=seed, batch=setting.batch, log_every=setting.every, evaluate=record,
-        )  # fmt: skip
-    except _Reached:
-        pass
-    except UfomError as error:  # a q that diverges is a finding
-        return precision, path, str(error)
-    return precision, path, ""
+        thetas, at = pilot_points(problem, problem.initial, EXACT, outer, setting.batch, horizon, PILOT)
+        path, _ = measure_path(problem, thetas, at, horizon, given, outer, setting.batch, [proxy], lambda path: [proxy])
+    except CannotTell as reason:
+        doubt = str(reason)
+    else:
+        rows += _predictions(path, setting, charge, grid)
+    allowed = [row for row in rows if row["q"] in (0.0, 1.0) or row["q"] >= LEAST]
+    best = min(allowed, key=lambda row: row["cost"])
+    sure = best["cost"] * best["high"] / best["predicted"] < 1  # as `compare`: exact where it cannot tell
+    said = best if sure else rows[0]
+    return [{**row, "said": row is said, "doubt": doubt} for row in rows]
 
 
-class _Reached(Exception):
-    """The precision is reached: no further step is needed."""
+def _predictions(path: Path, setting: Setting, charge: Charge, grid: Sequence[float]) -> list[dict[str, Any]]:
+    """FOM, every q of the grid, and the best switch from FOM."""
+    outer, proxy = parse_outer(setting.outer), Truncated(setting.proxy)
+    weights = np.asarray(path.weights)[:, None]
+    ratios = {q: weights * path.ratios(proxy, q, "task", outer, setting.batch) for q in (0.0, *grid, 1.0)}
+    over = {q: charge.batch * (charge.first + q * charge.more) / charge.exact for q in ratios}
+
+    def row(steps: Array, cost: float, q: float, until: int = 0) -> dict[str, Any]:
+        low, high = interval(steps)
+        return {"q": q, "until": until, "predicted": float(steps[0]), "low": low, "high": high, "cost": cost}
+
+    rows = [row(x.sum(0), float(x[:, 0].sum()) * over[q], q) for q, x in ratios.items() if q < 1]
+    switches = []
+    for j in range(1, len(path.steps)):
+        early = ratios[0.0][:j]
+        until = max(1, round(path.horizon * float(early[:, 0].sum()))) if np.isfinite(early[:, 0]).all() else 0
+        for q, x in ratios.items():
+            if until and q >= LEAST:
+                cost = float(early[:, 0].sum() * over[0.0] + x[j:, 0].sum() * over[q])
+                switches.append(row(early.sum(0) + x[j:].sum(0), cost, q, until))
+    return rows + sorted(switches, key=lambda x: x["cost"])[:1]
 
 
-@torch.no_grad()
-def evaluate(problem: BilevelProblem, theta: Tensor, tasks: Task) -> float:
-    """The precision at θ: ‖∇M‖² where Ω is finite, an exact sum; else M, the outer loss on the given tasks."""
-    if problem.tasks is not None:
-        gradient = hypergradient(problem, theta, tasks, EXACT)
-        return float(gradient @ gradient)
-    held = Tasks.of(tasks)
-    rows = theta.expand(len(held), -1)
-    with torch.enable_grad():
-        phi = inner_loop(Steps(problem, rows, held), first_state(problem, rows, held))
-    return float(torch.func.vmap(problem.outer_loss)(rows, phi, tasks).mean())
+def _seconds(made: Made) -> tuple[float, float]:
+    """C1 and C2 on this machine; nan where its clock is unsure."""
+    problem = made.problem
+    assert problem.initial is not None
+    try:
+        cost = measure_cost(problem, problem.initial, problem.sample(1, torch.Generator().manual_seed(0)), seconds=0.3)
+    except UfomError:
+        return float("nan"), float("nan")
+    return float(cost.c1), float(cost.c2)
 
 
-def sampled_pilot(setting: Setting, problem: BilevelProblem) -> tuple[list[float], list[Moments]]:
-    """The precision along the run at q = 1, and the moments at its start, its quarters and its end."""
-    precision, path, ended = sampled_run(setting, problem, EXACT, PILOT_SEED, setting.steps)
-    if ended:
-        raise UfomError(f"the pilot of {setting.name} diverged: {ended}")
-    tasks = problem.tasks or problem.sample(4 * setting.tasks, torch.Generator().manual_seed(MOMENT_SEED))
-    places = np.linspace(0, len(path) - 1, 5).round().astype(int)
-    return precision, [measure_moments(problem, path[i], tasks, Truncated(setting.proxy)) for i in places]
+def run(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a seed of each candidate, and of the rules where they are asked for.
+
+    Columns: name, q, until; seed; steps_coarse and steps_fine, nan where not reached; calls_coarse, calls_fine; loss,
+    M at equal calls; budget, the calls; steps_most, the steps that it paid for.
+    """
+    setting = Setting(**cell["setting"])
+    made = setting.make()
+    charge, seeds = Charge.of(made, setting.batch), list(range(cell["seeds"]))
+    kinds = [Candidate(q, until) for q, until in cell["candidates"]]
+    k, stored = Truncated(setting.proxy), Sweep.stored()
+    rules = {
+        STEP_RULE: AdaptiveUFOM(law="step", outer=setting.outer, sweep=stored, proxy=k),
+        PAPER_RULE: AdaptiveUFOM(sweep=stored, proxy=k),
+    }
+    rules = rules if cell["rules"] else {}
+    curves = setting.run(made, (*kinds, *rules.values()), seeds)
+    names, rows = [*(kind.name for kind in kinds), *rules], []
+    for i, name in enumerate(names):
+        for seed in seeds:
+            row: dict[str, Any] = {"candidate": name, "rule": i >= len(kinds), "seed": seed}
+            ends = ~np.isnan(curves.loss[i, seed])
+            loss, calls = curves.loss[i, seed][ends], curves.calls[i, seed][ends]
+            late = calls >= LAST * setting.steps * charge.exact
+            row["loss"] = float(loss[late].mean()) if np.isfinite(loss).all() else float("inf")
+            row |= {"budget": setting.steps * charge.exact, "steps_most": setting.every * (len(loss) - 1)}
+            for level, precision in zip(LEVELS, setting.levels, strict=True):
+                steps = steps_to(precision, smooth(loss), setting.every)
+                row[f"steps_{level}"] = steps
+                row[f"calls_{level}"] = float(np.interp(steps, setting.every * np.arange(len(calls)), calls))
+            if i < len(kinds):
+                row |= {"q": kinds[i].q, "until": kinds[i].until}
+            rows.append(row)
+    return rows

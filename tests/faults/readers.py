@@ -160,21 +160,20 @@ STATE_DANGEROUS = (
 
 TOML = b"""
 seeds = 4
-budget = 1.5
 grid = [0.1, 0.5]
 [[settings]]
 name = "a"
 problem = "quadratic"
+outer = "sgd:0.1"
 arguments = {dim = 3, alpha = 0.1}
-gamma = 0.1
-delay = 10
 steps = 5
+levels = [1, 0.5]
 [[settings]]
 name = "b"
 problem = "quadratic"
-gamma = 1e-1
-delay = 0x0a
-steps = 5
+outer = "adam:0.1"
+steps = 0x0a
+chains = 2
 [settings.arguments]
 dim = 2
 """
@@ -190,12 +189,13 @@ def toml_valid(folder):
     def read():
         found = read_config(path, regret.SIZES["quick"])
         assert type(found) is regret.Config
-        assert all(type(x) is float for x in (*found.grid, found.budget))
+        assert all(type(x) is float for x in found.grid)
         assert type(found.seeds) is int
         for setting in found.settings:
             assert type(setting) is regret.Setting
-            kinds = {"str": str, "float": float, "int": int}
-            assert all(type(getattr(setting, f.name)) is kinds.get(f.type, dict) for f in fields(setting))
+            kinds = {"str": str, "int": int, "dict[str, Any]": dict}
+            assert all(type(getattr(setting, f.name)) is kinds.get(f.type, tuple) for f in fields(setting))
+            assert all(type(x) is float for x in setting.levels)
 
     return read
 

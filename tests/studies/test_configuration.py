@@ -74,13 +74,15 @@ def test_the_studies_own(tmp_path):
     [[settings]]
     name = "small"
     problem = "quadratic"
-    arguments = {dim = 3, alpha = 0.1}
-    gamma = 0.1
-    delay = 10
+    outer = "sgd:0.1"
     steps = 5
+    levels = [0.5, 0.1]
+    horizons = [2, 4]
+    arguments = {dim = 3, alpha = 0.1}
     """
     (setting,) = read(tmp_path, text, regret.SIZES["quick"]).settings
-    assert setting == regret.Setting("small", "quadratic", {"dim": 3, "alpha": 0.1}, 0.1, 10, 5)
+    expected = regret.Setting("small", "quadratic", "sgd:0.1", 5, (0.5, 0.1), (2, 4), {"dim": 3, "alpha": 0.1})
+    assert setting == expected
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""The study on a tiny configuration: its gradients against the oracle, its exact law against the runtime, its judge."""
+"""The study on tiny cells: its runs against `train`, its closed forms against the runtime, and what it judges."""
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -9,189 +9,206 @@ import pytest
 import torch
 
 from studies import regret as study
-from studies import regret_cell
+from studies import regret_cell, regret_problems
 from studies.engine.sweep import Store
-from tests.oracles import unrolled_gradient
-from tests.runtime.conftest import needs_data
-from ufom_runtime import UFOM, Estimator, hypergradient
+from studies.regret_cell import PAPER_RULE, STEP_RULE, Setting, smooth, steps_to
+from studies.regret_lanes import Candidate, Charge, mean_losses, run_lanes
+from studies.regret_settings import PLAIN, QUICK
+from ufom_runtime import EXACT, FOM, UFOM, AdaptiveUFOM, Switch, hypergradient, train
+from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.sources import data_folder
-from ufom_theory import CostModel, Sweep, Truncated, UfomError
+from ufom_theory import Sweep, Truncated
+from ufom_theory.laws import parse_outer
 
-F64 = torch.float64
-QUADRATIC = replace(study._quadratic(0.02, 30), arguments={"dim": 4, "alpha": 0.05, "r": 4})
-CLEANING = replace(
-    study._CLEANING, arguments={"n_train": 12, "n_validation": 12, "hidden": 3, "r": 4}, proxy=2, steps=4, every=2
-)
-OMNIGLOT = replace(study._OMNIGLOT, arguments={"ways": 2, "filters": 2, "r": 2, "alpha": 0.05}, steps=4, tasks=4)
-TINY = study.Config(settings=(QUADRATIC, CLEANING), grid=(0.3,), seeds=4, budget=2.0)
-CLOCK = ["c1", "c2", "seconds"]
+STORED = Sweep.stored()
+TINY = Setting("tiny", "quadratic", "sgd:0.2", 12, (1.0, 0.5), (2, 4), {"alpha": 0.1, "r": 3, "spread": 0.5, "dim": 3})
+
+
+def setting(problem, outer, **options):
+    return Setting(problem, problem, outer, 6, batch=3, **options)
+
+
+NETS = [
+    setting("quadratic", "adam:0.1", arguments={"r": 3, "spread": 0.5, "dim": 3}),
+    setting("digits-maml", "sgd:0.3", arguments={"hidden": 2, "r": 2}),
+    setting("rates", "decay:0.5:0.1", arguments={"hidden": 2, "r": 4}, proxy=2),
+]
+
+
+@pytest.mark.parametrize("cell", NETS, ids=lambda s: s.name)
+def test_the_runs_side_by_side_are_those_of_train(cell):
+    made, k = cell.make(), Truncated(cell.proxy)
+    kinds = [Candidate(0.0), Candidate(0.5), Candidate(1.0, until=2), AdaptiveUFOM(sweep=STORED, proxy=k)]
+    kinds.append(AdaptiveUFOM(law="step", outer=cell.outer, sweep=STORED, proxy=k))
+    fom = replace(FOM, proxy=k)
+    methods = [fom, UFOM(0.5, STORED, k), Switch(fom, 2, EXACT), *kinds[3:]]
+    budget = 4 * Charge.of(made, cell.batch).exact
+    curves = run_lanes(made, kinds, parse_outer(cell.outer), cell.batch, (5, 6), 1, budget, 1)
+    for i, method in enumerate(methods):
+        steps = int((~np.isnan(curves.loss[i, 1])).sum()) - 1
+        log = []
+
+        def evaluate(theta, log=log):
+            log.append(float(mean_losses(made, theta[None])[0]))
+            return {}
+
+        run = train(
+            made.problem, made.problem.initial, method, optimizer=cell.outer, steps=steps, batch=cell.batch, seed=6,
+            evaluate=evaluate,
+        )  # fmt: skip
+        assert steps >= 3
+        assert curves.loss[i, 1, 1 : steps + 1] == pytest.approx(log, rel=1e-4)
+        if i >= 3:  # rules are charged what they call; candidates, what they call on average
+            calls = run.log.gradients + run.log.hessian_vector_products
+            assert curves.calls[i, 1, 1 : steps + 1] == pytest.approx(calls.to_numpy(), rel=1e-9)
+
+
+@pytest.mark.parametrize(("name", "arguments"), [("quadratic", {"spread": 0.7}), ("pair", {"r": 4})])
+def test_closed_forms_agree_with_the_runtime(name, arguments):
+    made = regret_problems.make(name, arguments)
+    tasks, theta = made.held.take(slice(0, 2)), made.problem.initial + 0.3
+    first, exact, _ = made.closed(theta.expand(2, -1), tasks.stack)
+    for found, method in ((first, FOM), (exact, EXACT)):
+        torch.testing.assert_close(found, hypergradient(made.problem, theta, tasks.stack, method, per_task=True))
+    assert mean_losses(made, theta[None]) == pytest.approx(mean_losses(replace(made, closed=None), theta[None]))
+    best = made.problem.initial.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([best], max_iter=100)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = made.closed(best.expand(len(made.held), -1), made.held.stack)[2].mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert float(closure().detach()) == pytest.approx(made.floor, rel=1e-9)
+
+
+def test_calls_and_precisions():
+    charge = Charge(batch=2, first=11.0, more=10.0)
+    assert Candidate(0.2, until=3).calls(5.0, charge) == 2 * (5 * 11 + 2 * 0.2 * 10)
+    assert [Candidate(0.0).name, Candidate(1.0, 4).name] == ["FOM", "FOM until 4, then exact"]
+    assert steps_to(1e-2, np.array([1.0, 1e-1, 1e-3]), every=4) == pytest.approx(6.0)
+    assert steps_to(2.0, np.array([1.0, 0.1]), every=4) == 0
+    assert math.isnan(steps_to(1e-2, np.array([1.0, 0.1]), every=4))
+    assert smooth(np.array([1.0, 2.0, 6.0])).tolist() == [1.5, 3.0, 4.0]
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    return study.measure(TINY, Store(tmp_path_factory.mktemp("cells")))
+    config = study.Config((TINY,), (0.05, 0.3), 4)
+    return study.measure(config, Store(tmp_path_factory.mktemp("cells")))
 
 
-@pytest.mark.parametrize(
-    "setting", [QUADRATIC, CLEANING, pytest.param(OMNIGLOT, marks=needs_data)], ids=lambda s: s.name
-)
-def test_the_gradients_that_are_run_agree_with_the_oracle(setting):
-    in_double = {} if setting.problem == "quadratic" else {"dtype": F64}
-    problem = regret_cell.MAKERS[setting.problem](**setting.arguments, **in_double)
-    tasks = problem.sample(3, torch.Generator().manual_seed(0))
-    theta = problem.initial
-    exact, kept = unrolled_gradient(problem, theta, tasks), unrolled_gradient(problem, theta, tasks, setting.proxy)
-    coins = torch.tensor([True, False, True])
-    estimator = UFOM(0.3, Sweep.stored(), Truncated(setting.proxy))
-    found = hypergradient(problem, theta, tasks, estimator, coins=coins, per_task=True)
-    torch.testing.assert_close(found, kept + coins[:, None].double() / 0.3 * (exact - kept), rtol=1e-8, atol=1e-10)
-    if setting.problem != "quadratic":
-        loss = regret_cell.evaluate(problem, theta, tasks if problem.tasks is None else problem.tasks)
-        mean = exact.mean(0)
-        assert loss == pytest.approx(float(mean @ mean) if problem.tasks is not None else _outer_loss(problem, tasks))
-
-
-def _outer_loss(problem, tasks):
-    """M by autograd's loop, one task at a time."""
-    losses = []
-    for i in range(len(tasks[0])):
-        task, phi = tuple(t[i] for t in tasks), problem.initial.clone().requires_grad_()
-        for alpha in problem.alphas:
-            (slope,) = torch.autograd.grad(problem.inner_loss(problem.initial, phi, task), phi)
-            phi = (phi - alpha * slope).detach().requires_grad_()
-        losses.append(problem.outer_loss(problem.initial, phi.detach(), task).item())
-    return np.mean(losses)
-
-
-@pytest.mark.parametrize(("q", "proxy"), [(0.0, 0), (0.0, 2), (0.4, 0), (0.4, 2), (1.0, 0)])
-def test_the_exact_law_of_a_quadratic_is_what_the_runtimes_gradients_do(q, proxy):
-    setting = replace(QUADRATIC, gamma=0.5, proxy=proxy)
-    problem = setting.make()
-    n = 4000
-    theta, generator = problem.initial, torch.Generator().manual_seed(1)
-    _, basis = torch.linalg.eigh(problem.hessian)
-    (_, _), (expected, _) = regret_cell.quadratic_run(setting, problem, q, ((basis.T @ theta) ** 2).numpy(), 1)
-    g = hypergradient(
-        problem, theta, problem.sample(n, generator), Estimator(q, proxy=Truncated(proxy)), generator=generator,
-        per_task=True,
-    )  # fmt: skip
-    after = theta - setting.outer_step_size(1) * g
-    found = (after @ problem._maps()[1]).square().sum(1)
-    assert abs(float(found.mean()) - expected) < 4 * float(found.std()) / math.sqrt(n)
-    assert float(found.std()) / math.sqrt(n) < 0.03 * expected
-
-
-def test_the_moments_of_a_quadratics_pilot_are_the_closed_form():
-    problem = QUADRATIC.make()
-    proxy, exact = regret_cell.slopes(QUADRATIC, problem)
-    _, (first, *_) = regret_cell.quadratic_pilot(QUADRATIC, problem)
-    _, basis = torch.linalg.eigh(problem.hessian)
-    known = problem.moments(basis.sum(1))  # every coordinate of the eigenbasis is 1, as E θ_0² is
-    assert (first.d2, first.v2) == pytest.approx((known.d2, known.v2))
-    assert first.mean_gradient_sq == pytest.approx(known.mean_gradient_sq)
-    assert (proxy > exact).all()
-
-
-def test_steps_are_interpolated_in_the_logarithm():
-    assert regret_cell.steps_to(1e-2, np.array([1.0, 1e-1, 1e-3]), every=4) == pytest.approx(6.0)
-    assert regret_cell.steps_to(2.0, np.array([1.0, 0.1]), every=4) == 0
-    assert regret_cell.steps_to(1e-2, np.array([1.0, 0.1]), every=4) is None
+def test_a_cell_is_decided_and_run(table):
+    assert table.skipped.isna().all()
+    assert table.seed.nunique() == 4
+    for level in ("coarse", "fine"):
+        said = table[table[f"said_{level}"].astype(bool)]
+        assert said.candidate.nunique() == 1
+        exact = table[table.candidate == "exact"]
+        assert (exact[f"predicted_{level}"] == 1).all()
+        assert exact[f"calls_{level}"].to_numpy() == pytest.approx(exact[f"steps_{level}"] * 4 * 7)
+    assert {STEP_RULE, PAPER_RULE} < set(table.candidate)
+    figure = study.draw(table, None)
+    assert all(axes.get_xlabel() for axes in figure.axes)
+    assert "Cannot tell" in study.caption(table, study.SIZES["quick"])
 
 
 def test_same_config_same_table(table, tmp_path):
-    again = study.measure(TINY, Store(tmp_path))
-    pd.testing.assert_frame_equal(table.drop(columns=CLOCK), again.drop(columns=CLOCK))
+    again = study.measure(study.Config((TINY,), (0.05, 0.3), 4), Store(tmp_path))
+    clock = ["c1", "c2"]
+    pd.testing.assert_frame_equal(table.drop(columns=clock), again.drop(columns=clock))
 
 
-def test_the_grid_holds_every_readings_q_and_time_is_charged_by_the_recomputed_sweep(table):
-    for _, runs in table.groupby("name"):
-        predicted = [runs[f"q: {r}"].iloc[0] for r in regret_cell.READINGS]
-        assert {0.0, 0.3, 1.0, *predicted, min(predicted) / 2} == set(runs.q)
-    row = table[(table.name == CLEANING.name) & (table.q == 0.3)].iloc[0]
-    cost = CostModel(r=4, proxy=Truncated(2))
-    assert row.calls == pytest.approx(row.steps * (cost.c_det + 0.3 * cost.c_rnd))
-    assert (table.steps > 0).all()
+def test_a_run_that_diverges_is_given_up_alone():
+    wild = TINY.make()
+    curves = run_lanes(wild, [Candidate(0.0), Candidate(1.0)], parse_outer("sgd:1e9"), 4, (0,), 1, 1000.0, 1)
+    assert np.isinf(curves.loss[0, 0][-1])
+    net = setting("digits-maml", "sgd:1", arguments={"hidden": 2, "r": 2, "alpha": 1e30}).make()
+    curves = run_lanes(net, [Candidate(0.0), Candidate(1.0)], parse_outer("sgd:1"), 2, (0,), 1, 30.0, 1)
+    assert not np.isfinite(curves.loss).any()
 
 
-def test_missing_data_are_left_out_loudly(table, tmp_path, monkeypatch):
+def test_missing_data_are_left_out_loudly(tmp_path, monkeypatch):
     monkeypatch.delenv("UFOM_DATA", raising=False)
-    monkeypatch.setitem(study.LOADERS, "omniglot", data_folder)  # what is loaded already stays loaded
-    with pytest.warns(UserWarning, match="few-shot, Omniglot is left out: UFOM_DATA is not set"):
-        found = study.measure(replace(TINY, settings=(OMNIGLOT, CLEANING)), Store(tmp_path))
-    assert "Left out: few-shot, Omniglot" in study.answer(found)
-    assert "few-shot, Omniglot was left out: UFOM_DATA is not set" in study.caption(found)
-    assert {v.subject.rpartition(", hyper")[1] for v in study.judge(found)} == {", hyper"}
+    monkeypatch.setitem(study.LOADERS, "omniglot-maml", data_folder)  # what is loaded already stays loaded
+    cell = Setting("MAML, Omniglot", "omniglot-maml", "sgd:0.1", 2)
+    with pytest.warns(UserWarning, match="MAML, Omniglot is left out: UFOM_DATA is not set"):
+        found = study.measure(study.Config((cell,), (0.3,), 2), Store(tmp_path))
+    assert found.skipped.str.contains("UFOM_DATA").all()
 
 
-@needs_data
-def test_few_shot_runs_to_its_budget_or_to_delta():
-    problem, cell = OMNIGLOT.make(), {"setting": asdict(OMNIGLOT), "q": 1.0, "seeds": 1, "budget": 2.0}
-    precision, moments = regret_cell.sampled_pilot(OMNIGLOT, problem)
-    assert len(precision) == 1 + OMNIGLOT.steps // OMNIGLOT.every
-    assert all(m.v2 > m.d2 > 0 for m in moments)
-    (found,) = regret_cell.run({**cell, "delta": 1e-9})
-    assert (found["steps"], found["reached"]) == (8, False)
-    (found,) = regret_cell.run({**cell, "delta": 1e9})
-    assert (found["steps"], found["reached"]) == (0, True)
+def test_no_decision_where_nothing_can_be_told():
+    cell = {"setting": vars(replace(TINY, outer="sgd:1e4")), "grid": [0.3]}
+    rows = [row for row in regret_cell.decide(cell) if row["level"] == "coarse"]
+    assert [(row["q"], row["said"]) for row in rows] == [(1.0, True)]
+    assert "no expected progress" in rows[0]["doubt"]
 
 
-def test_a_pilot_that_comes_no_closer_is_refused():
-    with pytest.raises(UfomError, match="above its start: take another γ"):
-        regret_cell.pilot({"setting": asdict(replace(QUADRATIC, gamma=3.9, delay=10_000))})
+def planted(times, said="UFOM(0.2)", predicted=None, loss=None):
+    """A table of one cell: log-calls by candidate, nan where the precision is not reached, and what was said."""
+    names = {"FOM": 0.0, "UFOM(0.2)": 0.2, "UFOM(0.5)": 0.5, "exact": 1.0}
+    noise, rows = np.random.default_rng(0).normal(0, 0.01, (8, 6)), []
+    for i, name in enumerate([*names, STEP_RULE, PAPER_RULE]):
+        for seed in range(8):
+            calls = math.exp(times.get(name, math.nan) + noise[seed, i])
+            row = {
+                "setting": "planted", "candidate": name, "rule": name not in names, "q": names.get(name, math.nan),
+                "until": 0, "seed": seed, "budget": 1000.0, "steps_most": 100.0, "skipped": math.nan,
+                "loss": (loss or {}).get(name, 1.0) * math.exp(noise[seed, i]),
+            }  # fmt: skip
+            for level in ("coarse", "fine"):
+                row |= {
+                    f"calls_{level}": calls, f"steps_{level}": calls / 10, f"said_{level}": name == said,
+                    f"predicted_{level}": (predicted or {}).get(name, math.nan),
+                }  # fmt: skip
+            rows.append(row)
+    return pd.DataFrame(rows)
 
 
-def test_a_run_that_diverges_is_charged_its_budget_and_says_why():
-    wild = asdict(replace(CLEANING, gamma=1e42))
-    (found, *_) = regret_cell.run({"setting": wild, "q": 0.01, "delta": 1e-30, "seeds": 1, "budget": 2.0})
-    assert not found["reached"]
-    assert "not finite" in found["ended"]
+def test_regret_on_planted_times():
+    times = {"FOM": 6.0, "UFOM(0.2)": 5.2, "UFOM(0.5)": 5.0, "exact": 5.5}
+    found = study.regrets(planted(times)).iloc[0]
+    assert (found.said, found.best, found.told, found.least) == ("UFOM(0.2)", "UFOM(0.5)", True, False)
+    assert found.regret == pytest.approx(math.exp(0.2), rel=0.02)
+    assert found.low < found.regret < found.high
+    assert [found.FOM, found.exact] == pytest.approx([math.exp(1.0), math.exp(0.5)], rel=0.02)
+    never = study.regrets(planted({"UFOM(0.5)": 5.0, "exact": 5.5})).iloc[0]
+    assert never.least
+    assert never.regret == pytest.approx(1000 / math.exp(5.0), rel=0.02)  # charged the budget
+    assert math.isinf(never.FOM)
+    assert study.regrets(planted({})).empty
 
 
-def planted(times, unreached=()):
-    """A table of one problem: log-times by q, with a little noise common to the seeds' halves."""
-    noise = np.random.default_rng(0).normal(0, 0.01, (16, len(times)))
-    rows = [
-        {"name": "planted", "q": q, "seed": seed, "reached": q not in unreached, "r": 10, "proxy": 0, "batch": 1,
-         "delta": 0.1, "device": "cpu", "calls": math.exp(t + noise[seed, i]), "seconds": math.exp(t + noise[seed, i])}
-        for i, (q, t) in enumerate(times.items()) for seed in range(16)
-    ]  # fmt: skip
-    readings = dict(zip(regret_cell.READINGS, (0.2, 0.4, 0.1, 1.0), strict=True))
-    return pd.DataFrame(rows).assign(skipped=np.nan, **{f"q: {r}": q for r, q in readings.items()})
+def test_predicted_steps_are_off_by_their_median():
+    times = {"FOM": 5.5, "UFOM(0.2)": 5.2, "UFOM(0.5)": 5.1, "exact": 5.0}
+    right = {"FOM": math.exp(0.5), "UFOM(0.2)": math.exp(0.2), "UFOM(0.5)": math.exp(0.1), "exact": 1.0}
+    assert study.predictions(planted(times, predicted=right)).off.max() < 0.02
+    wrong = {name: x * 1.3 if name != "exact" else x for name, x in right.items()}
+    assert study.predictions(planted(times, predicted=wrong)).off.min() == pytest.approx(math.log(1.3), abs=0.02)
+    never = right | {"FOM": math.inf}
+    assert study.predictions(planted({**times, "FOM": math.nan}, predicted=never)).off.max() < 0.02
 
 
-def agrees(table):
-    return [v.agrees for v in study.judge(table)[:4]]
-
-
-def test_the_judge_on_planted_times():
-    times = {0.0: 3.0, 0.1: 1.0, 0.2: 0.0, 0.4: 0.02, 1.0: 0.5}
-    assert agrees(planted(times)) == ["yes", "yes", "no", "no"]
-    found = study.regrets(planted(times)).query("unit == 'calls' and strategy == 'q = 1'").iloc[0]
-    assert found.best == 0.2
-    assert found.regret == pytest.approx(math.exp(0.5), rel=0.02)
-    edge = {0.0: 3.0, 0.1: 0.0, 0.2: 0.01, 0.4: 1.0, 1.0: 1.0}
-    assert agrees(planted(edge)) == ["inconclusive", "no", "inconclusive", "no"]  # the best is the grid's smallest
-    assert agrees(planted(times, unreached=(0.2,))) == ["inconclusive"] * 4
-    wide = planted(times)
-    wide["calls"] *= np.exp(np.random.default_rng(1).normal(0, 1, len(wide)))
-    assert set(agrees(wide)[1:3]) == {"inconclusive"}
-
-
-def test_the_figure_has_labelled_axes(table):
-    figure = study.draw(table)
-    top, *below = figure.axes
-    assert len(below) == 2
-    assert top.get_ylabel()
-    assert figure.legends
-    assert [axes.get_xlabel() for axes in below] == ["probability $q$"] * 2
-    assert "4 seeds" in study.caption(table)
-    assert "Greatest regret" in study.answer(table)
+def test_the_judge_on_planted_cells():
+    times = {"FOM": 6.0, "UFOM(0.2)": 5.0, "UFOM(0.5)": 5.1, "exact": 5.5}
+    loss = {"FOM": 1.2, "exact": 1.1, "UFOM(0.5)": 1.05, STEP_RULE: 0.99}
+    predicted = {"FOM": math.e, "UFOM(0.2)": 1.0, "UFOM(0.5)": 1.0, "exact": 1.0}
+    agrees = [v.agrees for v in study.judge(planted(times, predicted=predicted, loss=loss), None)]
+    assert agrees == ["yes", "yes", "no", "yes", "yes"]
+    agrees = [v.agrees for v in study.judge(planted(times, said="FOM", loss={STEP_RULE: 1.5}), None)]
+    assert agrees[:2] == ["no", "no"]
+    assert agrees[3:] == ["no", "no"]
 
 
 def test_sizes_are_consistent():
-    for config in study.SIZES.values():
-        for setting in config.settings:
-            assert setting.problem in regret_cell.MAKERS
-            assert setting.steps % setting.every == 0
-            assert (setting.tasks > 0) == (setting.problem == "omniglot")
+    names = [cell.name for cell in PLAIN]
+    assert len(set(names)) == len(names) >= 24
+    for cell in (*PLAIN, *QUICK):
+        assert cell.problem in regret_problems.MAKERS
+        assert 0 < cell.levels[1] < cell.levels[0]
+        assert all(1 <= horizon <= cell.steps for horizon in cell.horizons)
     assert study.SIZES["standard"].seeds >= 8
+    assert len(study.GRID) >= 10
+    assert isinstance(regret_problems.make("pair", {}).held, Tasks)

@@ -7,6 +7,7 @@ unbiased, and the theorem for adaptive rules holds.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -109,14 +110,31 @@ def direction(
     compile: bool,
 ) -> Direction:
     """As `Method.direction`: the estimate at the q and c in force, and the state after it."""
-    now, n = StepState.of(state or rule.begin(), theta, rule.q_min), len(tasks)
-    q = now.q or rule.q_min  # where the proxy goes alone, coins still correct tasks for the estimates
-    coins = toss(n, q, draws)
+    now = StepState.of(state or rule.begin(), theta, rule.q_min)
+    coins = toss(len(tasks), now.q or rule.q_min, draws)
+    both = Estimator(0.5, rule.sweep, rule.proxy)  # at q = 1, too, D² is measured: any q < 1 asks for the proxy
+    found = gradients(problem, theta, tasks, coins, both, chunk, compile)
+    return learn(rule, problem, theta, tasks, now, coins, found, per_task, chunk, compile)
+
+
+def learn(
+    rule: AdaptiveUFOM,
+    problem: BilevelProblem,
+    theta: Tensor,
+    tasks: Tasks,
+    now: StepState,
+    coins: Tensor,
+    found: Iterable[tuple[Tensor, Tensor, Tensor | None]],
+    per_task: bool = False,
+    chunk: int | None = None,
+    compile: bool = False,
+) -> Direction:
+    """The direction and the next state from the gradients that these coins asked for, as `gradients` yields them."""
+    n, q = len(tasks), now.q or rule.q_min  # where the proxy goes alone, coins still correct tasks for the estimates
     unbiased, first, norms = torch.zeros_like(theta), torch.zeros_like(theta), _zeros(4)
     each = theta.new_zeros(n, len(theta)) if per_task else None
     seen: list[tuple[int, Tensor]] = []  # a corrected task, and its d and G
-    both = Estimator(0.5, rule.sweep, rule.proxy)  # at q = 1, too, D² is measured: any q < 1 asks for the proxy
-    for index, proxy, exact in gradients(problem, theta, tasks, coins, both, chunk, compile):
+    for index, proxy, exact in found:
         scaled = now.c * proxy
         estimate = scaled if exact is None else debias(scaled, exact, q)
         unbiased.add_(estimate.sum(0), alpha=1 / n)
@@ -134,8 +152,8 @@ def direction(
         task, along = seen[0]
         thetas = torch.cat([theta[None], theta - rate / n * along])
         pairs = torch.tensor([[0, 1, 2], [(task + 1) % n] * 3], device="cpu")
-        found = in_chunks(problem, thetas, tasks, pairs, (problem.r,), rule.sweep, chunk, compile=compile)
-        forms = _forms(along.double(), torch.cat([rows[0] for _, rows in found]).double(), rate / n)
+        rows = in_chunks(problem, thetas, tasks, pairs, (problem.r,), rule.sweep, chunk, compile=compile)
+        forms = _forms(along.double(), torch.cat([x[0] for _, x in rows]).double(), rate / n)
         paid = 3 * float(cost.c_det + cost.c_rnd)
         later = later._replace(curved=rule.beta * now.curved + forms, owed=later.owed - paid)
     columns = {"q": now.q, "c": now.c, "d2": now.bias_sq(now.c), "v2": now.bias_sq(0.0)}

@@ -1,0 +1,59 @@
+"""The cells of the study `regret`: problems, outer steps, and the precisions that were fixed before any run.
+
+The numbers in `levels` and `horizons` are what `regret_cell.levels` gives.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from studies.regret_cell import Setting
+
+_OWN = {"alpha": 0.03, "spread": 0.7}
+_LONG = {"alpha": 0.003, "r": 100, "spread": 0.7}
+_CLEANING = {"n_train": 50, "n_validation": 50, "hidden": 6, "r": 10, "alpha": 1.0}
+
+
+_LEVELS: dict[str, tuple[tuple[float, float], tuple[int, int]]] = {
+    "curved, sgd:0.1": ((0.0701, 0.0127), (67, 108)),
+    "curved, sgd:0.3": ((0.0602, 0.0251), (25, 35)),
+    "curved, decay:0.5:1": ((0.022, 0.00805), (33, 65)),
+    "curved, adam:0.1": ((0.0357, 0.0224), (56, 93)),
+    "pair, sgd:0.1": ((0.0884, 0.0319), (77, 91)),
+    "pair, sgd:0.3": ((0.167, 0.114), (24, 27)),
+    "pair, decay:0.5:0.5": ((0.0469, 0.0304), (78, 86)),
+    "pair, adam:0.3": ((7.05, 0.0645), (83, 160)),
+    "quadratic, sgd:0.1": ((0.179, 0.0166), (54, 100)),
+    "curved, r = 100, sgd:0.1": ((0.0578, 0.0134), (70, 107)),
+    "pair, r = 100, sgd:0.1": ((0.0884, 0.0317), (76, 91)),
+}
+
+
+def _many(name: str, problem: str, outers: dict[str, int], **options: Any) -> list[Setting]:
+    """A setting for each of the outer steps, with the steps of the exact gradient that make the budget."""
+    return [
+        Setting(f"{name}, {outer}", problem, outer, steps, *_LEVELS.get(f"{name}, {outer}", ()), **options)
+        for outer, steps in outers.items()
+    ]
+
+
+PLAIN = (
+    *_many("curved", "quadratic", {"sgd:0.1": 120, "sgd:0.3": 60, "decay:0.5:1": 120, "adam:0.1": 120},
+           arguments=_OWN, chains=8),
+    *_many("hypercleaning, digits", "digits-hypercleaning", {"sgd:30": 40, "sgd:100": 40, "adam:0.2": 40},
+           arguments=_CLEANING, batch=1, proxy=3),
+    *_many("MAML, digits", "digits-maml", {"sgd:0.1": 60, "sgd:0.3": 60, "decay:0.5:0.5": 60, "adam:0.01": 60}),
+    *_many("pair", "pair", {"sgd:0.1": 100, "sgd:0.3": 40, "decay:0.5:0.5": 100, "adam:0.3": 180},
+           arguments={"alpha": 0.03}, chains=16, batch=2),
+    *_many("sinusoid", "sinusoid", {"sgd:0.01": 60, "adam:0.005": 60}, arguments={"shots": 5, "width": 8}),
+    *_many("MAML, Omniglot", "omniglot-maml", {"sgd:1": 60, "adam:0.02": 60}),
+    *_many("hypercleaning, MNIST", "mnist-hypercleaning", {"sgd:30": 40}, batch=1, proxy=3),
+    *_many("rates of an optimizer", "rates", {"adam:0.1": 30}, batch=2, proxy=3),
+    *_many("quadratic", "quadratic", {"sgd:0.1": 100, "adam:0.1": 100}, arguments={"alpha": 0.03}, chains=8),
+    *_many("curved, r = 100", "quadratic", {"sgd:0.1": 120}, arguments=_LONG, chains=8),
+    *_many("pair, r = 100", "pair", {"sgd:0.1": 100}, arguments={"alpha": 0.003, "r": 100}, chains=16, batch=2),
+)  # fmt: skip
+QUICK = (
+    Setting("curved, sgd:0.1", "quadratic", "sgd:0.1", 60, (0.0922, 0.0261), (27, 46), _OWN, chains=4),
+    Setting("MAML, digits, sgd:0.3", "digits-maml", "sgd:0.3", 6, (0.94, 0.85), (2, 5), {"hidden": 3, "r": 2}, batch=2),
+)
