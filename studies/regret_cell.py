@@ -7,7 +7,7 @@ left out: a step costs its calls, counted with stored states, so that nothing de
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from studies.regret_problems import Made, make
 from ufom_runtime import EXACT, AdaptiveUFOM, measure_cost
 from ufom_runtime.measure.chances import Path, interval
 from ufom_runtime.measure.moments import tasks_or_all
-from ufom_runtime.measure.path import CannotTell, measure_path, pilot_points
+from ufom_runtime.measure.path import CannotTell, Measuring, pilot_points
 from ufom_theory import Sweep, Truncated, UfomError
 from ufom_theory.laws import parse_outer
 
@@ -140,7 +140,8 @@ def _decision(setting: Setting, made: Made, horizon: int, grid: Sequence[float])
     rows: list[dict[str, Any]] = [{"q": 1.0, "until": 0, "predicted": 1.0, "low": 1.0, "high": 1.0, "cost": 1.0}]
     try:
         thetas, at = pilot_points(problem, problem.initial, EXACT, outer, setting.batch, horizon, PILOT)
-        path, _ = measure_path(problem, thetas, at, horizon, given, outer, setting.batch, [proxy], lambda path: [proxy])
+        measuring = Measuring(problem, given, outer, setting.batch)
+        path = measuring.path(thetas, at, horizon, [proxy], lambda path: [proxy])
     except CannotTell as reason:
         doubt = str(reason)
     else:
@@ -154,9 +155,9 @@ def _decision(setting: Setting, made: Made, horizon: int, grid: Sequence[float])
 
 def _predictions(path: Path, setting: Setting, charge: Charge, grid: Sequence[float]) -> list[dict[str, Any]]:
     """FOM, every q of the grid, and the best switch from FOM."""
-    outer, proxy = parse_outer(setting.outer), Truncated(setting.proxy)
-    weights = np.asarray(path.weights)[:, None]
-    ratios = {q: weights * path.ratios(proxy, q, "task", outer, setting.batch) for q in (0.0, *grid, 1.0)}
+    proxy, weights = Truncated(setting.proxy), np.asarray(path.weights)[:, None]
+    alone = replace(path, progress={Truncated(): path.progress[proxy]}).fom()
+    ratios = {q: weights * (path.ufom(proxy, q, "task", 1.0) if q else alone) for q in (0.0, *grid, 1.0)}
     over = {q: charge.batch * (charge.first + q * charge.more) / charge.exact for q in ratios}
 
     def row(steps: Array, cost: float, q: float, until: int = 0) -> dict[str, Any]:

@@ -15,6 +15,8 @@ _CLEANING = {"n_train": 50, "n_validation": 50, "hidden": 6, "r": 10, "alpha": 1
 
 
 _LEVELS: dict[str, tuple[tuple[float, float], tuple[int, int]]] = {
+    "hypercleaning, digits, sgd:30": ((2.06, 1.95), (5, 27)),
+    "hypercleaning, digits, sgd:100": ((1.99, 1.91), (5, 15)),
     "curved, sgd:0.1": ((0.0701, 0.0127), (67, 108)),
     "curved, sgd:0.3": ((0.0602, 0.0251), (25, 35)),
     "curved, decay:0.5:1": ((0.022, 0.00805), (33, 65)),
