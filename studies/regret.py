@@ -174,7 +174,8 @@ def predictions(table: pd.DataFrame) -> pd.DataFrame:
         whole = each[steps].count() == runs.seed.nunique()
         if not whole["exact"] or known.drop("exact").isna().all():
             continue
-        over = np.log(measured.where(whole, most) / measured["exact"] / known)
+        with np.errstate(divide="ignore"):  # where no progress was predicted
+            over = np.log(measured.where(whole, most) / measured["exact"] / known)
         off = over.abs().where(whole, over.clip(lower=0)).drop("exact").dropna()
         rows.append({"setting": name, "level": level, "off": float(off.median())})
     return pd.DataFrame(rows, columns=["setting", "level", "off"])
@@ -207,9 +208,9 @@ def judge(table: pd.DataFrame, config: Config) -> list[Verdict]:
     lost, ours = regrets(table), rules(table)
     told = lost[lost.told]
     logs = np.log(told[["regret", "low", "high"]])
-    middle = np.log([told[x].median() for x in ("low", "regret", "high")])
-    worst, share = logs.loc[logs.regret.idxmax()], predictions(table).off.le(NEAR).mean()
-    least = np.log(ours.loc[ours.step.idxmax(), ["step", "high"]].astype(float))
+    middle = [float(logs[x].median()) for x in ("low", "regret", "high")]
+    worst, share = logs.loc[logs.regret.idxmax()].map(float), predictions(table).off.le(NEAR).mean()
+    least = np.log(ours.loc[ours.step.idxmax(), ["step", "high"]].astype(float)).map(float)
     ahead = float((ours.step < ours[["FOM", "exact"]].min(axis=1)).mean())
     of = Verdict.from_interval
     return [
@@ -247,7 +248,7 @@ def _shares(axes: Axes, found: dict[str, tuple[pd.Series[float], str]]) -> None:
         style = {key: LOOKS[look][key] for key in ("color", "ls")}
         seaborn().ecdfplot(x=values.clip(upper=2 * end), ax=axes, label=name, **style)
     axes.axvline(1, color=GREY, lw=0.8, ls=":")
-    axes.set(xlim=(0.85, end), ylim=(0, 1.02))
+    axes.set(xlim=(0.7, end), ylim=(0, 1.02))
     axes.legend(loc="lower right")
 
 
@@ -276,7 +277,7 @@ def cells(lost: pd.DataFrame, off: pd.DataFrame, ours: pd.DataFrame) -> pd.DataF
          "calls over the best": factor.where(~joined.least, "≥ " + factor),
          "steps off by": joined.off.map(lambda x: "" if math.isnan(x) else f"{math.expm1(x):.0%}"),
          "step rule": joined.step.map("{:.2f}".format)}
-    )  # fmt: skip
+    ).set_index("cell")  # fmt: skip
 
 
 def answer(table: pd.DataFrame, config: Config) -> str:

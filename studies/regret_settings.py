@@ -17,6 +17,9 @@ _CLEANING = {"n_train": 50, "n_validation": 50, "hidden": 6, "r": 10, "alpha": 1
 _LEVELS: dict[str, tuple[tuple[float, float], tuple[int, int]]] = {
     "hypercleaning, digits, sgd:30": ((2.06, 1.95), (5, 27)),
     "hypercleaning, digits, sgd:100": ((1.99, 1.91), (5, 15)),
+    "MAML, digits, sgd:0.3": ((0.996, 0.847), (14, 56)),
+    "MAML, digits, adam:0.01": ((0.965, 0.817), (17, 54)),
+    "sinusoid, adam:0.005": ((3.25, 3.23), (29, 41)),
     "curved, sgd:0.1": ((0.0701, 0.0127), (67, 108)),
     "curved, sgd:0.3": ((0.0602, 0.0251), (25, 35)),
     "curved, decay:0.5:1": ((0.022, 0.00805), (33, 65)),
