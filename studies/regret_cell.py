@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from studies.regret_lanes import Candidate, Charge, Curves, run_lanes
+from studies.regret_lanes import Candidate, Charge, Curves, exact_run, run_lanes
 from studies.regret_problems import Made, make
-from ufom_runtime import EXACT, AdaptiveUFOM, measure_cost
+from ufom_runtime import AdaptiveUFOM, measure_cost
 from ufom_runtime.measure.chances import Path, interval
 from ufom_runtime.measure.moments import tasks_or_all
-from ufom_runtime.measure.path import CannotTell, Measuring, pilot_points
+from ufom_runtime.measure.path import CannotTell, Measuring
 from ufom_theory import Sweep, Truncated, UfomError
 from ufom_theory.laws import parse_outer
 
@@ -136,10 +136,10 @@ def _decision(setting: Setting, made: Made, horizon: int, grid: Sequence[float])
     problem, charge, doubt = made.problem, Charge.of(made, setting.batch), ""
     sampled = None if problem.tasks is not None else problem.sample(64, torch.Generator().manual_seed(MOMENTS))
     given, _ = tasks_or_all(problem, sampled)
-    assert problem.initial is not None
     rows: list[dict[str, Any]] = [{"q": 1.0, "until": 0, "predicted": 1.0, "low": 1.0, "high": 1.0, "cost": 1.0}]
     try:
-        thetas, at = pilot_points(problem, problem.initial, EXACT, outer, setting.batch, horizon, PILOT)
+        at = (0, horizon // 2, horizon // 2 * 2) if horizon > 1 else (0,)  # as `compare`'s pilot run
+        thetas = exact_run(made, outer, setting.batch, at, PILOT)
         measuring = Measuring(problem, given, outer, setting.batch)
         path = measuring.path(thetas, at, horizon, [proxy], lambda path: [proxy])
     except CannotTell as reason:

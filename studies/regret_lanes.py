@@ -117,6 +117,17 @@ def run_lanes(
     return _curves(np.array(losses), np.array(calls), lanes, every)
 
 
+def exact_run(made: Made, outer: Outer, batch: int, steps: Sequence[int], seed: int) -> Tensor:
+    """θ of a run of exact gradients after each of these steps, rising from 0, shape (len(steps), s)."""
+    lanes, found = _Lanes(made, [Candidate(1.0)], outer, batch, [seed], 1, np.inf), []
+    for k in range(steps[-1] + 1):
+        if k and not lanes.step(lanes.active(k), k):
+            raise UfomError(f"the run of exact gradients diverges at step {k}")
+        if k in steps:
+            found.append(lanes.theta[0].clone())
+    return torch.stack(found)
+
+
 class _Lanes:
     """All runs and where they are: their θ, calls, and the states of the rules and of Adam."""
 
