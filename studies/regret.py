@@ -3,7 +3,8 @@
 A cell is a problem with its outer steps. For two precisions of M, fixed in the configuration, `compare` says what to
 run: FOM, UFOM(q), the exact gradient, or FOM and then another. Then all of them are run, with a fixed grid of q: the
 regret is the calls to the precision at what was said, over those at the best candidate. The even seeds choose the best,
-the odd ones give both times. A regret whose 95 % interval is wider than ± 10 % counts as "cannot tell", unless all of it is above the goal of 25 %.
+the odd ones give both times. A regret whose 95 % interval is wider than ± 10 % counts as "cannot tell", unless all of
+it is above the goal of 25 %.
 
 Beside them run the two rules of `AdaptiveUFOM`; they are compared at equal calls.
 """
@@ -149,7 +150,8 @@ def regrets(table: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             {"setting": name, "level": level, "said": said, "best": best, "regret": math.exp(lost.measured),
              "low": math.exp(lost.measured - lost.tolerance), "high": math.exp(lost.measured + lost.tolerance),
-             "told": lost.tolerance <= WIDE or lost.measured - lost.tolerance > math.log(WORST), "least": bool(reached[said] < len(logs)), **others}
+             "told": lost.tolerance <= WIDE or lost.measured - lost.tolerance > math.log(WORST),
+             "least": bool(reached[said] < len(logs)), **others}
         )  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -263,7 +265,8 @@ def caption(table: pd.DataFrame, config: Config) -> str:
         "precisions in which a choice takes at most so many times the calls of the best; calls with stored states, a "
         "gradient and a Hessian-vector product 1 each; what never came to the precision is beyond the right edge. "
         "Right: M, less its minimum where that is known, over the last quarter of the same calls. Cannot tell (an "
-        f"interval wider than ± 10 % that is not all above 1.25): {', '.join(unsure) or 'none'}. Left out: {', '.join(skipped) or 'none'}.\n\n"
+        "interval wider than ± 10 % that is not all above 1.25): "
+        f"{', '.join(unsure) or 'none'}. Left out: {', '.join(skipped) or 'none'}.\n\n"
         + markdown(cells(lost, off, ours))
     )
 
