@@ -19,7 +19,7 @@ from ufom_runtime import (
     measure_moments,
     peak_bytes,
 )
-from ufom_theory import UfomError
+from ufom_theory import UfomError, optimal_survival
 
 
 @pytest.mark.parametrize("block", range(6))
@@ -49,6 +49,8 @@ META = torch.empty(2, device="meta")
         (lambda p: FlatModule(torch.nn.Linear(2, 1), adapt=META), "a Tensor is not a name"),
         (lambda p: FlatModule(torch.nn.Linear(2, 1), adapt=["weight", 3]), "a int is not a name"),
         (lambda p: peak_bytes(lambda: 0, known=[1]), "known holds a int"),
+        (lambda p: UFOM(10**400), r"q = 1000.*must lie in \[0, 1\]"),
+        (lambda p: optimal_survival(0, 1.0, 3), "must hold D²_0"),
     ],
 )
 def test_arguments_of_another_type_are_named(call, message):

@@ -33,7 +33,10 @@ def _number(q: object) -> float:
     value = q.item() if isinstance(q, Tensor) and q.ndim == 0 and not q.requires_grad else plain(q)
     if not isinstance(value, int | float):
         raise UfomError(f"q = {q!r} is a {type(q).__name__}: give one real number, a probability without a gradient")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise UfomError(f"q = {value!r:.50}… must lie in [0, 1]: it is a probability") from error
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def _levels(d2_by_level: ArrayLike, v2: float, costs: ArrayLike) -> tuple[Array,
     c = np.atleast_1d(positive("costs", costs))
     if d2.shape == c.shape and d2[-1] == 0:  # D²_n, which is 0 by definition, may be given
         d2 = d2[:-1]
-    if d2.ndim != 1 or c.shape != (len(d2) + 1,):
+    if d2.ndim != 1 or not len(d2) or c.shape != (len(d2) + 1,):
         raise UfomError(
             f"d2_by_level {d2.shape} must hold D²_0 … D²_(n−1), without D²_n = 0, and costs {c.shape} c_0 … c_n"
         )
