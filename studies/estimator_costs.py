@@ -194,7 +194,7 @@ def _measured(problem: BilevelProblem, theta: torch.Tensor, tasks: Tasks, e: Est
     return sum(p * found[str(k)] for k, p in weights.items()) / sum(weights.values()) / 1e3
 
 
-def plans(rounds: int) -> Iterator[Row]:
+def plans(rounds: int, chosen: Sequence[str] = ()) -> Iterator[Row]:
     """What `plan_estimators` chooses in 1, 10 and 100 MB, its time and bytes foreseen and measured."""
     from ufom_runtime import peak_bytes, plan_estimators
     from ufom_runtime.measure import clock
@@ -203,11 +203,17 @@ def plans(rounds: int) -> Iterator[Row]:
 
     clock.took = cpu
     cases: dict[str, tuple[Callable[[], BilevelProblem], int]] = {
-        "digits MAML": (digits_maml, 4), "digits hypercleaning": (digits_hypercleaning, 1),
-        "Omniglot": (lambda: omniglot_few_shot(ways=5, r=5), 2),
-        "MNIST hypercleaning": (lambda: mnist_hypercleaning(n_train=500, n_validation=500, r=20), 1),
+        "digits MAML, r = 10": (digits_maml, 4),
+        "digits hypercleaning, 200 images, r = 20": (
+            lambda: digits_hypercleaning(n_train=200, n_validation=200, r=20), 1,
+        ),
+        "MNIST hypercleaning, 200 images, r = 10": (
+            lambda: mnist_hypercleaning(n_train=200, n_validation=200, hidden=16, r=10), 1,
+        ),
+        "Omniglot, 5-way, 8 filters, r = 3": (lambda: omniglot_few_shot(ways=5, filters=8, r=3), 4),
     }  # fmt: skip
-    for name, (make, n) in cases.items():
+    for name in chosen or cases:
+        make, n = cases[name]
         problem = make()
         assert problem.initial is not None
         theta = problem.initial if problem.initial.ndim == 1 else problem.initial[0]

@@ -142,7 +142,7 @@ def plan(
         raise UfomError(f"nothing fits in memory = {bytes_text(most)}: {what}; raise it, or measure shorter proxies")
     found = [_best(candidate, exponent, b) for candidate in fits]
     if any(x.candidate.q == 1 for x in found):
-        found = [x for x in found if x.candidate.q == 1 or x.q != 1]
+        found = [x for x in found if x.candidate.q == 1 or np.min(x.q) < 1]
     found.sort(key=lambda x: (x.log_time(exponent), x.bytes))
     winner = found[0].log_time(exponent)
     rows = [replace(x, slower=math.exp(x.log_time(exponent) - winner)) for x in found]

@@ -119,6 +119,9 @@ def test_all_kinds_together():
     assert (found["fixed"].second_moment, found["fixed"].cost) == pytest.approx((1.1, 16.0))
     assert (found["no bias"].q, found["no bias"].cost, found["exact"].cost) == (0.0, 11.0, 21.0)
     assert "500 B" not in found["no bias"].why
+    useless = Candidate("q = 1", [Moments(2.0, 1.0), Moments(1.5, 1.0)], [11.0, 3.0, 7.0], 5)
+    assert plan([useless], 100, m=2.0)[0].q == (1.0, 1.0)
+    assert [c.label for c in plan([useless, every[1]], 100, m=2.0)] == ["exact"]
     (large,) = plan([replace(roulette, bytes=4_200_000)], "50MB", m=1.0)
     assert "which holds 4.2 MB of 50 MB" in large.why
 
