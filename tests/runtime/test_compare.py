@@ -133,8 +133,12 @@ def test_other_methods_are_debiased_too(fixed_costs, monkeypatch):
         lambda t, p, x: ((p - x).square() * t.exp()).sum(), lambda t, p, x: (p - 1.0 - x).square().sum(),
         lambda t, x: torch.zeros(2, dtype=F64), [0.2] * 5, tasks=torch.tensor([[0.1, 0.3], [0.2, -0.1]], dtype=F64),
     )  # fmt: skip
-    theta, methods = torch.zeros(2, dtype=F64), [Implicit("cg", 2), Implicit("neumann", 2)]
+    theta, methods = torch.zeros(2, dtype=F64), [Implicit(x, 2, warn_above=1e300) for x in ("cg", "neumann")]
     assert usable(problem, theta[None], Tasks.of(problem.tasks)) == methods
+    steep = BilevelProblem(
+        problem.inner_loss, problem.outer_loss, problem.start, [0.9] * 5, tasks=problem.tasks
+    )  # H = 2·e^θ, and a Neumann series converges for steps below 1/e^θ
+    assert usable(steep, torch.ones(1, 2, dtype=F64) * 0.3, Tasks.of(problem.tasks)) == methods[:1]
     assert usable(quadratic(dim=3), torch.ones(1, 3, dtype=F64), Tasks.of(quadratic(dim=3).sample(2, rng()))) == []
     others = replace(PARTS, others=dict.fromkeys(methods, (6.5, 1050)))
     monkeypatch.setattr(module, "measure_parts", lambda *_, **__: others)
