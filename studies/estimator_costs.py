@@ -174,7 +174,7 @@ def _coins(n: int, e: Estimator) -> list[torch.Tensor]:
     """One pattern for each number of corrected tasks that matters."""
     if e.q in (0.0, 1.0):
         return [torch.full((n,), e.q == 1.0)]
-    counts = (0, n) if e.coin == "batch" else (0, max(1, round(e.q * n)), n)
+    counts = (0, n) if e.coin == "batch" else (0, max(1, round(e.q * n)), n - 1, n)
     return [torch.arange(n) < k for k in counts]
 
 

@@ -48,6 +48,19 @@ def test_bytes_are_foreseen_within_a_tenth(make, chunk, estimator):
     assert forecast(problem, theta, tasks, estimator, chunk=chunk).bytes == pytest.approx(peak, rel=0.1)
 
 
+def test_one_coin_a_batch_never_holds_a_mixed_one():
+    problem = quadratic(dim=20, r=4)
+    theta, tasks = problem.initial, problem.sample(8, torch.Generator().manual_seed(0))
+    for coin, corrected in (("batch", (0, 8)), ("stratified", (2,)), ("task", range(9))):
+        estimator = UFOM(0.25, Sweep.stored(), Truncated(1), coin=coin)
+        known = (theta, *Tasks.of(tasks).parts)
+        peak = max(
+            peak_bytes(partial(hypergradient, problem, theta, tasks, estimator, coins=torch.arange(8) < k), known)
+            for k in corrected
+        )
+        assert forecast(problem, theta, tasks, estimator).bytes == peak
+
+
 @pytest.mark.parametrize(("coin", "expected"), [("task", None), ("batch", 0.7 * 2 + 0.3 * 9), ("stratified", 4.8)])
 def test_seconds_are_the_mean_over_the_coins(coin, expected):
     cost = CallCost(4, {0: 2.0, 1: 4.5, 4: 9.0}, {0: 0.0, 1: 0.0, 4: 0.0}, 0)
@@ -70,7 +83,7 @@ def test_the_very_call_is_made(monkeypatch):
     monkeypatch.setattr(calls, "hypergradient", call)
     monkeypatch.setattr(clock, "took", lambda function, _: function())
     found = forecast(problem, problem.initial, tasks, UFOM(0.5, coin="batch"), chunk=3)
-    assert {count for _, count, _ in made} == {0, 1, 3, 4}
+    assert {count for _, count, _ in made} == {0, 1, 4}
     assert all((n, options) == (4, {"chunk": 3, "compile": False}) for n, _, options in made)
     assert found.seconds == pytest.approx(0.012)
     cost = measure_cost(problem, problem.initial, tasks, UFOM(0.1), seconds=0.05, repeats=5)

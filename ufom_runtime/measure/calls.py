@@ -126,7 +126,8 @@ def measure_calls(
     for one in calls:
         one()
     known = (theta, *tasks.parts)
-    weighed = max(peak_bytes(call(k), known) for k in ({n, max(n - 1, 1)} if 0 < q < 1 else can_be))
+    most = np.flatnonzero(corrected_tasks(n, q, estimator.coin))[-2:].tolist()  # a mixed batch may hold more
+    weighed = max(peak_bytes(call(k), known) for k in most)
     if memory is not None and weighed > memory:
         return CallCost(n, {}, {}, weighed)
     times = np.array(alternate(calls, theta.device, seconds, max(3, repeats)))
