@@ -60,9 +60,11 @@ _RUN = (
     "curved, sgd:0.3",
     "curved, decay:0.5:1",
     "curved, adam:0.1",
+    "MAML, digits, sgd:0.3",
     "pair, sgd:0.1",
     "pair, sgd:0.3",
     "pair, decay:0.5:0.5",
+    "pair, adam:0.3",
 )
 STANDARD = tuple(setting for setting in PAPER if setting.name in _RUN)
 QUICK = (
