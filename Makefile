@@ -35,7 +35,7 @@ docs: $(VENV)/.docs
 GPU_SIZE ?= standard
 gpu:
 	-PYTHONPATH=. timeout 150 $(PYTHON) -m pytest -q -W default -p no:cacheprovider tests/runtime/test_cuda.py
-	PYTHONPATH=. timeout 320 $(PYTHON) -m studies run gpu --size $(GPU_SIZE) --cell-minutes 1.2
+	PYTHONPATH=. timeout 320 $(PYTHON) -m studies run gpu --size $(GPU_SIZE) --executor local --jobs 1 --cell-minutes 1.2
 
 $(VENV)/.docs: $(STAMP)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
