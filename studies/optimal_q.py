@@ -257,7 +257,7 @@ def _draw_optima(axes: Axes, found: pd.DataFrame) -> None:
     look = LOOKS["UFOM"]
     axes.errorbar(
         found.alpha, found.best, [found.best - found.low, found.high - found.best], fmt=look["marker"],
-        color=look["color"], capsize=3, label="measured: fastest $q$ (bar: within 5 %)",
+        color=look["color"], label="measured: fastest $q$ (bar: within 5 %)",
     )  # fmt: skip
     for column, colour, style, name in (
         ("q_star", look["color"], "-", "predicted: $q^*$"),

@@ -192,7 +192,7 @@ def draw(table: pd.DataFrame) -> Figure:
     figure = NewFigure(figsize=(WIDTH, 4.2))
     axes = figure.subplots()
     colour, marks = LOOKS["UFOM"]["color"], fits.melt(var_name="rule", value_name="m")
-    seaborn().stripplot(marks, x="rule", y="m", ax=axes, jitter=False, color=colour, size=6, alpha=0.6)
+    seaborn().stripplot(marks, x="rule", y="m", ax=axes, jitter=False, color=colour, alpha=0.6)
     for i, rule in enumerate(rules[:-1]):
         axes.plot([i - 0.3, i + 0.3], [1 / DECAYING.get(rule, 1.0)] * 2, color=colour, lw=1.2)
     for m, name in ((2, "as printed, $m = 2$"), (0.5, "as released, $m = 1/2$")):
