@@ -53,7 +53,11 @@ class Dropping(nn.Module):
         return self.head(F.dropout(torch.tanh(self.body(x)), 0.3, self.training))
 
 
-@pytest.mark.parametrize("method", [EXACT, RECOMPUTED, UNROLLED, Forward(), REPTILE, adapt], ids=repr)
+@pytest.mark.parametrize(
+    "method",
+    [EXACT, RECOMPUTED, UNROLLED, Forward(), REPTILE, adapt],
+    ids=["exact", "recomputed", "unrolled", "forward", "reptile", "adapt"],
+)
 def test_a_loss_that_begins_to_draw_is_refused(method):
     def run():
         if method is adapt:
