@@ -42,7 +42,7 @@ STUDIES = {  # a line for --help, which spares importing them all
     "landscape": "Every method's bias, variance, time and memory.",
     "performance": "Time and memory beside other libraries, on a quiet machine.",
     "gpu": "Time and memory on a GPU, by make gpu.",
-    "sinusoid": "Sinusoid regression by MAML: exact, FOM, UFOM and the adaptive rules.",
+    "sinusoid": "Sinusoid regression by MAML: exact, FOM, UFOM, the rules.",
     "template": "A study to copy: does averaging divide the variance?",
 }
 INTRODUCTION = (

@@ -329,7 +329,7 @@ THETA = torch.zeros(3, dtype=F64)
         (lambda: Estimator(1.5), r"lie in \[0, 1\]"),
         (lambda: Estimator(float("nan")), r"lie in \[0, 1\]"),
         (lambda: UFOM("a"), "a str: give one real number"),
-        (lambda: UFOM(0.3, sweep="recomputed"), "give a Sweep"),
+        (lambda: UFOM(0.3, sweep="recomputed"), "must be of type Sweep: write Sweep"),
         (lambda: replaced(step_sizes="abc"), "as floats or as a tensor"),
         (lambda: replaced(initial=[1.0]), "floating-point"),
         (lambda: hypergradient(coupled(), THETA, TASKS, EXACT, coins=torch.zeros(2).bool()), "corrects always"),

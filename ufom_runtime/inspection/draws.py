@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ufom_theory import UfomError
 
@@ -29,7 +30,8 @@ def refuse_draws(allowed: object = None) -> Iterator[None]:
 
 
 def _states() -> list[bytes]:
-    states = [torch.get_rng_state()]
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        states += torch.cuda.get_rng_state_all()
-    return [state.numpy().tobytes() for state in states]
+    with _disable_current_modes():  # a state is not among the bytes of a call
+        states = [torch.get_rng_state()]
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            states += torch.cuda.get_rng_state_all()
+        return [state.numpy().tobytes() for state in states]
