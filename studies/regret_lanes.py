@@ -320,4 +320,4 @@ def _losses(made: Made, thetas: Tensor, tasks: Tasks) -> Array:
                 x = inner_loop(Steps(problem, rows, each, products=False), x)
             loss = torch.func.vmap(problem.outer_loss)(rows, phi_of(problem, rows, x, each), each.stack)
         found.append(loss.double().reshape(-1, n).mean(1))
-    return np.asarray(np.nan_to_num(torch.cat(found).numpy(), nan=np.inf))
+    return np.asarray(np.nan_to_num(torch.cat(found).numpy(), nan=np.inf, posinf=np.inf))

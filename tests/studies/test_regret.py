@@ -132,9 +132,9 @@ def test_a_run_that_diverges_is_given_up_alone():
     wild = TINY.make()
     curves = run_lanes(wild, [Candidate(0.0), Candidate(1.0)], parse_outer("sgd:1e9"), 4, (0,), 1, 1000.0, 1)
     assert np.isinf(curves.loss[0, 0][-1])
-    net = setting("digits-maml", "sgd:1", arguments={"hidden": 2, "r": 2, "alpha": 1e30}).make()
+    net = setting("digits-maml", "sgd:1", arguments={"hidden": 2, "r": 2, "alpha": 3e38}).make()
     curves = run_lanes(net, [Candidate(0.0), Candidate(1.0)], parse_outer("sgd:1"), 2, (0,), 1, 30.0, 1)
-    assert not np.isfinite(curves.loss[1, 0][-1])
+    assert not np.isfinite(curves.loss).any()
 
 
 def test_missing_data_are_left_out_loudly(tmp_path, monkeypatch):
