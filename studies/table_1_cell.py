@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from studies.hypercleaning_cell import evaluate, make_problem, the_task
-from studies.shared.accounts import UNROLLED, OnZero, Price, clock
+from studies.shared.accounts import UNROLLED, OnZero, Price, budgets, clock
 from studies.shared.training import rounded
 from ufom_runtime import UFOM, AdaptiveUFOM, Estimator, Implicit, hypergradient, outer_sgd
 from ufom_runtime.problem import BilevelProblem
@@ -79,16 +79,6 @@ SIZES = {
         stored=40, proxy=50, iterations=10, seeds=3, log_every=(2, 6),
     ),
 }  # fmt: skip
-
-
-def budgets(config: Any) -> dict[str, float]:
-    """Function calls to be spent in each account; of a configuration or a cell's."""
-    values = config if isinstance(config, Mapping) else vars(config)
-    r = values["r"]
-    return {
-        "recomputed": float(values["recomputed"] * (2 * r + 1 + r * (r - 1) / 2)),
-        "stored": float(values["stored"] * (2 * r + 1)),
-    }
 
 
 def local_q(problem: BilevelProblem, theta: Tensor, proxy: Any, cost: CostModel) -> dict[str, float]:

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from studies.few_shot_cell import accuracy
-from studies.shared.accounts import UNROLLED, Price, clock
+from studies.shared.accounts import UNROLLED, Price, budgets, clock
 from studies.shared.training import ADAPTIVE, rounded
 from ufom_runtime import FOM, REPTILE, UFOM, measure_moments, outer_sgd
 from ufom_runtime.problem import Tasks
@@ -71,16 +71,6 @@ SIZES = {
         stored=1200, test_tasks=200, fixed_tasks=32, seeds=3, points=24,
     ),
 }  # fmt: skip
-
-
-def budgets(config: Any) -> dict[str, float]:
-    """Function calls to be spent in each account; of a configuration or a cell's."""
-    values = config if isinstance(config, Mapping) else vars(config)
-    r, batch = values["r"], values["batch"]
-    return {
-        "recomputed": float(values["recomputed"] * batch * (2 * r + 1 + r * (r - 1) / 2)),
-        "stored": float(values["stored"] * batch * (2 * r + 1)),
-    }
 
 
 def make_problem(cell: Mapping[str, Any]) -> FewShotProblem:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,6 +108,19 @@ class OnZero(AdaptiveUFOM):
     def costs(self, r: int) -> CostModel:
         """The paper's cost, with C1 = C2 = 1 and the states recomputed."""
         return CostModel(r=r, as_printed=True)
+
+
+def budgets(config: Any) -> dict[str, float]:
+    """Function calls to be spent in each account; of a configuration or a cell's.
+
+    `recomputed` and `stored` are outer steps of the exact gradient, each on `batch` tasks, or on one.
+    """
+    values = config if isinstance(config, Mapping) else vars(config)
+    r, batch = values["r"], values.get("batch", 1)
+    return {
+        "recomputed": float(values["recomputed"] * batch * (2 * r + 1 + r * (r - 1) / 2)),
+        "stored": float(values["stored"] * batch * (2 * r + 1)),
+    }
 
 
 def clock(problem: BilevelProblem, theta: Tensor, tasks: Tasks) -> dict[str, float]:

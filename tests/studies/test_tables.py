@@ -8,7 +8,7 @@ import torch
 
 from studies import table_1, table_1_cell, table_2, table_2_cell
 from studies.engine.sweep import Store
-from studies.shared.accounts import OnZero, Price
+from studies.shared.accounts import OnZero, Price, budgets
 from studies.shared.paying import judge_paying, said_of
 from studies.shared.training import Charged, interval
 from ufom_runtime import UFOM, AdaptiveUFOM, Implicit, outer_sgd
@@ -86,7 +86,7 @@ def two(tmp_path_factory):
 
 
 def test_every_run_spends_both_budgets(one, two):
-    for table, limits in ((one[0], table_1_cell.budgets(ONE)), (two, table_2_cell.budgets(TWO))):
+    for table, limits in ((one[0], budgets(ONE)), (two, budgets(TWO))):
         spent = table.groupby(["method", "seed"]).last()
         assert all((spent[account] >= limit).all() for account, limit in limits.items())
         exact = spent.loc["exact"].stored
@@ -134,7 +134,7 @@ def test_the_judges_follow_the_tables(study, one, two):
 
 
 def test_one_seed_alone_is_not_judged(two):
-    assert judge_paying(two[two.seed == 0], ("UFOM",), "accuracy", "accuracy", table_2_cell.budgets(TWO), {}) == []
+    assert judge_paying(two[two.seed == 0], ("UFOM",), "accuracy", "accuracy", budgets(TWO), {}) == []
 
 
 def test_intervals_are_of_t():
