@@ -58,9 +58,7 @@ def measure(config: Config, store: Store, progress: Progress = silent) -> pd.Dat
     if not cells:
         raise UfomError(f"none of the data of {config.settings} is there: run `ufom data omniglot`")
     outcome = store.run(cells, run_cell, progress=progress)
-    if outcome.failed:
-        cell, error = outcome.failed[0]
-        raise UfomError(f"{len(outcome.failed)} cells failed; {cell['data']}, {cell['method']}: {error}")
+    outcome.refuse_failed(lambda cell: f"{cell['data']}, {cell['method']}")
     return store.table(cells).drop(columns=["study", *(asdict(config).keys() - {"settings", "seeds"})])
 
 

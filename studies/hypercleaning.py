@@ -34,7 +34,7 @@ from studies.shared.verdicts import Verdict, halves
 from ufom_runtime.command.style import WIDTH
 from ufom_runtime.methods.adaptive import AdaptiveState
 from ufom_runtime.problems.data import mnist
-from ufom_theory import CostModel, Moments, Truncated, UfomError, optimal_q
+from ufom_theory import CostModel, Moments, Truncated, optimal_q
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,9 +62,7 @@ def measure(config: Config, store: Store, progress: Progress = silent) -> pd.Dat
     cells = list(_cells(replace(config, data=present(config.data))))
     clock = {**cells[0], "method": "clock"}
     outcome = store.run([clock, *cells], run_cell, progress=progress)
-    if outcome.failed:
-        cell, error = outcome.failed[0]
-        raise UfomError(f"{len(outcome.failed)} cells failed; {cell['method']}, γ = {cell['gamma']:g}: {error}")
+    outcome.refuse_failed(lambda cell: f"{cell['method']}, γ = {cell['gamma']:g}")
     (times,), table = store.load(clock) or [{}], store.table(cells)
     seconds = times["c1"] * table.pop("gradients") + times["c2"] * table.pop("hessian_vector_products")
     shared = asdict(config).keys() - {"data", "gammas", "seeds"}

@@ -38,7 +38,6 @@ from studies.landscape_problems import Setting
 from studies.shared.training import missing
 from studies.shared.verdicts import Verdict
 from ufom_runtime.problems.data import omniglot
-from ufom_theory import UfomError
 
 VERSION = 1  # of the cells
 LOADERS: dict[str, Callable[[], object]] = {"omniglot": omniglot}
@@ -132,9 +131,7 @@ def measure(config: Config, store: Store, progress: Progress = silent) -> pd.Dat
             shared = {"study": "landscape", "version": VERSION, "patience": config.patience}
             cells.append({**shared, "setting": asdict(setting)})
     outcome = store.run(cells, run, progress=progress)
-    if outcome.failed:
-        failed, error = outcome.failed[0]
-        raise UfomError(f"{len(outcome.failed)} cells failed; {failed['setting']['name']}: {error}")
+    outcome.refuse_failed(lambda cell: cell["setting"]["name"])
     rows = []
     for cell in cells:
         for row in store.load(cell) or ():

@@ -27,12 +27,12 @@ import pandas as pd
 from studies.engine.study import Progress, Study, silent
 from studies.engine.sweep import Store
 from studies.hypercleaning import PAPER_TABLE, present, settled_q
+from studies.shared.accounts import budgets
 from studies.shared.paying import at_equal, compare_table, draw_paying, judge_paying, said_of
 from studies.shared.training import interval, markdown
 from studies.shared.verdicts import Verdict
-from studies.table_1_cell import METHODS, SIZES, Config, budgets, run_cell
+from studies.table_1_cell import METHODS, SIZES, Config, run_cell
 from ufom_runtime.command.style import WIDTH
-from ufom_theory import UfomError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,9 +79,7 @@ def measure(config: Config, store: Store, progress: Progress = silent) -> pd.Dat
 
 def _run(store: Store, cells: list[dict[str, Any]], progress: Progress) -> None:
     outcome = store.run(cells, run_cell, progress=progress)
-    if outcome.failed:
-        cell, error = outcome.failed[0]
-        raise UfomError(f"{len(outcome.failed)} cells failed; {cell['method']}, γ = {cell['gamma']:g}: {error}")
+    outcome.refuse_failed(lambda cell: f"{cell['method']}, γ = {cell['gamma']:g}")
 
 
 def _cells(config: Config, method: str, gammas: Any, seeds: Any) -> Iterator[dict[str, Any]]:

@@ -17,10 +17,11 @@ import pandas as pd
 from studies.engine.study import Progress, Study, silent
 from studies.engine.sweep import Store
 from studies.few_shot import PAPER_TABLE
+from studies.shared.accounts import budgets
 from studies.shared.paying import at_equal, compare_table, draw_paying, judge_paying, said_of
 from studies.shared.training import interval, markdown, missing
 from studies.shared.verdicts import Verdict
-from studies.table_2_cell import METHODS, SIZES, Config, budgets, run_cell
+from studies.table_2_cell import METHODS, SIZES, Config, run_cell
 from ufom_runtime.command.style import WIDTH
 from ufom_runtime.problems.data import omniglot
 from ufom_theory import UfomError
@@ -46,9 +47,7 @@ def measure(config: Config, store: Store, progress: Progress = silent) -> pd.Dat
     clock = next(_cells(config, ["clock"], 1))
     cells = list(_cells(config, METHODS, config.seeds))
     outcome = store.run([clock, *cells], run_cell, progress=progress)
-    if outcome.failed:
-        cell, error = outcome.failed[0]
-        raise UfomError(f"{len(outcome.failed)} cells failed; {cell['method']}: {error}")
+    outcome.refuse_failed(lambda cell: cell["method"])
     (times,), table = store.load(clock) or [{}], store.table(cells)
     table["seconds"] = times["c1"] * table.pop("gradients") + times["c2"] * table.pop("hessian_vector_products")
     return table.drop(columns=["study", *(asdict(config).keys() - {"seeds", "recomputed", "stored"})])

@@ -38,6 +38,12 @@ class Outcome:
     ran: int
     failed: tuple[tuple[Config, str], ...]
 
+    def refuse_failed(self, name: Callable[[Config], str]) -> None:
+        """`UfomError` where a cell failed, with the name of the first and its error."""
+        if self.failed:
+            cell, error = self.failed[0]
+            raise UfomError(f"{len(self.failed)} cells failed; {name(cell)}: {error}")
+
 
 @dataclass(frozen=True)
 class Store:
