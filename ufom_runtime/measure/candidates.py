@@ -151,7 +151,7 @@ class Search:
         """FOM, HELD, the last one, tenth and third of the backward steps, and the methods that were timed."""
         r = self.parts.r
         every = [Truncated(), *[Truncated(held=True)] * self.held]
-        every += [Truncated(k) for k in sorted({1, r // 10, r // 3} - {0, r})]
+        every += map(Truncated, truncations(r))
         cuts: list[Key] = [proxy for proxy in every if self._fits(self.parts.bytes(0.0, proxy, Sweep.recomputed()))]
         return cuts + [method for method, (_, held) in self.parts.others.items() if self._fits(held)]
 
@@ -266,6 +266,11 @@ class Search:
         alone = {p: replace(path, outer=tuned.outer, progress={p: x}) for p, x in path.progress.items() if p != fom}
         found = {p: min(row.time(path.weights, {})[0] for row in tuned.unbiased(x)) for p, x in alone.items()}
         return [fom, *sorted(found, key=lambda p: float(found[p]))[:1]]
+
+
+def truncations(r: int) -> list[int]:
+    """The K that are tried besides FOM: the last one, tenth and third of the r backward steps."""
+    return sorted({1, r // 10, r // 3} - {0, r})
 
 
 def proxy_name(proxy: Key) -> str:

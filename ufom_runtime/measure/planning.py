@@ -21,6 +21,7 @@ from ufom_runtime.coins import Coin
 from ufom_runtime.debiased import Debiased
 from ufom_runtime.estimators import UFOM, Estimator, Method
 from ufom_runtime.measure.calls import CallCost, measure_calls
+from ufom_runtime.measure.candidates import truncations
 from ufom_runtime.measure.clock import alternate, measure_cost, median
 from ufom_runtime.measure.moments import MeasuredMoments, measure_moments, moments_by_proxy, tasks_or_all
 from ufom_runtime.memory import peak_bytes
@@ -159,8 +160,7 @@ def _moments(
 ) -> dict[Any, MeasuredMoments]:
     """Of each proxy that can be used here, the scaled ones apart."""
     r = problem.r
-    lengths = sorted({0, 1, r // 10, r // 3} - {r})
-    proxies = [*map(Truncated, lengths), *[Truncated(held=True)] * (not held_identity(problem))]
+    proxies = [*map(Truncated, [0, *truncations(r)]), *[Truncated(held=True)] * (not held_identity(problem))]
     found: dict[Any, MeasuredMoments] = {
         **moments_by_proxy(problem, theta, tasks, proxies, chunk=chunk, compile=compile)
     }
