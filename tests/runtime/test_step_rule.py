@@ -183,11 +183,20 @@ def test_curvatures_take_three_percent_of_the_calls():
     assert 0.02 < (log.gradients + log.hessian_vector_products).iloc[-1] / without - 1 < 0.05
 
 
+@pytest.mark.parametrize("optimizer", ["sgd:0.1", 0.1])
+def test_the_rule_is_told_the_optimizer_of_train(optimizer):
+    problem = quadratic(dim=3, r=4)
+    rules = rule_of("sgd:0.1"), AdaptiveUFOM(law="step", sweep=rule_of("sgd:0.1").sweep)
+    told, asked = (train(problem, problem.initial, rule, optimizer=optimizer, steps=9, batch=3).theta for rule in rules)
+    assert torch.equal(told, asked)
+    with pytest.raises(UfomError, match=r"who takes the outer steps: give outer='sgd:0.05' to the rule, or optimizer"):
+        train(problem, problem.initial, rules[1], [0.1] * 9, 9, batch=3)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"law": "steps"}, "law 'steps' is unknown: use paper or step"),
-        ({"law": "step"}, "law='step' needs outer="),
         ({"law": "step", "outer": "sgd"}, "'sgd' does not name an outer optimizer"),
         ({"law": "step", "outer": "tuned", "m": 1.0}, r"\['m'\] are read by law='paper' alone"),
         ({"law": "step", "outer": "tuned", "scale": 0.1, "variant": "released"}, r"\['scale', 'variant'\] are read by"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -48,7 +48,7 @@ class AdaptiveUFOM:
     law="step": the q ≥ q_min of the most expected progress per cost, `scores(progress, cost, outer, batch)`, with the
     proxy scaled by c = E⟨G, F⟩/E‖F‖². Four exact steps come first. Where the step γ is given ("sgd:γ", "decay:s:γ₁"),
     the curvatures along G − F and G are measured too, by three exact gradients now and then: 3 % of the cost.
-    AdaptiveUFOM(law="step", outer="sgd:0.05", sweep=Sweep.stored())
+    AdaptiveUFOM(law="step", sweep=Sweep.stored())
 
     Attributes:
         q_min: floor of q, in (0, 1].
@@ -62,7 +62,8 @@ class AdaptiveUFOM:
         sweep: how the exact gradient recovers the inner states.
         proxy: what is debiased.
         law: "paper" or "step".
-        outer: the optimizer that `train` is given: "sgd:γ", "adam:γ", "tuned", "decay:s:γ₁", …. With law="step" alone.
+        outer: who takes the outer steps: "sgd:γ", "adam:γ", "tuned", "decay:s:γ₁", …. None: the optimizer that
+            `train` is given. With law="step" alone.
         allow_biased: whether the proxy goes alone where it makes more progress per cost; a coin of probability q_min
             then still corrects each task, for the estimates only, and is paid for. The theorem holds from the last such
             step on. With law="step" alone.
@@ -109,9 +110,8 @@ class AdaptiveUFOM:
             of_paper = {"scale": self.scale != 1, "variant": self.variant != "printed", "m": self.m != 2}
             if given := [name for name, changed in of_paper.items() if changed]:
                 raise UfomError(f"{given} are read by law='paper' alone: leave them out")
-            if self.outer is None:
-                raise UfomError("law='step' needs outer=, the optimizer that train is given, as in outer='sgd:0.05'")
-            parse_outer(self.outer)
+            if self.outer is not None:
+                parse_outer(self.outer)
         elif self.outer is not None or self.allow_biased:
             raise UfomError("outer and allow_biased are read by law='step' alone: leave them out, or take that law")
         if self.cost is not None:
@@ -122,6 +122,14 @@ class AdaptiveUFOM:
     def costs(self, r: int) -> CostModel:
         """C_det and C_rnd of a problem with r inner steps."""
         return self.cost or CostModel(r=r, c1=self.c1, c2=self.c2, sweep=self.sweep, proxy=self.proxy)
+
+    def trained_by(self, optimizer: object) -> AdaptiveUFOM:
+        """This rule, told who takes the outer steps where that is missing: a text, or the rate of plain steps."""
+        if self.law == "paper" or self.outer is not None:
+            return self
+        if isinstance(optimizer, int | float):
+            optimizer = f"sgd:{optimizer!r}"
+        return replace(self, outer=optimizer) if isinstance(optimizer, str) else self
 
     def begin(self) -> State:
         """The state before the first step, an `AdaptiveState` or a `StepState`."""

@@ -110,6 +110,11 @@ def direction(
     compile: bool,
 ) -> Direction:
     """As `Method.direction`: the estimate at the q and c in force, and the state after it."""
+    if rule.outer is None:
+        raise UfomError(
+            "law='step' must know who takes the outer steps: give outer='sgd:0.05' to the rule, or "
+            "optimizer='sgd:0.05' to train"
+        )
     now = StepState.of(state or rule.begin(), theta, rule.q_min)
     coins = toss(len(tasks), now.q or rule.q_min, draws)
     both = Estimator(0.5, rule.sweep, rule.proxy)  # at q = 1, too, D² is measured: any q < 1 asks for the proxy

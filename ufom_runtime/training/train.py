@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ufom_runtime.derivatives import Calls, count_calls
 from ufom_runtime.estimators import Method, refuse_other
+from ufom_runtime.methods.adaptive import AdaptiveUFOM
 from ufom_runtime.problem import BilevelProblem, Tasks, all_finite, check, finite_theta
 from ufom_runtime.training.identity import Watch
 from ufom_runtime.training.log import Best, Now, Rows, Run, Stopped
@@ -117,6 +118,8 @@ def train(
     for name, value in counts.items():
         integer(name, value, 1)
     refuse_other(estimator)
+    if isinstance(estimator, AdaptiveUFOM):
+        estimator = estimator.trained_by(optimizer)
     finite_theta("theta", theta, (1,))
     theta = theta.detach().clone()
     outer = OuterSteps.of(theta, optimizer, step_sizes, steps, scheduler, clip)
