@@ -35,8 +35,8 @@ nitpick_ignore_regex = [("py:class", OTHERS)]
 nitpick_ignore = [
     ("py:class", "ufom_runtime.protocol.Method"),
     ("py:class", "Method"),
-    ("py:class", "ufom_runtime.debiased.Proxy"),
-    ("py:class", "ufom_runtime.debiased.Debiased"),
+    ("py:class", "ufom_runtime.methods.debiased.Proxy"),
+    ("py:class", "ufom_runtime.methods.debiased.Debiased"),
     ("py:exc", "ProcessLost"),
 ]
 

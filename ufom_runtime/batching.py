@@ -13,9 +13,8 @@ from ufom_runtime.algorithms import sweep_gradients
 from ufom_runtime.derivatives import Losses, count_calls, count_rows, watch_losses
 from ufom_runtime.inspection.draws import refuse_draws
 from ufom_runtime.inspection.non_finite import refuse_non_finite
-from ufom_runtime.kept import kept
 from ufom_runtime.memory import budget, peak_bytes
-from ufom_runtime.problem import BilevelProblem, Tasks, all_finite
+from ufom_runtime.problem import BilevelProblem, Tasks, all_finite, kept
 from ufom_theory import Sweep, UfomError
 from ufom_theory.checks import integer
 

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
-from ufom_runtime.kept import kept
-from ufom_runtime.problem import BilevelProblem, Task, Tasks
+from ufom_runtime.problem import BilevelProblem, Task, Tasks, kept
 from ufom_runtime.states import Layout
 from ufom_theory import UfomError
 from ufom_theory.cost import Calls as Calls

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, overload
@@ -24,7 +25,7 @@ from ufom_theory.checks import finite, plain, scalar, typed
 from ufom_theory.planner import states_held
 
 if TYPE_CHECKING:
-    from ufom_runtime.debiased import Debiased, Proxy
+    from ufom_runtime.methods.debiased import Debiased, Proxy
     from ufom_runtime.methods.followed import FollowedScale
 
 
@@ -39,8 +40,46 @@ def _number(q: object) -> float:
         raise UfomError(f"q = {value!r:.50}… must lie in [0, 1]: it is a probability") from error
 
 
+class Coined(ABC):
+    """What estimators with coins share: c·F + (ξ/q)·(G − c·F), from the F and G that `parts` gives; without a state."""
+
+    q: float
+    scale: float
+    coin: Coin
+    gradient: ClassVar[bool] = True
+
+    @abstractmethod
+    def parts(
+        self, problem: BilevelProblem, theta: Tensor, tasks: Tasks, coins: Tensor, chunk: int | None, compile: bool
+    ) -> tuple[Parts, Mapping[str, float]]:
+        """The proxy and exact gradients that the estimate is made of, as `gradients` yields them, and columns."""
+
+    def begin(self) -> State:
+        """The empty state."""
+        return ()
+
+    def direction(
+        self,
+        problem: BilevelProblem,
+        theta: Tensor,
+        tasks: Task | Tasks,
+        state: State = (),
+        draws: Draws = None,
+        *,
+        per_task: bool = False,
+        chunk: int | None = None,
+        compile: bool = False,
+    ) -> Direction:
+        """As `Method.direction`: the estimate (12)–(13)."""
+        tasks = check(problem, theta, tasks)
+        coins = toss(len(tasks), self.q, draws, self.coin)
+        parts, columns = self.parts(problem, theta, tasks, coins, chunk, compile)
+        found = estimate(parts, theta, len(tasks), weighed_as(coins, self.q, self.coin), self.scale, per_task)
+        return Direction.of(found, int(coins.sum()), columns=columns)
+
+
 @dataclass(frozen=True)
-class Estimator:
+class Estimator(Coined):
     """A hypergradient estimator (12)–(13): c·F + (ξ/q)·(G − c·F) with ξ ~ Bernoulli(q), F the proxy, G exact.
 
     Attributes:
@@ -61,7 +100,6 @@ class Estimator:
     proxy: Truncated = field(default_factory=Truncated)
     scale: float = 1.0
     coin: Coin = "task"
-    gradient: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "q", _number(self.q))
@@ -85,33 +123,10 @@ class Estimator:
         """The most inner states held for one task with r inner steps; s does not matter."""
         return states_held(r, self.proxy, self.sweep) if self.q else self.proxy.states(r)
 
-    def begin(self) -> State:
-        """The empty state."""
-        return ()
-
-    def direction(
-        self,
-        problem: BilevelProblem,
-        theta: Tensor,
-        tasks: Task | Tasks,
-        state: State = (),
-        draws: Draws = None,
-        *,
-        per_task: bool = False,
-        chunk: int | None = None,
-        compile: bool = False,
-    ) -> Direction:
-        """As `Method.direction`: the estimate (12)–(13)."""
-        tasks = check(problem, theta, tasks)
-        coins = toss(len(tasks), self.q, draws, self.coin)
-        parts, _ = self.parts(problem, theta, tasks, coins, chunk, compile)
-        q = weighed_as(coins, self.q, self.coin)
-        return Direction.of(estimate(parts, theta, len(tasks), q, self.scale, per_task), int(coins.sum()))
-
     def parts(
         self, problem: BilevelProblem, theta: Tensor, tasks: Tasks, coins: Tensor, chunk: int | None, compile: bool
     ) -> tuple[Parts, Mapping[str, float]]:
-        """The proxy and exact gradients that the estimate is made of, as `gradients` gives them; and no columns."""
+        """As `Coined.parts`; there are no columns."""
         return gradients(problem, theta, tasks, coins, self, chunk, compile), {}
 
 
@@ -180,7 +195,7 @@ def UFOM(
 
         return FollowedScale(UFOM(q, sweep, proxy, coin=coin))  # type: ignore[arg-type]  # any of the proxies
     if proxy is not None and not isinstance(proxy, Estimator | Truncated) and is_method(type(proxy)):
-        from ufom_runtime.debiased import Debiased  # it is built on this file
+        from ufom_runtime.methods.debiased import Debiased  # it is built on this file
 
         return Debiased(q, proxy, sweep or Sweep.recomputed(), scale, coin)
     return Estimator(q, sweep or Sweep.recomputed(), as_proxy(proxy), scale, coin)

@@ -6,16 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import InitVar, dataclass, replace
 from functools import cached_property
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Generator, Tensor
 
 from ufom_runtime.inner import Update
-from ufom_runtime.kept import kept
+from ufom_runtime.inspection.trial import draw_apart
 from ufom_runtime.tasks import Task as Task
 from ufom_runtime.tasks import Tasks as Tasks
-from ufom_runtime.trial import draw_apart
 from ufom_theory import UfomError
 from ufom_theory.checks import instance, integer, scalar
 
@@ -177,6 +177,17 @@ class BilevelProblem:
         assert self.tasks is not None
         known = Tasks.of(self.tasks)
         return known.take(torch.randint(len(known), (n,), generator=generator, device="cpu")).stack
+
+
+_KEPT: WeakKeyDictionary[object, dict[str, dict[Any, Any]]] = WeakKeyDictionary()
+
+
+def kept(problem: object, kind: str) -> dict[Any, Any]:
+    """What is found once about a problem and kept as long as it lives: compiled steps, passed checks, bytes of a row.
+
+    One dictionary for each kind, empty at first; no value in it may refer to the problem.
+    """
+    return _KEPT.setdefault(problem, {}).setdefault(kind, {})
 
 
 def refuse_update(problem: BilevelProblem, what: str, why: str) -> None:

@@ -31,8 +31,7 @@ from ufom_runtime.derivatives import (
     updated,
 )
 from ufom_runtime.inspection.first_use import check_first_use
-from ufom_runtime.kept import kept
-from ufom_runtime.problem import BilevelProblem, Tasks
+from ufom_runtime.problem import BilevelProblem, Tasks, kept
 from ufom_runtime.states import Layout
 
 Record = Tensor | list[Tensor]

@@ -21,8 +21,8 @@ import pandas as pd
 
 from studies.shared.verdicts import Verdict
 from ufom_runtime.command.plain import json_text
+from ufom_runtime.command.verdicts import publish
 from ufom_runtime.files import DamagedFile, digest, read_whole, write_whole
-from ufom_runtime.verdicts import publish
 from ufom_theory import UfomError
 
 if TYPE_CHECKING:

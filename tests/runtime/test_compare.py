@@ -27,13 +27,13 @@ from ufom_runtime import (
     train,
 )
 from ufom_runtime.command.cli import main
-from ufom_runtime.debiased import Debiased
 from ufom_runtime.measure import compare as module
 from ufom_runtime.measure.calls import corrected_tasks
 from ufom_runtime.measure.candidates import Search, Time
 from ufom_runtime.measure.parts import Parts, measure_parts, script_gradient
 from ufom_runtime.measure.path import Measuring, pilot_points, usable, weights_of
 from ufom_runtime.methods import REPTILE
+from ufom_runtime.methods.debiased import Debiased
 from ufom_runtime.methods.roulette import Roulette
 from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.few_shot import digits_few_shot

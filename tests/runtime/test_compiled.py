@@ -19,7 +19,7 @@ from torch import nn
 from tests.oracles import unrolled_gradient
 from tests.runtime.conftest import F64, coupled
 from ufom_runtime import EXACT, UFOM, BilevelProblem, Estimator, FlatModule, hypergradient
-from ufom_runtime.kept import kept
+from ufom_runtime.problem import kept
 from ufom_theory import Sweep, UfomError
 
 UNROLLED = Estimator(1.0, Sweep.unrolled())

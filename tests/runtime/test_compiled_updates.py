@@ -8,7 +8,7 @@ import torch
 from tests.runtime.test_inner_sweeps import batch, problem_of, setting
 from ufom_runtime import EXACT, HELD, UFOM, Estimator, hypergradient
 from ufom_runtime.inner import adam, momentum
-from ufom_runtime.kept import kept
+from ufom_runtime.problem import kept
 from ufom_theory import Sweep, Truncated
 
 UNROLLED = Estimator(1.0, Sweep.unrolled())

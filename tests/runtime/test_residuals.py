@@ -10,8 +10,7 @@ from tests.runtime.test_steps import failing, few_shot, hypercleaning, sines
 from ufom_runtime import EXACT, UFOM, BilevelProblem, Estimator, count_calls, hypergradient, measure_cost, peak_bytes
 from ufom_runtime.algorithms import first_state
 from ufom_runtime.compiled.residuals import split
-from ufom_runtime.kept import kept
-from ufom_runtime.problem import Tasks
+from ufom_runtime.problem import Tasks, kept
 from ufom_runtime.problems.hypercleaning import digits_hypercleaning
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_runtime.steps import Steps

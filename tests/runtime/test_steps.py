@@ -8,8 +8,7 @@ import torch
 from tests.oracles import unrolled_gradient
 from tests.runtime.conftest import F64, coupled
 from ufom_runtime import EXACT, UFOM, Estimator, count_calls, hypergradient
-from ufom_runtime.kept import kept
-from ufom_runtime.problem import Tasks
+from ufom_runtime.problem import Tasks, kept
 from ufom_runtime.problems.few_shot import digits_few_shot
 from ufom_runtime.problems.hypercleaning import digits_hypercleaning
 from ufom_runtime.steps import Steps

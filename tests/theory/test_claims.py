@@ -12,7 +12,7 @@ import sympy as sp
 from typer.testing import CliRunner
 
 from ufom_runtime.command.cli import app
-from ufom_runtime.verdicts import FILE, stored_verdicts
+from ufom_runtime.command.verdicts import FILE, stored_verdicts
 from ufom_theory import UfomError
 from ufom_theory.derivations import mutate, registry, report
 from ufom_theory.derivations.registry import Claim, bounds, load, measures, studied, vanishes, worst
@@ -108,7 +108,7 @@ def test_verdicts_in_the_package_are_the_studies_own():
     assert set(stored_verdicts()) == {c.study for c in CLAIMS.values() if c.study}
     for study, verdicts in stored_verdicts().items():
         assert verdicts == json.loads((ROOT / f"studies/results/{study}.verdicts.json").read_text(encoding="utf-8"))
-    assert FILE.parent.name == "ufom_runtime"
+    assert FILE.parents[1].name == "ufom_runtime"
 
 
 def test_layers_of_proof():

@@ -19,7 +19,7 @@ def claims_command(
 
     The exit status is 1 if one comes out other than recorded.
     """
-    from ufom_runtime.verdicts import stored_verdicts
+    from ufom_runtime.command.verdicts import stored_verdicts
     from ufom_theory.derivations.report import chosen, decide, markdown
 
     if as_markdown:

@@ -14,8 +14,7 @@ from ufom_runtime.compiled.reached import reach
 from ufom_runtime.compiled.residuals import split
 from ufom_runtime.compiled.trace import Found, Graph, build, coarsest, difference, in_small_operations, trace
 from ufom_runtime.derivatives import watch_losses
-from ufom_runtime.kept import kept
-from ufom_runtime.problem import BilevelProblem, Tasks
+from ufom_runtime.problem import BilevelProblem, Tasks, kept
 from ufom_theory import UfomError
 
 Step = Callable[..., Found]  # of the problem, θ, the tasks and other tensors; φ and α are the first two of these

@@ -35,8 +35,7 @@ from ufom_runtime.derivatives import LOOPS, count_calls, start, watch_losses
 from ufom_runtime.inspection.draws import REMEDY
 from ufom_runtime.inspection.hidden import refuse_hidden
 from ufom_runtime.inspection.points import Found, Point, noise
-from ufom_runtime.kept import kept
-from ufom_runtime.problem import BilevelProblem, Tasks, all_finite
+from ufom_runtime.problem import BilevelProblem, Tasks, all_finite, kept
 from ufom_theory import UfomError
 
 _AT_MOST = 4  # rows that are held to single ones

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ufom_runtime.coins import Coin
-from ufom_runtime.debiased import Debiased
 from ufom_runtime.estimators import Estimator, hypergradient
 from ufom_runtime.measure.clock import alternate, median, refuse_unsure
 from ufom_runtime.memory import peak_bytes
+from ufom_runtime.methods.debiased import Debiased
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_theory import CostModel, UfomError
 from ufom_theory.checks import typed

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ufom_runtime.coins import Coin
-from ufom_runtime.debiased import Proxy
 from ufom_runtime.measure.curvature import MeasuredCurvature
 from ufom_runtime.measure.moments import MeasuredMoments
+from ufom_runtime.methods.debiased import Proxy
 from ufom_theory import Truncated
 from ufom_theory.coins import best_scale, scaled_proxy, with_coins
 from ufom_theory.laws import Outer, Progress

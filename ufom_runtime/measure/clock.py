@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ufom_runtime.algorithms import first_state
-from ufom_runtime.debiased import Debiased
 from ufom_runtime.derivatives import leaf, pulled_back
 from ufom_runtime.estimators import Estimator
 from ufom_runtime.inspection.non_finite import refuse_non_finite
+from ufom_runtime.methods.debiased import Debiased
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_runtime.steps import Steps
 from ufom_theory import CostModel, Sweep, UfomError

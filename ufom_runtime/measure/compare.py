@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ufom_runtime.debiased import Debiased
 from ufom_runtime.estimators import Estimator, Method, hypergradient
 from ufom_runtime.measure.calls import corrected_tasks
 from ufom_runtime.measure.candidates import FUSS, Row, Search, Time, Times, Way
@@ -21,6 +20,7 @@ from ufom_runtime.measure.moments import tasks_or_all
 from ufom_runtime.measure.parts import Parts, alternated, measure_parts, script_gradient
 from ufom_runtime.measure.path import CannotTell, Measuring, pilot_points, usable
 from ufom_runtime.measure.verdict import along, decide, opened_at, outcomes, table_of
+from ufom_runtime.methods.debiased import Debiased
 from ufom_runtime.methods.roulette import Roulette
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check, held_identity
 from ufom_theory import Sweep, UfomError

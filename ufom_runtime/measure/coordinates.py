@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ufom_runtime.batching import in_chunks, refuse_divergence
-from ufom_runtime.debiased import Proxy
 from ufom_runtime.estimators import EXACT, proxy_length
 from ufom_runtime.measure.moments import proxy_rows, tasks_or_all
+from ufom_runtime.methods.debiased import Proxy
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_theory import Truncated
 from ufom_theory.laws import Progress

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ufom_runtime.batching import in_chunks, refuse_divergence
-from ufom_runtime.debiased import Proxy
 from ufom_runtime.estimators import EXACT, Estimator, proxy_length
 from ufom_runtime.measure.moments import Estimate, any_proxy, proxy_rows, tasks_or_all
+from ufom_runtime.methods.debiased import Proxy
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_theory import Truncated, UfomError
 from ufom_theory.checks import positive, scalar, typed

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ufom_runtime.debiased import Debiased
 from ufom_runtime.estimators import Estimator, Method, hypergradient, refuse_other
 from ufom_runtime.measure.calls import measure_calls
 from ufom_runtime.measure.clock import alternate, refuse_unsure
 from ufom_runtime.memory import peak_bytes
+from ufom_runtime.methods.debiased import Debiased
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_theory.checks import typed
 

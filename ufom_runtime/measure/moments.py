@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ufom_runtime.algorithms import first_order_vanishes
 from ufom_runtime.batching import in_chunks, refuse_divergence
-from ufom_runtime.debiased import Proxy
 from ufom_runtime.estimators import EXACT, Estimator, as_proxy, is_method, proxy_length
+from ufom_runtime.methods.debiased import Proxy
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_theory import Moments, Truncated, UfomError
 from ufom_theory.checks import typed

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ufom_runtime.coins import Coin
-from ufom_runtime.debiased import Proxy
 from ufom_runtime.estimators import HELD, Estimator, hypergradient
 from ufom_runtime.measure import clock
 from ufom_runtime.measure.calls import corrected_tasks
 from ufom_runtime.memory import peak_bytes
+from ufom_runtime.methods.debiased import Proxy
 from ufom_runtime.problem import BilevelProblem, Tasks, held_identity
 from ufom_theory import Sweep, Truncated
 from ufom_theory.planner import states_held

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ufom_runtime.debiased import Proxy
 from ufom_runtime.estimators import Method
 from ufom_runtime.measure.chances import DRAWS, Key, Path, draws
 from ufom_runtime.measure.coordinates import measure_coordinates
 from ufom_runtime.measure.curvature import MeasuredCurvature, measure_curvature
 from ufom_runtime.measure.moments import MeasuredMoments, moments_by_proxy, proxy_rows
+from ufom_runtime.methods.debiased import Proxy
 from ufom_runtime.methods.implicit import Implicit
 from ufom_runtime.problem import BilevelProblem, Task, Tasks
 from ufom_runtime.training.train import train

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from ufom_runtime.algorithms import first_state
 from ufom_runtime.coins import Coin
-from ufom_runtime.debiased import Debiased
 from ufom_runtime.estimators import UFOM, Estimator, Method
 from ufom_runtime.measure.calls import CallCost, measure_calls
 from ufom_runtime.measure.candidates import truncations
 from ufom_runtime.measure.clock import alternate, measure_cost, median
 from ufom_runtime.measure.moments import MeasuredMoments, measure_moments, moments_by_proxy, tasks_or_all
 from ufom_runtime.memory import peak_bytes
+from ufom_runtime.methods.debiased import Debiased
 from ufom_runtime.methods.implicit import Implicit
 from ufom_runtime.methods.roulette import Roulette
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check, held_identity

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ufom_runtime.coins import Draws, Parts, estimate, toss, weighed_as
-from ufom_runtime.debiased import Debiased
 from ufom_runtime.derivatives import Calls
 from ufom_runtime.estimators import Direction, Estimator, State
+from ufom_runtime.methods.debiased import Debiased
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_theory import UfomError
 from ufom_theory.checks import positive, scalar

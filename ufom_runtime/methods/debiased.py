@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 
 from ufom_runtime.batching import in_chunks
-from ufom_runtime.coins import Coin, Draws, Parts, estimate, toss, weighed_as
+from ufom_runtime.coins import Coin, Parts
 from ufom_runtime.derivatives import Calls
-from ufom_runtime.estimators import Direction, Estimator, Method, State, refuse_other
-from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
+from ufom_runtime.estimators import Coined, Estimator, Method, refuse_other
+from ufom_runtime.problem import BilevelProblem, Tasks
 from ufom_theory import CostModel, Sweep, UfomError
 
 
@@ -27,7 +27,7 @@ class Proxy(Method, Protocol):
 
 
 @dataclass(frozen=True)
-class Debiased:
+class Debiased(Coined):
     """c·F + (ξ/q)·(G − c·F), where F is given by another stateless method, such as `Implicit`; UFOM makes it.
 
     The method goes forward by itself, and the corrected tasks do so once more for the exact gradient G.
@@ -48,7 +48,6 @@ class Debiased:
     sweep: Sweep = field(default_factory=Sweep.recomputed)
     scale: float = 1.0
     coin: Coin = "task"
-    gradient: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         plain = Estimator(self.q, self.sweep, scale=self.scale, coin=self.coin)  # refuses the rest
@@ -78,29 +77,6 @@ class Debiased:
         found = self.proxy.calls(r, s), Estimator(1.0, self.sweep).calls(r, s)
         return CostModel.of(*(calls.price(c1, c2) for calls in found))
 
-    def begin(self) -> State:
-        """The empty state."""
-        return ()
-
-    def direction(
-        self,
-        problem: BilevelProblem,
-        theta: torch.Tensor,
-        tasks: Task | Tasks,
-        state: State = (),
-        draws: Draws = None,
-        *,
-        per_task: bool = False,
-        chunk: int | None = None,
-        compile: bool = False,
-    ) -> Direction:
-        """As `Method.direction`."""
-        tasks = check(problem, theta, tasks)
-        coins = toss(len(tasks), self.q, draws, self.coin)
-        parts, columns = self.parts(problem, theta, tasks, coins, chunk, compile)
-        found = estimate(parts, theta, len(tasks), weighed_as(coins, self.q, self.coin), self.scale, per_task)
-        return Direction.of(found, int(coins.sum()), columns=columns)
-
     def parts(
         self,
         problem: BilevelProblem,
@@ -110,7 +86,7 @@ class Debiased:
         chunk: int | None,
         compile: bool,
     ) -> tuple[Parts, Mapping[str, float]]:
-        """As `Estimator.parts`, with the columns of the proxy."""
+        """As `Coined.parts`, with the columns of the proxy."""
         first = theta.new_zeros(len(tasks), len(theta))
         columns: Mapping[str, float] = {}
         if self.q < 1:
