@@ -28,6 +28,7 @@ from ufom_runtime import (
 )
 from ufom_runtime.command.cli import main
 from ufom_runtime.measure import compare as module
+from ufom_runtime.measure.as_run import AsRun
 from ufom_runtime.measure.calls import corrected_tasks
 from ufom_runtime.measure.candidates import Search, Time
 from ufom_runtime.measure.parts import Parts, measure_parts, script_gradient
@@ -55,7 +56,7 @@ def fixed_costs(monkeypatch):
         return {way.method: Time(way.seconds, 0.01, "timed") for way in ways}
 
     monkeypatch.setattr(module, "measure_parts", lambda *_, **__: PARTS)
-    monkeypatch.setattr(module._Clock, "time", seconds)
+    monkeypatch.setattr(AsRun, "time", seconds)
 
 
 def rng(seed=0):
@@ -212,7 +213,7 @@ def test_on_a_single_task_the_law_about_noise_says_so(fixed_costs):
 def test_a_quicker_script_is_kept(fixed_costs, monkeypatch):
     problem = finite(noise=0.5)
     monkeypatch.setattr(
-        module._Clock,
+        AsRun,
         "time",
         lambda self, ways, _: {w.method: Time(1.0 if w.method is None else 9.0, 0.01, "timed") for w in ways},
     )

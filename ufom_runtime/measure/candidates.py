@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from ufom_theory.laws import Outer, parse_outer
 
 Array = NDArray[np.float64]
 # the best q is flat: nearer values gain below 2 %; below 0.05 single steps are too long for a law of the second order
-_QS = (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7)
+QS = (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7)
 _EXPONENTS = (0.1, 0.3, 1.0, 2.0, 4.0)  # their best survivals are those of every law, from rare to frequent corrections
 UNSURE = 0.15  # relative error of a predicted time
 FUSS = 0.02  # another coin or scale has to gain so much
@@ -125,6 +125,8 @@ class Search:
         parts: the costs.
         held: whether HELD is another proxy than FOM.
         compile: whether steps are compiled; a roulette then runs task by task, and is left out.
+        qs: the values of q that are tried; the least is also that of a roulette.
+        allowed: whether a way may be chosen, where not all may.
         times: what was timed.
     """
 
@@ -134,6 +136,8 @@ class Search:
     parts: Parts
     held: bool = False
     compile: bool = False
+    qs: tuple[float, ...] = QS
+    allowed: Callable[[Way], bool] = lambda way: True
     times: Times = field(default_factory=dict)
 
     @property
@@ -179,12 +183,14 @@ class Search:
     def exact(self) -> list[Way]:
         """The exact gradient by each sweep that fits, the quickest first; none may fit."""
         every = [self._way(Estimator(1.0, sweep), "exact") for sweep in self.sweeps(Truncated(), 1.0)]
-        return sorted(every, key=lambda way: time_of(way, self.times).seconds)
+        return sorted(filter(self.allowed, every), key=lambda way: time_of(way, self.times).seconds)
 
     def unbiased(self, path: Path, first: int = 0) -> list[Row]:
         """UFOM with each proxy, sweep and coin, at the q and the scale that are soonest from point `first` on."""
         found: dict[tuple[str, str, str], tuple[float, Row]] = {}
         for way, ratios in (*self._ufoms(path), *self._roulettes(path, first)):
+            if not self.allowed(way):
+                continue
             row = Row((way,) * len(path.steps), ratios)
             spent = float(ratios[first:, 0] @ np.asarray(path.weights[first:])) * way.seconds
             spent *= 1 + FUSS * (way.scale != 1)
@@ -198,13 +204,19 @@ class Search:
         for proxy in path.progress:
             sweeps, best = self.sweeps(proxy, 0.5), path.scale(proxy)
             scales = (1.0, best) if 0 < best != 1 else (1.0,)
-            for q in _QS:
-                for coin in coins:
+            for coin in coins:
+                for q in self._qs(coin):
                     seconds = [self.parts.expected(q, proxy, sweep, coin) for sweep in sweeps]
                     for scale in scales:
                         ratios = path.ufom(proxy, q, coin, scale)
                         for sweep, spent in zip(sweeps, seconds, strict=True):
                             yield self._ufom(proxy, q, coin, scale, sweep, spent), ratios
+
+    def _qs(self, coin: Coin) -> list[float]:
+        """Stratified coins are best where qB is whole: between two such q, A is linear in q, and so is C."""
+        b = self.batch
+        rounded = [max(1, round(q * b)) / b if q * b >= 1 else q for q in self.qs]
+        return [q for q in dict.fromkeys(rounded if coin == "stratified" else self.qs) if q < 1]
 
     def _ufom(self, proxy: Key, q: float, coin: Coin, scale: float, sweep: Sweep, seconds: float) -> Way:
         held = self.parts.bytes(q, proxy, sweep)
@@ -221,18 +233,19 @@ class Search:
         weights = np.asarray(path.weights[first:]) / sum(path.weights[first:])
         at = d2[:, first:, 0] @ weights
         fom = path.measured[Truncated()]
+        exponents = _EXPONENTS if self.outer.rate else sorted({*_EXPONENTS, self.outer.exponent})
         second = [float(np.ravel(p.variance + self.batch * p.gradient_sq)[0]) for p in fom[first:]]
         for sweep in self.sweeps(Truncated(), 0.5):
             if sweep.kind == "unrolled":
                 continue
             costs = self.parts.level_costs(levels, sweep)
             seen = set()
-            for m in _EXPONENTS:
+            for m in exponents:
                 try:
                     q = optimal_survival(at, max(float(second @ weights), float(at[0])), costs, m).q
                 except UfomError:
                     continue
-                survival = tuple(float(f"{x:.2g}") for x in np.maximum(q, _QS[0]))
+                survival = tuple(float(f"{x:.2g}") for x in np.maximum(q, self.qs[0]))
                 if survival in seen or survival[0] == survival[-1]:
                     continue  # one level is UFOM
                 seen.add(survival)
@@ -245,27 +258,41 @@ class Search:
                 )  # fmt: skip
                 yield way, path.noisier(Truncated(), excess)
 
-    def rows(self, path: Path) -> list[Row]:
-        """FOM, the exact gradient by each sweep, every UFOM, and the best switch from FOM."""
-        points = len(path.steps)
-        fom = Row((self.fom,) * points, path.fom())
-        one = np.ones_like(fom.ratios)
-        exact = [Row((way,) * points, one) for way in self.exact()]
-        simple = [*exact, *self.unbiased(path)]
+    def rows(self, path: Path | None) -> list[Row]:
+        """The script, FOM, the exact gradient by each sweep, every UFOM, and the best switch from FOM.
+
+        Without a path the last two are left out, and FOM's steps are not known.
+        """
+        points = len(path.steps) if path else 1
+        one, exact = np.ones((points, DRAWS + 1)), self.exact()
+        known = [Row((way,) * points, one) for way in (self.script, *exact)]
+        fom = Row((self.fom,) * points, path.fom() if path else one * np.nan)
+        if not path:
+            return [*known, fom]
         switched = [
             Row((*fom.by_point[:j], *row.by_point[j:]), np.vstack([fom.ratios[:j], row.ratios[j:]]))
             for j in range(1, points)
-            for row in (*exact, *self.unbiased(path, j))
+            for row in (*known[1:], *self.unbiased(path, j))
         ]
         best = min(switched, key=lambda row: row.time(path.weights, self.times)[0], default=None)
-        return [fom, *simple, *([best] if best and math.isfinite(best.steps(path.weights)[0]) else [])]
+        finite = best and math.isfinite(best.steps(path.weights)[0])
+        return [*known, fom, *self.unbiased(path), *([best] if best and finite else [])]
 
     def shortlist(self, path: Path) -> list[Key]:
         """FOM, and the other proxy that is soonest where each q has its own best step."""
-        tuned, fom = Search(parse_outer("tuned"), self.batch, self.memory, self.parts, self.held), Truncated()
+        tuned, fom = replace(self, outer=parse_outer("tuned"), times={}), Truncated()
         alone = {p: replace(path, outer=tuned.outer, progress={p: x}) for p, x in path.progress.items() if p != fom}
         found = {p: min(row.time(path.weights, {})[0] for row in tuned.unbiased(x)) for p, x in alone.items()}
         return [fom, *sorted(found, key=lambda p: float(found[p]))[:1]]
+
+
+def soonest(rows: Sequence[Row], weights: Sequence[float]) -> list[Row]:
+    """One row a method, sweep and proxy, that with the quickest coins and scale, as their parts foresee them."""
+    found: dict[tuple[str, str, str], Row] = {}
+    for row in sorted(rows, key=lambda row: row.time(weights, {})[0] * (1 + FUSS * row.ways[-1].fuss)):
+        last = row.ways[-1]
+        found.setdefault((last.name, last.sweep, last.proxy), row)
+    return list(found.values())
 
 
 def truncations(r: int) -> list[int]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ufom_runtime.estimators import Estimator, Method, hypergradient
-from ufom_runtime.measure.calls import corrected_tasks
-from ufom_runtime.measure.candidates import FUSS, Row, Search, Time, Times, Way
-from ufom_runtime.measure.chances import DRAWS, Path
+from ufom_runtime.estimators import Estimator, Method
+from ufom_runtime.measure.as_run import AsRun
+from ufom_runtime.measure.candidates import Row, Search, soonest
+from ufom_runtime.measure.chances import Path
 from ufom_runtime.measure.moments import tasks_or_all
-from ufom_runtime.measure.parts import Parts, alternated, measure_parts, script_gradient
+from ufom_runtime.measure.parts import Parts, measure_parts
 from ufom_runtime.measure.path import CannotTell, Measuring, pilot_points, usable
 from ufom_runtime.measure.verdict import along, decide, opened_at, outcomes, table_of
-from ufom_runtime.methods.debiased import Debiased
-from ufom_runtime.methods.roulette import Roulette
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check, held_identity
 from ufom_theory import Sweep, UfomError
 from ufom_theory.checks import byte_count, integer, positive, scalar, typed
@@ -31,7 +27,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Array = NDArray[np.float64]
-_OFFSETS = 4  # of the evenly spaced numbers that time a roulette
 _TIMED = 3  # rows that are timed again, besides FOM, the quickest exact gradient and the script
 
 
@@ -125,7 +120,7 @@ def compare(
             f"outer = '{chosen}' has no rate that a pilot run could follow: give sgd:γ, adam:γ or decay:s:γ₁; or θ at "
             "several points of a run, shape (k, s)"
         )
-    clock, exact = _Clock(problem, here, some, chunk, compile), search.exact()[:1]
+    clock, exact = AsRun(problem, here, some, chunk, compile), search.exact()[:1]
     path, doubt = None, ""
     try:
         if theta.ndim == 2:
@@ -159,86 +154,10 @@ def _horizon(steps: int | None, seconds: float | None, pilot: int | None, parts:
     return scalar("steps, the horizon,", steps if steps is not None else pilot or 1, integer, 1)  # type: ignore[no-any-return]
 
 
-@dataclass(frozen=True, eq=False)
-class _Clock:
-    """Times whole outer steps on one batch."""
-
-    problem: BilevelProblem
-    theta: Tensor
-    tasks: Tasks
-    chunk: int | None
-    compile: bool
-
-    def time(self, ways: Sequence[Way], seconds: float) -> Times:
-        """Each of them, the script among them, alternately; random ones as the mean over their draws."""
-        calls: list[Callable[[], object]] = []
-        mixtures = []
-        for way in ways:
-            mixture = list(self._mixture(way.method))
-            mixtures.append((len(calls), [weight for weight, _ in mixture]))
-            calls += [call for _, call in mixture]
-        rounds = alternated(calls, self.theta.device, seconds)
-        found = [rounds[:, at : at + len(weights)] @ np.array(weights) for at, weights in mixtures]
-        script = found[[way.method for way in ways].index(None)]
-        return {way.method: _summary(x, script) for way, x in zip(ways, found, strict=True)}
-
-    def _mixture(self, method: Method | None) -> Iterator[tuple[float, Callable[[], object]]]:
-        n = len(self.tasks)
-        if method is None:
-            yield 1.0, lambda: script_gradient(self.problem, self.theta, self.tasks)
-        elif isinstance(method, Roulette):
-            yield from ((1 / _OFFSETS, self._roulette(method, (i + 0.5) / _OFFSETS)) for i in range(_OFFSETS))
-        elif isinstance(method, Estimator | Debiased):
-            chances = corrected_tasks(n, method.q, method.coin)
-            some = np.flatnonzero(chances)
-            if len(some) > 3:  # by none, and by the mean number of corrected tasks where there are some
-                mean = n * method.q / (1 - chances[0])
-                low = min(math.floor(mean), n - 1)
-                share = min(mean - low, 1.0)
-                rest = 1 - chances[0]
-                some, weights = np.array([0, low, low + 1]), np.array([chances[0], rest * (1 - share), rest * share])
-            else:
-                weights = chances[some]
-            yield from ((w, self._corrected(method, int(k))) for w, k in zip(weights.tolist(), some, strict=True) if w)
-
-    def _corrected(self, method: Estimator | Debiased, corrected: int) -> Callable[[], object]:
-        n = len(self.tasks)
-        coins = torch.arange(n, device="cpu") < corrected if 0 < method.q < 1 else None
-        return lambda: hypergradient(
-            self.problem, self.theta, self.tasks, method, coins=coins, chunk=self.chunk, compile=self.compile
-        )
-
-    def _roulette(self, method: Roulette, offset: float) -> Callable[[], object]:
-        """One call with evenly spaced u: each level is reached by its mean number of tasks, over the offsets."""
-        n = len(self.tasks)
-        u, rows = (torch.arange(n, device="cpu") + offset) / n, self.theta.expand(n, -1)
-        reached = (u[:, None] < torch.tensor(method.survival, device="cpu")).sum(1)
-        return lambda: method.at(self.problem, rows, self.tasks, reached)
-
-
-def _summary(rounds: Array, script: Array) -> Time:
-    """The median; its error is that of the log-ratio to the script in the same round, by the median deviation."""
-    ratios = np.log(rounds / script)
-    error = 1.858 * np.median(abs(ratios - np.median(ratios))) / math.sqrt(len(rounds))  # of a normal's median
-    return Time(float(np.median(rounds)), float(error), "timed")
-
-
-def _timed(search: Search, path: Path | None, clock: _Clock, seconds: float) -> list[Row]:
-    """All rows, the script first, with the soonest of them timed again."""
-    points, soonest = len(path.steps) if path else 1, list[Row]()
-    script, exact = Row((search.script,) * points, np.ones((points, DRAWS + 1))), search.exact()
-    if path is None:
-        unknown = np.full_like(script.ratios, np.nan)
-        rows = [Row((search.fom,), unknown), *(Row((way,), script.ratios) for way in exact)]
-    else:
-        rows = search.rows(path)
-        by_time = sorted(rows, key=lambda row: row.time(path.weights, {})[0] * (1 + FUSS * row.ways[-1].fuss))
-        for row in by_time:  # of coins that differ little one is enough
-            last = row.ways[-1]
-            if all(
-                (last.name, last.sweep, last.proxy) != (x.name, x.sweep, x.proxy) for y in soonest for x in y.ways[-1:]
-            ):
-                soonest.append(row)
-    chosen = {search.script, search.fom, *exact[:1], *(way for row in soonest[:_TIMED] for way in row.ways)}
-    search.times.update(clock.time(sorted(chosen, key=repr), seconds))
-    return [script, *rows]
+def _timed(search: Search, path: Path | None, clock: AsRun, seconds: float) -> list[Row]:
+    """All rows, with the soonest of them timed again."""
+    rows = search.rows(path)
+    first = soonest(rows[1:], path.weights)[:_TIMED] if path else []  # the script is timed in any case
+    ways = {search.script, search.fom, *search.exact()[:1], *(way for row in first for way in row.ways)}
+    search.times.update(clock.time(sorted(ways, key=repr), seconds))
+    return rows

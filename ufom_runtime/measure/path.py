@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -110,18 +109,12 @@ class Measuring:
             CannotTell: ‖∇M‖² is not above its noise, curvatures that do not settle, or no expected progress at this
                 step.
         """
-        options: dict[str, Any] = {"chunk": self.chunk, "compile": self.compile}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="the Neumann series")
-            found = [moments_by_proxy(self.problem, theta, self.tasks, proxies, **options) for theta in thetas]
+            found = [self._moments(theta, proxies) for theta in thetas]
             for moments, step in zip(found, steps, strict=True):
                 _refuse_noise(moments[proxies[0]], step)
-            measured: dict[Key, list[Progress]] = {p: [draws(m[p], None) for m in found] for p in proxies}
-            first = [m[proxies[0]] for m in found]
-            path = Path(
-                self.outer, self.batch, horizon, steps, weights_of(steps, horizon), measured, measured,
-                first=first[0], noiseless=all(m.noiseless for m in first), vanishes=first[0].vanishes,
-            )  # fmt: skip
+            path = self._plain(found, steps, horizon)
             if takes_fixed_steps(self.outer):
                 path = replace(path, progress=self._curved(thetas, steps, found, shortlist(path)))
             elif self.outer.kind == "adam":
@@ -133,6 +126,21 @@ class Measuring:
                 f"from step {stuck} on: take smaller outer steps, or a larger batch"
             )
         return path
+
+    def at(self, theta: Tensor, proxies: Sequence[Key]) -> Path:
+        """The same at one θ by moments alone, which an exponent m asks for: ‖∇M‖² may lie within its noise."""
+        return self._plain([self._moments(theta, proxies)], (0,), 1)
+
+    def _moments(self, theta: Tensor, proxies: Sequence[Key]) -> dict[Key, MeasuredMoments]:
+        return moments_by_proxy(self.problem, theta, self.tasks, proxies, chunk=self.chunk, compile=self.compile)
+
+    def _plain(self, found: Sequence[Mapping[Key, MeasuredMoments]], steps: tuple[int, ...], horizon: int) -> Path:
+        measured: dict[Key, list[Progress]] = {p: [draws(m[p], None) for m in found] for p in found[0]}
+        first = [next(iter(m.values())) for m in found]
+        return Path(
+            self.outer, self.batch, horizon, steps, weights_of(steps, horizon), measured, measured, first=first[0],
+            noiseless=all(m.noiseless for m in first), vanishes=first[0].vanishes,
+        )  # fmt: skip
 
     def _curved(
         self, thetas: Tensor, steps: Sequence[int], found: Sequence[Mapping[Key, MeasuredMoments]], kept: Sequence[Key]
