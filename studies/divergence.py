@@ -51,7 +51,7 @@ class Config:
         r: inner steps.
         low: the least θ_0.
         high: the largest θ_0.
-        cells: the starts are run in so many cells.
+        cells: the number of cells that the starts are split over.
     """
 
     starts: int

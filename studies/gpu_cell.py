@@ -1,4 +1,4 @@
-"""What the study of a GPU times: one group of methods on one workload, in a process of its own.
+"""What the study of a GPU times: one group of methods on one workload, in its own process.
 
 W1 is few-shot learning by MAML: 20 ways, one image each, the net of 64 filters, r = 10, a batch of 32 tasks. W2 is data
 hypercleaning at the paper's size: 5,000 weighted images, 5,000 for validation, r = 100, one task.
@@ -56,7 +56,7 @@ class Config:
         lengths: r of W1 and of W2.
         groups: of methods, in the order in which they are measured.
         rounds: turns of all methods of a group;
-        patience: but, after the first 3, no more once they took so many seconds.
+        patience: but, after the first 3, no more once they took this many seconds.
         minutes: after which no further group is begun.
     """
 

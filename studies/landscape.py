@@ -51,7 +51,7 @@ class Config:
 
     Attributes:
         settings: the problems, each with its r.
-        patience: a method is timed at least twice, and again while so many seconds are not spent.
+        patience: a method is timed at least twice, and again until this many seconds are spent.
     """
 
     settings: tuple[Setting, ...]
@@ -113,7 +113,7 @@ def measure(config: Config, store: Store, progress: Progress = silent) -> pd.Dat
     """One row for each problem, r and method, and for each memory of the debiased family; missing data have one, too.
 
     Columns: part ("method" or "family"), name, r, s, tasks, method, kind; for methods: bias_sq, second, variance, own
-    (relative, see above; *_sem their standard errors, over so many draws), calls, gradients, products (counted),
+    (relative, see above; *_sem their standard errors, over `draws`), calls, gradients, products (counted),
     declared (calls), states, bytes (peak), seconds and seconds_sem (one thread), difference (of the method's own sweep
     from stored states on the first task, relative), time, error, law (measured time); refused, why there are none;
     note, what it warned of. For the family: memory, proxy, sweep, q, gain_paper and gain_exact; skipped, why a problem

@@ -34,7 +34,7 @@ class Setting:
         problem: one of `MAKERS`.
         r: inner steps.
         arguments: of its maker.
-        tasks: drawn once, they are Ω; 0 where the problem has a finite Ω of its own.
+        tasks: drawn once, they are Ω; 0 where the problem itself has a finite Ω.
         limit: a method that takes more calls a task is left out.
         draws: of evolution strategies, each on every task.
         sigma: their σ.

@@ -26,7 +26,7 @@ class Config:
         lengths: its inner steps.
         long: two more lengths, at which the memory of equally many checkpoints is compared.
         rounds: alternations of the floor and a method;
-        patience: but, after the first 5, no more once they took so many seconds.
+        patience: but, after the first 5, no more once they took this many seconds.
         outer_steps: over which the growth of live memory is watched.
         threads: cores a measurement may use.
         limit: seconds after which a measurement is given up.

@@ -38,7 +38,7 @@ BATCHES = {0: 0.4, 1: 0.4, 2: 0.2}  # ones among 8 coins, and how often: their m
 
 
 def _over_predicted(rounds: int, pair: Callable[[], tuple[float, float]]) -> dict[str, Any]:
-    """Measured over predicted seconds in so many rounds; if a time stays unsure there is no ratio, but the reason."""
+    """Measured over predicted seconds over all rounds; if a time stays unsure, the reason instead of a ratio."""
     try:
         measured, predicted = np.array([pair() for _ in range(rounds)]).T
     except UnsureTime as busy:

@@ -115,7 +115,7 @@ def total_loss(problem: BilevelProblem, name: str, theta: Tensor, phi: Tensor, t
 
 
 def derivative(name: str, of: Tensor, inputs: tuple[Tensor, ...], **options: Any) -> tuple[Tensor | None, ...]:
-    """`grad`, None where there is no dependence; an operation without a derivative is named."""
+    """`grad`, None where `of` does not depend on an input; an operation without a derivative is named."""
     try:
         return grad(of, inputs, allow_unused=True, **options)
     except torch.OutOfMemoryError:
@@ -264,7 +264,7 @@ def next_state(
 ) -> tuple[Tensor, Tensor]:
     """x_{j+1} and ∂L_in/∂φ at x_j, which requires grad; with their graphs if asked.
 
-    `tasks` are what this step sees, `alpha` is its step size where there is no inner update; j counts from 0.
+    `tasks` are what this step sees, `alpha` is its step size without an inner update; j counts from 0.
     """
     if layout is None:
         g = graph_of_inner_gradient(problem, theta, x, tasks, graph)

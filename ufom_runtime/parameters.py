@@ -83,8 +83,8 @@ class FlatModule:
         """The module's output on these inputs with its adapted parameters taken from `vector`, shape (p,).
 
         Raises:
-            UfomError: a vector of another shape, or a module that is no longer a function of its parameters: it was
-                changed, or changes a buffer when it is called (spectral norm in training mode).
+            UfomError: a vector of another shape, or a module that has stopped being a function of its parameters: it
+                was changed, or changes a buffer when it is called (spectral norm in training mode).
         """
         pieces = {id(p): piece for p, piece in zip(self._parameters, self._split(vector), strict=True)}
         with _SWAPPED:

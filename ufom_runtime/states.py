@@ -38,7 +38,7 @@ class Layout:
                 named = f"{part.dtype}" if isinstance(part, Tensor) else f"a {type(part).__name__}"
                 raise UfomError(
                     f"the inner update's state holds {named}: give a tensor, or a tuple of tensors, of φ's dtype "
-                    f"({phi.dtype}); () is no state"
+                    f"({phi.dtype}); give () for none"
                 )
         return cls(len(phi), tuple(part.shape for part in parts), form)
 

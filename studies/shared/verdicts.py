@@ -15,7 +15,7 @@ from ufom_theory.checks import scalar
 
 Agreement = Literal["yes", "no", "inconclusive"]
 TOLERATED = 1.05  # the predicted q may be this much slower than the best of the grid
-WIDEST = 2 * math.log(TOLERATED)  # an interval of the log-time that is no wider is judged by its centre
+WIDEST = 2 * math.log(TOLERATED)  # a log-time's interval of at most this width is judged by its centre
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Verdict:
         `subject` says what is compared; an error names it.
 
         "yes" where the whole interval keeps the bound, "no" where it breaks it as a whole; else "inconclusive", unless
-        the interval is no wider than `widest`, in the unit of the differences: then its centre decides. What is narrow
+        the interval is at most `widest` wide, in the unit of the differences: then its centre decides. What is narrow
         depends on what is judged: 0.02 is much for an accuracy in [0, 1] and little for one in %, so it is given by the
         caller, who says which difference would not matter; by default no interval is narrow enough. With "=", the bound
         is kept within ± `margin`. Differences that are not all finite (a run given up) are "inconclusive" too.

@@ -150,7 +150,7 @@ def _call(
             "the tasks or a gradient for each"
         )
     if not all_finite(g):
-        raise UfomError("fn returned NaN or ±inf: there is no gradient to judge; does its inner loop diverge?")
+        raise UfomError("fn returned NaN or ±inf, which cannot be judged; does its inner loop diverge?")
     return g.detach().to(theta.device, torch.float64)
 
 

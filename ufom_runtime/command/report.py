@@ -14,7 +14,7 @@ from ufom_runtime.algorithms import first_state
 from ufom_runtime.derivatives import start
 from ufom_runtime.measure.clock import measure_cost
 from ufom_runtime.measure.constants import compare_bounds
-from ufom_runtime.measure.moments import moments_by_proxy
+from ufom_runtime.measure.moments import MeasuredMoments, moments_by_proxy
 from ufom_runtime.problem import BilevelProblem, Tasks
 from ufom_runtime.training.processes import Processes
 from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, counted_candidates, optimal_q, plan
@@ -33,7 +33,7 @@ SWEEPS = (
 _LENGTHS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 VANISHES = (
     "The first-order gradient is identically zero: neither the start nor the outer loss contains θ. Then D² = V², "
-    "condition (20) fails for every m ≥ 1 and q* = 1: UFOM on FOM is no better than the exact gradient. Use a proxy "
+    "condition (20) fails for every m ≥ 1 and q* = 1: UFOM on FOM cannot beat the exact gradient. Use a proxy "
     "that keeps the last K > 0 backward steps (and K states), or spend the memory on checkpoints: the last table "
     "compares them."
 )
@@ -119,18 +119,7 @@ def measure(
         "outer": outer,
         "batch": batch,
         "state_bytes": state.shape[1] * state.element_size(),
-        "d2": first_order.d2,
-        "d2_sem": first_order.d2_sem,
-        "v2": first_order.v2,
-        "v2_sem": first_order.v2_sem,
-        "cov_d2_v2": float(first_order.covariance("d2", "v2")[0, 1]),
-        "mean_gradient_sq": first_order.mean_gradient_sq,
-        "mean_cross": first_order.mean_cross,
-        "mean_proxy_sq": first_order.mean_proxy_sq,
-        "proxy_sq": first_order.proxy_sq,
-        "bias_sq": first_order.bias_sq,
-        "bias_sq_sem": first_order.bias_sq_sem,
-        "cosine": None if first_order.cosine != first_order.cosine else first_order.cosine,
+        **_numbers(first_order),
         "c1": cost.c1,
         "c1_sem": cost.c1_sem,
         "c2": cost.c2,
@@ -141,6 +130,24 @@ def measure(
         "by_memory": by_memory,
         "bounds": _bounds(problem, thetas, tasks, chunk, compile) if bounds else None,
         "why": _why(by_memory, first_order.vanishes),
+    }
+
+
+def _numbers(x: MeasuredMoments) -> dict[str, Any]:
+    """The measured moments of the first-order gradient."""
+    return {
+        "d2": x.d2,
+        "d2_sem": x.d2_sem,
+        "v2": x.v2,
+        "v2_sem": x.v2_sem,
+        "cov_d2_v2": float(x.covariance("d2", "v2")[0, 1]),
+        "mean_gradient_sq": x.mean_gradient_sq,
+        "mean_cross": x.mean_cross,
+        "mean_proxy_sq": x.mean_proxy_sq,
+        "proxy_sq": x.proxy_sq,
+        "bias_sq": x.bias_sq,
+        "bias_sq_sem": x.bias_sq_sem,
+        "cosine": None if x.cosine != x.cosine else x.cosine,
     }
 
 

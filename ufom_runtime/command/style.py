@@ -3,8 +3,8 @@
 Colours are Okabe and Ito's, told apart by the colour-blind; they say what the mean is against ∇M: black is exact, the
 blues are unbiased by a coin, orange is the released code's rule, red is biased, green follows another objective.
 Within a colour, marks and dashes differ, so that a figure printed in grey can be read. V² looks as the exact gradient
-whose moment it is, D² as FOM. Grey is for lines of reference, and what is no estimator (a task, a step size, a reading
-of the theory) has a shade of purple.
+whose moment it is, D² as FOM. Grey is for lines of reference, and what is not an estimator (a task, a step size, a
+reading of the theory) has a shade of purple.
 """
 
 from typing import Any

@@ -89,7 +89,7 @@ def save_time_curve(prediction: Prediction, path: Path) -> None:
     if path.suffix[1:] not in known:
         raise UfomError(f"--plot {path}: unknown ending {path.suffix!r}; use one of {', '.join(sorted(known))}")
     if not path.parent.is_dir():
-        raise UfomError(f"--plot {path}: there is no folder {path.parent}; make it first")
+        raise UfomError(f"--plot {path}: the folder {path.parent} does not exist; make it first")
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:

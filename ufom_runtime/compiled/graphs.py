@@ -71,8 +71,8 @@ class Graphs:
     def first(self, step: Step, tasks: Tasks, phi: Tensor, alpha: Tensor) -> tuple[Tensor, list[Tensor]] | None:
         """The first half of a step of φ, α and b2 that is cut in two: the next φ, and the residuals.
 
-        None where the state is to be kept: the residuals take more bytes than it (unless the sweep is unrolled), there
-        is no second derivative, or, with a warning, they cannot be made.
+        None where the state is to be kept: the residuals take more bytes than it (unless the sweep is unrolled), the
+        second derivative is zero, or, with a warning, they cannot be made.
         """
         if step not in self._ready:
             generator = torch.Generator().manual_seed(0)

@@ -24,8 +24,8 @@ def refuse_draws(allowed: object = None) -> Iterator[None]:
     if moved and allowed is not torch.default_generator:
         raise UfomError(
             "torch's generator moved while a hypergradient was computed, so a loss, the start or the inner update "
-            f"draws from it and is not a function of (θ, φ, T): {REMEDY}; a thread that draws beside this one needs a "
-            "generator of its own"
+            f"draws from it and is not a function of (θ, φ, T): {REMEDY}; give a thread that draws beside this one "
+            "another generator"
         )
 
 

@@ -38,7 +38,7 @@ class CallCost:
     bytes: int
 
     def at(self, corrected: int) -> float:
-        """Seconds where so many tasks are corrected: affine between 1 and n."""
+        """Seconds where this many tasks are corrected: affine between 1 and n."""
         if corrected in self.seconds:
             return self.seconds[corrected]
         one, every = self.seconds[1], self.seconds[self.tasks]

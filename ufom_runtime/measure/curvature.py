@@ -102,25 +102,10 @@ def measure_curvature(
     if n < 2 and not exact_sums:
         raise UfomError("one task gives no covariance: draw at least 2")
 
-    def gradients(thetas: Tensor, index: Tensor, lengths: tuple[int, ...]) -> list[Tensor]:
-        pairs = torch.stack(
-            [torch.arange(len(index), device="cpu") if len(thetas) > 1 else torch.zeros_like(index), index]
-        )
-        found = [f for _, f in in_chunks(problem, thetas, tasks, pairs, lengths, EXACT.sweep, chunk, compile=compile)]
-        return [refuse_divergence(torch.cat(x)).double() for x in zip(*found, strict=True)]
-
-    def forms(x: Tensor, index: Tensor, h: float) -> tuple[Array, Tensor]:
-        """xᵀH_jx and H_jx of each row x with the task j at `index`, by differences of length h, or with a rate h·x."""
-        length = x.norm(dim=1, keepdim=True)
-        share = torch.where(length > 0, h / length, 0.0) if rate is None else torch.full_like(length, h)
-        shifts = (share * x).to(theta.dtype)
-        ahead, behind = (gradients(theta + s, index, (problem.r,))[0] for s in (shifts, -shifts))
-        product = torch.where(length > 0, (ahead - behind) / (2 * share), 0.0)
-        return (x * product).sum(1).cpu().numpy(), product
-
+    at = _Differences(problem, theta, tasks, rate, chunk, compile)
     every = torch.arange(n, device="cpu")
     lengths = {proxy_length(problem, proxy)} if isinstance(proxy, Truncated) else set()
-    found = gradients(theta[None], every, tuple(sorted(lengths | {problem.r})))
+    found = at.gradients(theta[None], every, tuple(sorted(lengths | {problem.r})))
     exact = found[-1]
     if isinstance(proxy, Truncated):
         first = found[0]
@@ -136,7 +121,7 @@ def measure_curvature(
     size = float(tried.norm(dim=1).sum() * exact.norm(dim=1).max())
 
     def few(h: float) -> Array:
-        return forms(tried, torch.arange(len(tried), device="cpu") % n, h)[0]
+        return at.forms(tried, torch.arange(len(tried), device="cpu") % n, h)[0]
 
     if rate is None:
         step, error = _choose(few, theta, size)
@@ -145,14 +130,14 @@ def measure_curvature(
     results: dict[str, Estimate] = {}
     for name, x in spreads.items():
         if exact_sums:
-            values = forms(x.repeat_interleave(n, 0), every.repeat(n), step)[0].reshape(n, n).mean(1)
+            values = at.forms(x.repeat_interleave(n, 0), every.repeat(n), step)[0].reshape(n, n).mean(1)
         else:
-            values = forms(x, (every + 1) % n, step)[0]
+            values = at.forms(x, (every + 1) % n, step)[0]
         results[name] = _quotient(Estimate.mean(values), Estimate.mean((x * x).sum(1).cpu().numpy()))
     for (name, mean), each, spread in zip(
         means.items(), (exact, first), ("curvature_noise", "curvature_proxy_noise"), strict=True
     ):
-        values, products = forms(mean.expand(n, -1), every, step)
+        values, products = at.forms(mean.expand(n, -1), every, step)
         pull = ((each - mean) @ products.mean(0)).cpu().numpy()
         excess = 0.0 if exact_sums else results[spread].value * float((each - mean).square().sum()) / (n - 1) / n
         form = Estimate(float(values.mean()) - excess, values + 2 * pull)
@@ -160,6 +145,35 @@ def measure_curvature(
     sems = {name: 0.0 if exact_sums else results[name].sem for name in sorted(results)}
     length = step if rate is None else rate * float(exact.norm(dim=1).mean())
     return MeasuredCurvature(**{k: v.value for k, v in results.items()}, sems=sems, step=length, error=error)
+
+
+@dataclass(frozen=True)
+class _Differences:
+    """Gradients near one θ, and the quadratic forms by their differences; with a rate the differences are ±γ·x."""
+
+    problem: BilevelProblem
+    theta: Tensor
+    tasks: Tasks
+    rate: float | None
+    chunk: int | None
+    compile: bool
+
+    def gradients(self, thetas: Tensor, index: Tensor, lengths: tuple[int, ...]) -> list[Tensor]:
+        """For each length, a gradient of each task at `index`: at its own row of `thetas`, or all at the only one."""
+        rows = torch.arange(len(index), device="cpu") if len(thetas) > 1 else torch.zeros_like(index)
+        pairs, sweep = torch.stack([rows, index]), EXACT.sweep
+        pieces = in_chunks(self.problem, thetas, self.tasks, pairs, lengths, sweep, self.chunk, compile=self.compile)
+        return [refuse_divergence(torch.cat(x)).double() for x in zip(*(found for _, found in pieces), strict=True)]
+
+    def forms(self, x: Tensor, index: Tensor, h: float) -> tuple[Array, Tensor]:
+        """xᵀH_jx and H_jx of each row x with the task j at `index`, by differences of length h, or with a rate h·x."""
+        length = x.norm(dim=1, keepdim=True)
+        share = torch.where(length > 0, h / length, 0.0) if self.rate is None else torch.full_like(length, h)
+        shifts = (share * x).to(self.theta.dtype)
+        r = (self.problem.r,)
+        ahead, behind = (self.gradients(self.theta + s, index, r)[0] for s in (shifts, -shifts))
+        product = torch.where(length > 0, (ahead - behind) / (2 * share), 0.0)
+        return (x * product).sum(1).cpu().numpy(), product
 
 
 def _change(values: Array, others: Array) -> float:

@@ -66,7 +66,7 @@ def forecast(
 def _averaged(
     problem: BilevelProblem, theta: Tensor, tasks: Task | Tasks, method: Method, chunk: int | None, compile: bool
 ) -> Forecast:
-    """The mean over a method's draws, each with a seed of its own."""
+    """The mean over a method's draws, each with its own seed."""
     refuse_other(method)
     tasks, seeds = check(problem, theta, tasks), count()
 

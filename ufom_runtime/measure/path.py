@@ -36,7 +36,7 @@ class CannotTell(Exception):
 def pilot_points(
     problem: BilevelProblem, theta: Tensor, method: Method, outer: Outer, batch: int, steps: int, seed: int
 ) -> tuple[Tensor, tuple[int, ...]]:
-    """θ at the start, the middle and the end of a run of so many steps, and those steps; θ alone where steps < 2."""
+    """θ at the start, the middle and the end of a run of `steps`, and those steps; θ alone where steps < 2."""
     if steps < 2:
         return theta[None], (0,)
     found, every = [theta], steps // (_POINTS - 1)

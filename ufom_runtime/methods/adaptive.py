@@ -38,10 +38,10 @@ class AdaptiveState(NamedTuple):
 class AdaptiveUFOM:
     """UFOM whose q is chosen on the way from smoothed estimates of earlier steps; for `train`, which keeps its state.
 
-    Each task has a coin of its own, as with UFOM.
+    Each task has its own coin, as with UFOM.
 
     law="paper": q = max(q*, q_min), q* by (21) from (22)–(24). A batch makes one update, with the means over its tasks
-    whose ξ = 1, and none where there is no such task. Before the first update (22) is 0/0: the run starts at q_min. D²
+    whose ξ = 1, and none where every ξ is 0. Before the first update (22) is 0/0: the run starts at q_min. D²
     and V² are those of one task: for a batch of B the best q is below the one that this rule seeks, since its V² is
     V² + (B − 1)·‖∇M‖².
 

@@ -77,7 +77,7 @@ class RowMethod(ABC):
         """As `estimators.Method.direction`: the estimates of `rows`, and the columns' means.
 
         Methods that draw do so chunk by chunk; None runs all tasks together. Where processes share the chunks, each
-        draws from a stream of its own.
+        draws from its own stream.
         """
         tasks = check(problem, theta, tasks)
         if isinstance(draws, Tensor):

@@ -32,7 +32,7 @@ class PlainSteps(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step; there is no closure."""
+        """One step; a closure is not called."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.copy_(parameter - group["lr"] * parameter.grad)

@@ -109,8 +109,8 @@ def train(
     Raises:
         Stopped: Ctrl-C; a `KeyboardInterrupt` whose `run` has what was done. A checkpoint is saved before.
         UfomError: an argument outside its range, an optimizer that cannot take these steps, an inner loop that
-            diverged, θ that is no longer finite, a start that changes, a checkpoint that is damaged or of another run,
-            processes that were given different arguments.
+            diverged, θ that becomes NaN or infinite, a start that changes, a checkpoint that is damaged or of another
+            run, processes that were given different arguments.
         ProcessLost: a process died; the first saves a checkpoint before it raises this.
         ModuleNotFoundError: a checkpoint is asked for, and safetensors is not installed.
     """

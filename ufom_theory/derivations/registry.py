@@ -65,7 +65,7 @@ class Claim:
         form: the form that holds; the printed one where that does.
         status: recorded outcome for the printed form, or for `form` where there is none.
         holds: recorded outcome for `form`.
-        decide_form: decides a form, given entry by entry; given the verdicts of `study` alone where there is no form.
+        decide_form: decides a form, given entry by entry; given the verdicts of `study` alone where the claim has none.
         study: name of the study whose stored verdicts decide.
         module: the derivation file.
     """
