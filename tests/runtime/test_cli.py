@@ -139,7 +139,7 @@ def test_q_from_constants(capsys, monkeypatch):
         ("measure quadratic --m -1", "> 0"),
         ("measure quadratic --device nothing --m 2", "device"),
         ("measure quadratic --device meta --m 2", "device"),
-        ("measure quadratic --seed 9999999999999999999 --m 2", "2⁶³"),
+        ("measure quadratic --seed 4294967296 --m 2", "below 2^32"),
         ("measure quadratic --chunk 0 --m 2", "at least 1"),
         ("measure json:loads --device cpu --m 2", "for built-in problems"),
         ("measure json:loads --m 2", "cannot be made"),

@@ -31,6 +31,14 @@ def test_seeds_beyond_32_bits_and_neighbours_in_any_argument_are_other_streams()
     assert len({tuple(row.tolist()) for row in draws}) == len(points)
 
 
+def test_a_seed_that_torch_would_wrap_is_refused():
+    assert torch.equal(
+        torch.rand(3, generator=seeds.seeded(7)), torch.rand(3, generator=torch.Generator().manual_seed(7))
+    )
+    with pytest.raises(UfomError, match=r"must be below 2\^32: torch's CPU generator would take 1 for it"):
+        seeds.seeded(2**32 + 1)
+
+
 def test_no_two_of_many_steps_coincide():
     """What `manual_seed` cannot give: 2·60,000 streams of 32 bits would coincide about twice."""
     raw = [np.random.Philox(key=seeds._KEY, counter=(7 << 192) | (k << 128) | (t << 64)).random_raw(4).tobytes()

@@ -9,6 +9,7 @@ import typer
 
 from ufom_runtime.command.options import HtmlOption, ThetaOption, read_theta, refuse_folder
 from ufom_runtime.command.plain import json_text
+from ufom_runtime.training.seeds import seeded
 from ufom_theory.laws import parse_outer
 
 _SHOWN = 10  # rows, besides the script, FOM and the exact gradients
@@ -36,7 +37,6 @@ def compare_command(
 
     Sooner than your script, which is taken to be autograd through the unrolled loop, task after task.
     """
-    import torch
 
     from ufom_runtime.measure.compare import compare
     from ufom_runtime.problems import load_problem
@@ -48,7 +48,7 @@ def compare_command(
     at = read_theta(theta, loaded)
     drawn = None
     if loaded.tasks is None:
-        drawn = loaded.sample(tasks, torch.Generator().manual_seed(seed))
+        drawn = loaded.sample(tasks, seeded(seed))
     found = compare(
         loaded, at, drawn, outer, batch, memory, steps=steps, seconds=seconds, pilot=pilot, budget=budget, seed=seed,
         chunk=chunk, compile=compiled,

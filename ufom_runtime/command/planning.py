@@ -8,6 +8,7 @@ import typer
 
 from ufom_runtime.command.options import ExponentOption, OuterOption
 from ufom_runtime.command.plain import json_text
+from ufom_runtime.training.seeds import seeded
 from ufom_theory import Moments, Truncated, UfomError, counted_candidates, plan
 from ufom_theory.checks import byte_count
 
@@ -75,7 +76,6 @@ def _counted(
 def _measured(
     name: str, memory: str, m: float | None, outer: str | None, batch: int, tasks: int, seed: int
 ) -> list[dict[str, Any]]:
-    import torch
 
     from ufom_runtime.measure.planning import plan_estimators
     from ufom_runtime.problems import load_problem
@@ -85,7 +85,7 @@ def _measured(
     if problem.initial is None:
         raise UfomError("the problem names no θ: give BilevelProblem(initial=...)")
     theta = problem.initial if problem.initial.ndim == 1 else problem.initial[0]
-    drawn = None if problem.tasks is not None else problem.sample(tasks, torch.Generator().manual_seed(seed))
+    drawn = None if problem.tasks is not None else problem.sample(tasks, seeded(seed))
     found = plan_estimators(problem, theta, drawn, memory, m=m, outer=outer, batch=batch)
     return [
         {"label": x.label, "q": x.q, "ms": 1e3 * x.seconds, "bytes": x.bytes, "slower": x.slower, "why": x.why}

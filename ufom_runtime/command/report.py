@@ -17,6 +17,7 @@ from ufom_runtime.measure.constants import compare_bounds
 from ufom_runtime.measure.moments import MeasuredMoments, moments_by_proxy
 from ufom_runtime.problem import BilevelProblem, Tasks
 from ufom_runtime.training.processes import Processes
+from ufom_runtime.training.seeds import seeded
 from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, counted_candidates, optimal_q, plan
 from ufom_theory.checks import integer, scalar
 from ufom_theory.laws import exponent_of
@@ -57,7 +58,7 @@ def measure(
     Args:
         problem: with `initial`, shape (s,) or (k, s).
         n_tasks: tasks to draw, where the problem has no finite Ω.
-        seed: of the tasks, in [0, 2⁶³).
+        seed: of the tasks, in [0, 2³²).
         m: exponent of the time to precision; give exactly one of m and outer.
         outer: how the outer steps are taken, as in `optimal_q`.
         bounds: also estimate the constants of Assumption 1, at up to 4 θ and 4 tasks, and compare the bounds.
@@ -79,12 +80,10 @@ def measure(
     """
     if problem.initial is None:
         raise UfomError("the problem names no θ to measure at: give BilevelProblem(initial=...), shape (s,) or (k, s)")
-    if not 0 <= seed < 2**63:
-        raise UfomError(f"seed = {seed} must lie in [0, 2⁶³)")
     chosen, law = exponent_of(m, outer)
     m = float(scalar("m", chosen))
     thetas = problem.initial if problem.initial.ndim == 2 else problem.initial[None]
-    given = problem.tasks if problem.tasks is not None else problem.sample(n_tasks, torch.Generator().manual_seed(seed))
+    given = problem.tasks if problem.tasks is not None else problem.sample(n_tasks, seeded(seed))
     tasks = Tasks.of(given)
     proxies = [Truncated(k) for k in _LENGTHS if k < problem.r]
     if processes is not None:

@@ -21,7 +21,7 @@ from ufom_runtime.estimators import EXACT
 from ufom_runtime.inspection.non_finite import refuse_non_finite
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check, refuse_update
 from ufom_runtime.steps import Steps
-from ufom_runtime.training.seeds import check_seed
+from ufom_runtime.training.seeds import seeded
 from ufom_theory import AssumptionConstants, bias_bound, gradient_bound, smoothness_bound
 from ufom_theory.checks import instance, integer, typed
 
@@ -70,7 +70,7 @@ def estimate_constants(
         UfomError: wrong shapes or devices, a loss that ignores φ, an inner loop that diverged.
     """
     theta, rows, index = _pairs(problem, thetas, tasks)
-    generator, size = torch.Generator().manual_seed(check_seed(seed)), len(theta) if chunk is None else chunk
+    generator, size = seeded(seed), len(theta) if chunk is None else chunk
     found = [
         _visit(problem, theta[piece.to(theta.device)], rows.take(piece), generator, compile)
         for piece in torch.split(index[0], integer("chunk, the pairs run together,", size, 1))

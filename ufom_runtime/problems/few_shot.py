@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from ufom_runtime.parameters import FlatModule
 from ufom_runtime.problem import BilevelProblem, Task
 from ufom_runtime.problems.data import CIFAR100_CLASSES, OMNIGLOT_TRAIN, cifar100, digits, omniglot
+from ufom_runtime.training.seeds import seeded
 from ufom_theory import UfomError
 
 
@@ -55,7 +56,7 @@ def conv_net(ways: int, filters: int = 64, side: int = 28, seed: int = 0, channe
         ]
         side = (side + 1) // 2
     net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(filters * side * side, ways, **kind))
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     for module in net:
         if isinstance(module, nn.Conv2d | nn.Linear):  # torch's own rule, from a generator of our own
             bound = module.weight[0].numel() ** -0.5

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from ufom_runtime.problem import BilevelProblem, Task
 from ufom_runtime.problems.data import digits, mnist
+from ufom_runtime.training.seeds import seeded
 from ufom_theory import UfomError
 
 
@@ -85,7 +86,7 @@ def _hypercleaning(
             f"n_train = {n_train}, n_validation = {n_validation}, hidden = {hidden}, r = {r}: each at least 1, and "
             f"the images no more than the {len(images)} there are"
         )
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     order = torch.randperm(len(images), generator=generator, device="cpu")
     train, validation = order[:n_train], order[n_train : n_train + n_validation]
     rest = order[n_train + n_validation :]

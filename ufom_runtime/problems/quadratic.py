@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from ufom_runtime.problem import BilevelProblem, Task
+from ufom_runtime.training.seeds import seeded
 from ufom_theory import Moments, UfomError
 from ufom_theory.checks import integer, positive
 
@@ -65,7 +66,7 @@ def quadratic(
     dim, r, noise = integer("dim", dim, 1), integer("r", r, 1), float(positive("noise", noise))
     if not 0 < alpha < 1:
         raise UfomError(f"alpha = {alpha}: give 0 < α < 1, or the inner loop diverges on the eigenvalue 2")
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     basis, _ = torch.linalg.qr(torch.randn(dim, dim, dtype=torch.float64, generator=generator, device="cpu"))
     hessian = (basis * torch.linspace(0.2, 2.0, dim, dtype=torch.float64, device="cpu")) @ basis.T
     hessian = hessian.to(device)

@@ -15,6 +15,7 @@ from torch.nn.functional import mse_loss
 
 from ufom_runtime.parameters import FlatModule
 from ufom_runtime.problem import BilevelProblem, Task
+from ufom_runtime.training.seeds import seeded
 from ufom_theory.checks import integer, positive, scalar
 
 
@@ -68,7 +69,7 @@ def sinusoid(
     alpha = float(scalar("alpha", alpha, positive))
     sizes = ((1, width), (width, width), (width, 1))
     layers = [nn.Linear(*size, dtype=torch.float64, device="cpu") for size in sizes]
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     for layer in layers:
         bound = layer.in_features**-0.5
         for parameter in layer.parameters():

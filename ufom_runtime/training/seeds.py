@@ -37,6 +37,13 @@ def generator(seed: int, step: int, stream: str) -> Generator:
     return _with_state(_state(words, seed))
 
 
+def seeded(seed: Any) -> Generator:
+    """One CPU generator by `manual_seed`, which takes 32 bits there; `UfomError` for a seed that it would wrap."""
+    if check_seed(seed) >= 2**32:
+        raise UfomError(f"seed = {seed} must be below 2^32: torch's CPU generator would take {seed % 2**32} for it")
+    return Generator(device="cpu").manual_seed(int(seed))
+
+
 def check_seed(seed: Any) -> int:
     """The seed as an int in [0, 2^63); else `UfomError`."""
     if not isinstance(seed, int | np.integer) or isinstance(seed, bool):
