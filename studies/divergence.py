@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from studies.engine.study import Progress, Study, silent
 from studies.engine.sweep import Store
-from studies.shared.drawing import legend_below, shades
+from studies.shared.drawing import legend_below, new_figure, shades
 from studies.shared.pair import outer_sgd, pieces
 from studies.shared.verdicts import Verdict
-from ufom_runtime.command.style import GREY, LOOKS, WIDTH
+from ufom_runtime.command.style import GREY, LOOKS
 from ufom_theory import TwoTaskProblem, diverging_problem
 
 if TYPE_CHECKING:
@@ -137,9 +137,7 @@ def answer(table: pd.DataFrame, config: Config) -> str:
 
 def draw(table: pd.DataFrame, config: Config) -> Figure:
     """The two tasks (Fig. 1a), M with the ends of the runs (1b), gradient norms over steps with the floor (1c)."""
-    from matplotlib.figure import Figure as NewFigure
-
-    figure = NewFigure(figsize=(WIDTH, 7.2))
+    figure = new_figure(7.2)
     panels = figure.subplot_mosaic([["tasks", "objective"], ["norms", "norms"]])
     tasks, objective, norms = panels.values()
     pair = diverging_problem(config.D, config.r, config.alpha)
@@ -210,12 +208,4 @@ def caption(table: pd.DataFrame, config: Config) -> str:
     )
 
 
-study = Study(
-    question=question,
-    sizes=SIZES,
-    measure=measure,
-    judge=judge,
-    draw=draw,
-    caption=caption,
-    answer=answer,
-)
+study = Study(question, SIZES, measure, judge, draw, caption, answer)

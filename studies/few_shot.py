@@ -20,11 +20,10 @@ import pandas as pd
 from studies.engine.study import Progress, Study, silent
 from studies.engine.sweep import Store
 from studies.few_shot_cell import DRAWS, METHODS, SIZES, Config, run_cell
-from studies.shared.drawing import draw_learning
+from studies.shared.drawing import draw_learning, new_figure
 from studies.shared.paying import judge_paying, said_of
 from studies.shared.training import at, interval, markdown, missing
 from studies.shared.verdicts import Verdict
-from ufom_runtime.command.style import WIDTH
 from ufom_runtime.problems.data import cifar100, omniglot
 from ufom_theory import CostModel, UfomError
 
@@ -142,10 +141,8 @@ def summary(table: pd.DataFrame, config: Config) -> pd.DataFrame:
 
 def draw(table: pd.DataFrame, config: Config) -> Figure:
     """For each setting: test accuracy over the calls (Fig. 2)."""
-    from matplotlib.figure import Figure as NewFigure
-
     settings = list(table.groupby(["data", "ways"], sort=False))
-    figure = NewFigure(figsize=(WIDTH, 4 * len(settings)))
+    figure = new_figure(4 * len(settings))
     panels = figure.subplots(len(settings), squeeze=False)[:, 0]
     for axes, ((data, ways), runs) in zip(panels, settings, strict=True):
         draw_learning(axes, runs, "calls", "accuracy", _limit(config))
@@ -184,12 +181,4 @@ def answer(table: pd.DataFrame, config: Config) -> str:
     )
 
 
-study = Study(
-    question=question,
-    sizes=SIZES,
-    measure=measure,
-    judge=judge,
-    draw=draw,
-    caption=caption,
-    answer=answer,
-)
+study = Study(question, SIZES, measure, judge, draw, caption, answer)

@@ -14,20 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from studies.engine.study import Progress, Study, silent
+from studies.engine.study import Progress, Study, of_table, silent
 from studies.engine.sweep import Store
 from studies.gpu_cell import Config, run_cell, version
 from studies.performance_problems import QUICK
 from studies.performance_problems import Config as Images
 from studies.performance_problems import images as where_from
 from studies.performance_verdicts import SAME
-from studies.shared.drawing import place_labels, plain_ticks
+from studies.shared.drawing import new_figure, place_labels, plain_ticks
 from studies.shared.verdicts import Agreement, Verdict
-from ufom_runtime.command.style import GREY, LOOKS, WIDTH
+from ufom_runtime.command.style import GREY, LOOKS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+question = "How long does a hypergradient take on a GPU, and how much of its memory?"
 WORKLOADS = {"few-shot": "W1", "hypercleaning": "W2"}
 COLUMNS = (
     "workload", "tasks", "r", "library", "version", "method", "seconds", "low", "high", "turns", "first", "bytes",
@@ -97,11 +98,9 @@ def judge(table: pd.DataFrame) -> list[Verdict]:
 
 def draw(table: pd.DataFrame) -> Figure:
     """Time against memory, a panel a workload."""
-    from matplotlib.figure import Figure as NewFigure
-
     shown = table[table.seconds.notna() & table.bytes.notna()]
     panels = list(shown.groupby("workload"))
-    figure = NewFigure(figsize=(WIDTH, 0.4 + 4.2 * len(panels)))
+    figure = new_figure(0.4 + 4.2 * len(panels))
     several = figure.subplots(len(panels), 1, squeeze=False).ravel()
     places = []
     for axes, (workload, rows) in zip(several, panels, strict=True):
@@ -143,13 +142,4 @@ def answer(table: pd.DataFrame) -> str:
     return "; ".join(parts) + "." if parts else "Nothing was measured."
 
 
-study = Study(
-    question="How long does a hypergradient take on a GPU, and how much of its memory?",
-    sizes=SIZES,
-    measure=measure,
-    judge=lambda table, config: judge(table),
-    draw=lambda table, config: draw(table),
-    caption=lambda table, config: caption(table),
-    answer=lambda table, config: answer(table),
-    jobs=1,
-)
+study = Study(question, SIZES, measure, of_table(judge), of_table(draw), of_table(caption), of_table(answer), jobs=1)

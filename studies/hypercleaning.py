@@ -27,11 +27,10 @@ import pandas as pd
 from studies.engine.study import Progress, Study, silent
 from studies.engine.sweep import Store
 from studies.hypercleaning_cell import METHODS, SIZES, Config, budget, run_cell
-from studies.shared.drawing import draw_learning
+from studies.shared.drawing import draw_learning, new_figure
 from studies.shared.paying import judge_paying, said_of
 from studies.shared.training import ADAPTIVE, at, interval, markdown, missing
 from studies.shared.verdicts import Verdict, halves
-from ufom_runtime.command.style import WIDTH
 from ufom_runtime.methods.adaptive import AdaptiveState
 from ufom_runtime.problems.data import mnist
 from ufom_theory import CostModel, Moments, Truncated, optimal_q
@@ -229,9 +228,7 @@ def summary(table: pd.DataFrame, config: Config) -> pd.DataFrame:
 
 def draw(table: pd.DataFrame, config: Config) -> Figure:
     """Test accuracy over the calls, each method at its own γ (Fig. 3)."""
-    from matplotlib.figure import Figure as NewFigure
-
-    figure = NewFigure(figsize=(WIDTH, 4))
+    figure = new_figure(4)
     axes = figure.subplots()
     draw_learning(axes, _chosen(table, own_gamma(table, config)[0]), "calls", "test", _limit(config))
     axes.set(xlabel="function calls (states recomputed)", ylabel="test accuracy (%)")
@@ -277,12 +274,4 @@ def answer(table: pd.DataFrame, config: Config) -> str:
     )
 
 
-study = Study(
-    question=question,
-    sizes=SIZES,
-    measure=measure,
-    judge=judge,
-    draw=draw,
-    caption=caption,
-    answer=answer,
-)
+study = Study(question, SIZES, measure, judge, draw, caption, answer)

@@ -193,13 +193,4 @@ def judge(table: pd.DataFrame) -> list[Verdict]:
     return verdicts
 
 
-study = Study(
-    question=question,
-    sizes=SIZES,
-    measure=measure,
-    judge=of_table(judge),
-    draw=of_table(draw),
-    caption=of_table(caption),
-    answer=of_table(answer),
-    jobs=1,
-)
+study = Study(question, SIZES, measure, of_table(judge), of_table(draw), of_table(caption), of_table(answer), jobs=1)

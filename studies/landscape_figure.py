@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from studies.landscape_problems import PLANNED, memory
-from studies.shared.drawing import place_labels, plain_ticks
+from studies.shared.drawing import new_figure, place_labels, plain_ticks
 from studies.shared.training import markdown
-from ufom_runtime.command.style import GREY, LOOKS, WIDTH
+from ufom_runtime.command.style import GREY, LOOKS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,11 +47,9 @@ NAMES = {PLANNED: "planned UFOM"}
 
 def draw(table: pd.DataFrame) -> Figure:
     """A panel a problem: the error that equal calls leave, over the calls of one estimate; the area says the memory."""
-    from matplotlib.figure import Figure as NewFigure
-
     panels = list(_panels(table))
     tall = len(panels) // 2 + 1
-    figure = NewFigure(figsize=(WIDTH, 3.6 * tall))
+    figure = new_figure(3.6 * tall)
     several = figure.subplots(tall, 2, squeeze=False).ravel()
     for axes, (name, r, rows) in zip(several, panels, strict=False):
         _points(axes, rows)

@@ -22,10 +22,10 @@ import pandas as pd
 
 from studies.engine.study import Progress, Study, silent
 from studies.engine.sweep import Store
-from studies.shared.drawing import markdown, plain_ticks, seaborn
+from studies.shared.drawing import markdown, new_figure, plain_ticks, seaborn
 from studies.shared.pair import RANGE, Array, exact_blocks, outer_step_size, simulate
 from studies.shared.verdicts import TOLERATED, Verdict, log_regret
-from ufom_runtime.command.style import GREY, LOOKS, WIDTH
+from ufom_runtime.command.style import GREY, LOOKS
 from ufom_theory import CostModel, Moments, UfomError, optimal_q
 from ufom_theory.two_tasks import TwoTaskProblem
 
@@ -240,9 +240,7 @@ def judge(table: pd.DataFrame, config: Config) -> list[Verdict]:
 
 def draw(table: pd.DataFrame, config: Config) -> Figure:
     """A panel for each kind of outer steps: the best q with its basin, the prediction, and the paper's q."""
-    from matplotlib.figure import Figure as NewFigure
-
-    figure = NewFigure(figsize=(WIDTH, 4.2))
+    figure = new_figure(4.2)
     several, found = figure.subplots(1, 2, sharey=True), basins(table, config.r)
     for axes, rule in zip(several, RULES, strict=True):
         _draw_optima(axes, found[found.rule == rule])
@@ -290,12 +288,4 @@ def caption(table: pd.DataFrame, config: Config) -> str:
     )
 
 
-study = Study(
-    question=question,
-    sizes=SIZES,
-    measure=measure,
-    judge=judge,
-    draw=draw,
-    caption=caption,
-    answer=answer,
-)
+study = Study(question, SIZES, measure, judge, draw, caption, answer)

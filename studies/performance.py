@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,9 +31,6 @@ from studies.performance_problems import SIZES, Config, build, images
 from studies.performance_verdicts import SAME
 from studies.performance_verdicts import judge as judge
 from studies.shared.timing import KEEPING, RETURNING, alternate, resident_bytes, seconds, spread
-
-if TYPE_CHECKING:
-    pass
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = (
@@ -250,15 +247,9 @@ def answer(table: pd.DataFrame) -> str:
 
 
 study = Study(
-    question=question,
-    sizes=SIZES,
-    measure=lambda config, store, progress: measure(config, progress),
-    judge=of_table(judge),
-    draw=of_table(draw),
-    caption=of_table(caption),
-    answer=of_table(answer),
-    jobs=0,
-)
+    question, SIZES, lambda config, store, progress: measure(config, progress),
+    of_table(judge), of_table(draw), of_table(caption), of_table(answer), jobs=0,
+)  # fmt: skip
 
 
 if __name__ == "__main__":

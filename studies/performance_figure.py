@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from studies.shared.drawing import SIZE, markdown, seaborn
-from ufom_runtime.command.style import GREY, LOOKS, WIDTH
+from studies.shared.drawing import SIZE, markdown, new_figure, seaborn
+from ufom_runtime.command.style import GREY, LOOKS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,10 +16,8 @@ if TYPE_CHECKING:
 
 def draw(table: pd.DataFrame) -> Figure:
     """Few-shot learning, and hypercleaning at its longest loop."""
-    from matplotlib.figure import Figure as NewFigure
-
     panels = list(_panels(table))
-    figure = NewFigure(figsize=(WIDTH, 3.6))
+    figure = new_figure(3.6)
     for axes, (workload, rows) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _bars(axes, quickest(rows))
         axes.set_title(f"{workload}, r = {rows.r.iloc[0]:g}")

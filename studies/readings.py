@@ -23,10 +23,10 @@ import pandas as pd
 from studies.engine.study import Progress, Study, of_table, silent
 from studies.engine.sweep import Store
 from studies.readings_cell import DECAYING, PAPERS_ALPHA, PAPERS_Q, READINGS, SAME, TUNED, R, Reading, run_cell
-from studies.shared.drawing import SIZE, markdown, seaborn
+from studies.shared.drawing import SIZE, markdown, new_figure, seaborn
 from studies.shared.pair import RANGE
 from studies.shared.verdicts import TOLERATED, Verdict
-from ufom_runtime.command.style import GREY, LOOKS, WIDTH
+from ufom_runtime.command.style import GREY, LOOKS
 from ufom_theory import Moments
 
 if TYPE_CHECKING:
@@ -184,12 +184,11 @@ def answer(table: pd.DataFrame) -> str:
 
 def draw(table: pd.DataFrame) -> Figure:
     """The exponent that the times ask for, at each α, for each kind of outer steps; and the readings' exponents."""
-    from matplotlib.figure import Figure as NewFigure
     from matplotlib.lines import Line2D
 
     rules, local = [*DECAYING, TUNED, SAME], READINGS[-1]
     fits = pd.concat([exponents(table, rule, local).rename(_typeset(rule)) for rule in rules], axis=1)
-    figure = NewFigure(figsize=(WIDTH, 4.2))
+    figure = new_figure(4.2)
     axes = figure.subplots()
     colour, marks = LOOKS["UFOM"]["color"], fits.melt(var_name="rule", value_name="m")
     seaborn().stripplot(marks, x="rule", y="m", ax=axes, jitter=False, color=colour, alpha=0.6)
@@ -246,12 +245,4 @@ def _readings(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(shown, orient="index").rename_axis("reading")
 
 
-study = Study(
-    question=question,
-    sizes=SIZES,
-    measure=measure,
-    judge=of_table(judge),
-    draw=of_table(draw),
-    caption=caption,
-    answer=of_table(answer),
-)
+study = Study(question, SIZES, measure, of_table(judge), of_table(draw), caption, of_table(answer))

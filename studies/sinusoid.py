@@ -18,16 +18,17 @@ import pandas as pd
 
 from studies.engine.study import Progress, Study, silent
 from studies.engine.sweep import Store
-from studies.shared.drawing import markdown, plain_number, seaborn
+from studies.shared.drawing import markdown, new_figure, plain_number, seaborn
 from studies.shared.training import interval
 from studies.shared.verdicts import Verdict, halves
 from studies.sinusoid_cell import run_cell
-from ufom_runtime.command.style import LOOKS, WIDTH
+from ufom_runtime.command.style import LOOKS
 from ufom_theory import CostModel, Sweep
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+question = "Does UFOM pay on sinusoid regression, and what does FOM's bias cost there?"
 RULES = ("adaptive", "law of one step")
 SWEEPS = {"recomputed": Sweep.recomputed(), "stored": Sweep.stored()}
 
@@ -154,12 +155,10 @@ def answer(table: pd.DataFrame, config: Config) -> str:
 
 def draw(table: pd.DataFrame, config: Config) -> Figure:
     """A panel for each r at the most shots: the loss over calls."""
-    from matplotlib.figure import Figure as NewFigure
-
     panels = [(r, runs) for k, r, runs in _problems(table) if k == table.K.max()]
     middle = f"UFOM {config.grid[len(config.grid) // 2]:g}"
     names = {"exact": "exact", middle: "UFOM", "FOM": "FOM", "adaptive": "adaptive"}
-    figure = NewFigure(figsize=(WIDTH, 3.6))
+    figure = new_figure(3.6)
     several = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (r, runs) in zip(several, panels, strict=True):
         for method, look in names.items():
@@ -206,13 +205,4 @@ def caption(table: pd.DataFrame, config: Config) -> str:
     )
 
 
-study = Study(
-    question="Does UFOM pay on sinusoid regression, and what does FOM's bias cost there?",
-    sizes=SIZES,
-    measure=measure,
-    judge=judge,
-    draw=draw,
-    caption=caption,
-    answer=answer,
-    jobs=1,
-)
+study = Study(question, SIZES, measure, judge, draw, caption, answer, jobs=1)

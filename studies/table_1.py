@@ -32,7 +32,6 @@ from studies.shared.paying import at_equal, compare_table, draw_paying, judge_pa
 from studies.shared.training import interval, markdown
 from studies.shared.verdicts import Verdict
 from studies.table_1_cell import METHODS, SIZES, Config, run_cell
-from ufom_runtime.command.style import WIDTH
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -127,7 +126,7 @@ def _paper(paper: pd.DataFrame, method: str, name: str) -> str:
 
 def draw(table: pd.DataFrame, config: Config) -> Figure:
     """Test accuracy over the calls, with the states recomputed and stored (Fig. 3)."""
-    return draw_paying(_judging(table), SHOWN, "test", "test accuracy (%)", budgets(config), WIDTH)
+    return draw_paying(_judging(table), SHOWN, "test", "test accuracy (%)", budgets(config))
 
 
 def caption(table: pd.DataFrame, config: Config) -> str:
@@ -166,13 +165,4 @@ def answer(table: pd.DataFrame, config: Config) -> str:
     return f"Ahead of the exact gradient in mean test accuracy at equal calls: {'; '.join(found)}."
 
 
-study = Study(
-    question=question,
-    sizes=SIZES,
-    measure=measure,
-    judge=judge,
-    draw=draw,
-    caption=caption,
-    answer=answer,
-    jobs=1,
-)
+study = Study(question, SIZES, measure, judge, draw, caption, answer, jobs=1)

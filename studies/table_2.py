@@ -22,7 +22,6 @@ from studies.shared.paying import at_equal, compare_table, draw_paying, judge_pa
 from studies.shared.training import interval, markdown, missing
 from studies.shared.verdicts import Verdict
 from studies.table_2_cell import METHODS, SIZES, Config, run_cell
-from ufom_runtime.command.style import WIDTH
 from ufom_runtime.problems.data import omniglot
 from ufom_theory import UfomError
 
@@ -93,7 +92,7 @@ def summary(table: pd.DataFrame, config: Config) -> pd.DataFrame:
 
 def draw(table: pd.DataFrame, config: Config) -> Figure:
     """Test accuracy over the calls, with the states recomputed and stored (Fig. 2)."""
-    return draw_paying(table, METHODS, "accuracy", "test accuracy (%)", budgets(config), WIDTH)
+    return draw_paying(table, METHODS, "accuracy", "test accuracy (%)", budgets(config))
 
 
 def caption(table: pd.DataFrame, config: Config) -> str:
@@ -126,13 +125,4 @@ def answer(table: pd.DataFrame, config: Config) -> str:
     return f"Test accuracy (%) at equal calls, {'; '.join(found)}."
 
 
-study = Study(
-    question=question,
-    sizes=SIZES,
-    measure=measure,
-    judge=judge,
-    draw=draw,
-    caption=caption,
-    answer=answer,
-    jobs=1,
-)
+study = Study(question, SIZES, measure, judge, draw, caption, answer, jobs=1)

@@ -14,9 +14,9 @@ import pandas as pd
 
 from studies.engine.study import Progress, Study, silent
 from studies.engine.sweep import Store
-from studies.shared.drawing import seaborn
+from studies.shared.drawing import new_figure, seaborn
 from studies.shared.verdicts import Verdict
-from ufom_runtime.command.style import GREY, LOOKS, WIDTH
+from ufom_runtime.command.style import GREY, LOOKS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,9 +70,7 @@ def judge(table: pd.DataFrame, config: Config) -> list[Verdict]:
 
 def draw(table: pd.DataFrame, config: Config) -> Figure:
     """The variance over n, each seed, with the line that theory draws."""
-    from matplotlib.figure import Figure as NewFigure
-
-    figure = NewFigure(figsize=(WIDTH, 4))
+    figure = new_figure(4)
     axes = figure.subplots()
     seaborn().scatterplot(table, x="number", y="variance", ax=axes, label="measured", color=LOOKS["UFOM"]["color"])
     numbers = np.array(config.numbers)
@@ -95,12 +93,4 @@ def answer(table: pd.DataFrame, config: Config) -> str:
     return f"Yes, within 5 %, for {kept} of {len(config.numbers)} numbers of estimates."
 
 
-study = Study(
-    question="Does averaging n estimates divide their variance by n?",
-    sizes=SIZES,
-    measure=measure,
-    judge=judge,
-    draw=draw,
-    caption=caption,
-    answer=answer,
-)
+study = Study("Does averaging n estimates divide their variance by n?", SIZES, measure, judge, draw, caption, answer)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ufom_runtime.command.style import GREY, LOOKS, SHADES
+from ufom_runtime.command.style import GREY, LOOKS, SHADES, WIDTH
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SIZE, PER_CHARACTER, LINE = 8, 4.5, 10.0  # points: of a label's type, and what it takes
 GAPS = (3, 11, 21, 37, 60)  # points from a mark to its label
@@ -23,6 +23,13 @@ def seaborn() -> Any:
     import seaborn
 
     return seaborn
+
+
+def new_figure(height: float) -> Figure:
+    """An empty figure as wide as all of them, in inches; no window is opened for it."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(WIDTH, height))
 
 
 def shades(n: int) -> list[str]:

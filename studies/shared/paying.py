@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from studies.shared.accounts import ACCOUNTS
-from studies.shared.drawing import draw_learning
+from studies.shared.drawing import draw_learning, new_figure
 from studies.shared.training import at, interval
 from studies.shared.verdicts import Verdict
 
@@ -82,13 +82,9 @@ def compare_table(
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
 
 
-def draw_paying(
-    table: pd.DataFrame, methods: Sequence[str], score: str, words: str, budgets: Budgets, width: float
-) -> Figure:
+def draw_paying(table: pd.DataFrame, methods: Sequence[str], score: str, words: str, budgets: Budgets) -> Figure:
     """One panel an account of calls: the score over the calls, with the methods named at the ends of their curves."""
-    from matplotlib.figure import Figure as NewFigure
-
-    figure = NewFigure(figsize=(width, 3.8))
+    figure = new_figure(3.8)
     panels: Any = figure.subplots(1, 2, sharey=True)
     titles = {
         "recomputed": "One state fits: the states are recomputed",
