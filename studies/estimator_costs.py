@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from studies.shared.timing import alternate, seconds
 from ufom_runtime import EXACT, FOM, RECOMPUTED, UFOM, BilevelProblem, Estimator, FlatModule, hypergradient
 from ufom_runtime.problem import Tasks
 from ufom_theory import Sweep, Truncated, UfomError
@@ -74,20 +75,13 @@ def batch_of(problem: BilevelProblem, n: int) -> Tasks:
 
 def cpu(function: Callable[[], object], device: object = None) -> float:
     """CPU seconds of one call in this thread."""
-    begin = time.thread_time()
-    function()
-    return time.thread_time() - begin
+    return seconds(function, time.thread_time)
 
 
 def medians(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """CPU milliseconds of each, in turns, after one call that does not count."""
-    for call in calls.values():
-        call()
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            found[name].append(cpu(call))
-    return {name: round(1e3 * statistics.median(x), 3) for name, x in found.items()}
+    times = alternate([*calls.values()], rounds, took=cpu)
+    return {name: round(1e3 * float(x), 3) for name, x in zip(calls, np.median(times, axis=0), strict=True)}
 
 
 def table(rounds: int) -> Iterator[Row]:
@@ -228,11 +222,11 @@ def plans(rounds: int, chosen: Sequence[str] = ()) -> Iterator[Row]:
                 continue
 
             run = partial(_drawn, problem, theta, tasks, best.estimator)
-            seconds = [cpu(partial(run, seed)) for seed in range(rounds)]
+            taken = [cpu(partial(run, seed)) for seed in range(rounds)]
             held = max(peak_bytes(partial(run, seed), (theta, *tasks.parts)) for seed in range(min(rounds, 6)))
             yield {
                 **row, "choice": best.label, "q": best.q, "ms": round(1e3 * best.seconds, 2),
-                "measured ms": round(1e3 * statistics.mean(seconds), 2), "bytes": best.bytes, "measured bytes": held,
+                "measured ms": round(1e3 * statistics.mean(taken), 2), "bytes": best.bytes, "measured bytes": held,
                 "why": best.why,
             }  # fmt: skip
 
@@ -254,11 +248,7 @@ def compiled(rounds: int) -> Iterator[Row]:
         "compiled, 16 together": partial(run, compile=True, chunk=16),
         "plain, 16 together": run,
     }
-    first = {}
-    for name, way in ways.items():
-        begin = time.perf_counter()
-        way()
-        first[name] = round(time.perf_counter() - begin, 1)
+    first = {name: round(seconds(way), 1) for name, way in ways.items()}
     found = medians(ways, rounds)
     yield from ({"way": name, "first call, s": first[name], "ms": found[name]} for name in ways)
 

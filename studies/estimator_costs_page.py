@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from studies.shared.drawing import markdown_rows
 from ufom_theory.checks import bytes_text
 
 ROOT = Path(__file__).parents[1]
@@ -26,12 +27,6 @@ def stored(part: str) -> list[Row]:
     return rows
 
 
-def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table."""
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
 def _versions(rows: list[Row]) -> str:
     names = [name for name in rows[0] if name not in ("version", "tasks")]
     cells = [[name, *(f"{row[name]:.3g}" for n in (1, 16, 64) for row in rows if row["tasks"] == n)] for name in names]
@@ -40,7 +35,7 @@ def _versions(rows: list[Row]) -> str:
         "Digits MAML with a 64-32-5 net and r = 10, milliseconds a call on 1, 16 and 64 tasks. *Before* is the version "
         "in which the corrected tasks of a batch went forward apart from the others. The versions ran one "
         "after the other, not in turns: FOM, which is the same in both, differs by more than a half on one task.\n\n"
-        + markdown(["estimator", *heads], cells)
+        + markdown_rows(["estimator", *heads], cells)
     )
 
 
@@ -52,7 +47,7 @@ def _batch(rows: list[Row]) -> str:
         "unrolled sweep goes forward apart for the corrected tasks, since its graph would hold every row: it is two "
         "calls.)"
     )
-    return f"{said}\n\n{markdown(['tasks', 'sweep', 'over one pass', 'over two calls'], cells)}"
+    return f"{said}\n\n{markdown_rows(['tasks', 'sweep', 'over one pass', 'over two calls'], cells)}"
 
 
 def _forecast(rows: list[Row]) -> str:
@@ -74,7 +69,7 @@ def _forecast(rows: list[Row]) -> str:
          bytes_text(x["bytes"]), bytes_text(x["measured bytes"])] for x in bad
     ]  # fmt: skip
     heads = ["problem", "estimator", "tasks", "ms foreseen", "measured", "bytes foreseen", "measured"]
-    return said + " The others:\n\n" + markdown(heads, cells)
+    return said + " The others:\n\n" + markdown_rows(heads, cells)
 
 
 def _plan(rows: list[Row]) -> str:
@@ -90,7 +85,7 @@ def _plan(rows: list[Row]) -> str:
     heads = ["problem", "memory", "choice", "q", "ms foreseen; measured", "bytes foreseen; measured"]
     return (
         "What `plan_estimators(..., outer=\"tuned\")` chooses: of hypercleaning on its one task, of the others on a "
-        "batch.\n\n" + markdown(heads, map(line, rows))
+        "batch.\n\n" + markdown_rows(heads, map(line, rows))
     )  # fmt: skip
 
 
@@ -100,7 +95,7 @@ def _compiled(rows: list[Row]) -> str:
         "On a CPU compiled steps take one task at a time unless `chunk` is given, since every number of rows is "
         "compiled anew: with UFOM and `chunk=B` the powers of two up to B. (Of the first calls this process computed "
         "13 and 10 s; the rest was the compiler's processes, on a busy machine.)\n\n"
-        + markdown(["16 tasks, exact gradient", "ms", "first call, s"], cells)
+        + markdown_rows(["16 tasks, exact gradient", "ms", "first call, s"], cells)
     )
 
 

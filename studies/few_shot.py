@@ -20,9 +20,9 @@ import pandas as pd
 from studies.engine.study import Progress, Study, silent
 from studies.engine.sweep import Store
 from studies.few_shot_cell import DRAWS, METHODS, SIZES, Config, run_cell
-from studies.shared.drawing import draw_learning, new_figure
+from studies.shared.drawing import draw_learning, markdown, new_figure
 from studies.shared.paying import judge_paying, said_of
-from studies.shared.training import at, interval, markdown, missing
+from studies.shared.training import at, interval, missing
 from studies.shared.verdicts import Verdict
 from ufom_runtime.problems.data import cifar100, omniglot
 from ufom_theory import CostModel, UfomError

@@ -20,9 +20,9 @@ from studies.gpu_cell import Config, run_cell, version
 from studies.performance_problems import QUICK
 from studies.performance_problems import Config as Images
 from studies.performance_problems import images as where_from
-from studies.performance_verdicts import SAME
+from studies.performance_verdicts import SAME, no_slower
 from studies.shared.drawing import new_figure, place_labels, plain_ticks
-from studies.shared.verdicts import Agreement, Verdict
+from studies.shared.verdicts import Verdict
 from ufom_runtime.command.style import GREY, LOOKS
 
 if TYPE_CHECKING:
@@ -83,16 +83,13 @@ def judge(table: pd.DataFrame) -> list[Verdict]:
         worst = rows.difference.max()
         if worst == worst:
             subject = f"largest difference of {rows.difference.notna().sum()} gradients, {workload}"
-            verdicts.append(Verdict(subject, "<=", SAME, worst, 0.0, "yes" if worst <= SAME else "no"))
+            verdicts.append(Verdict.from_interval(subject, "<=", SAME, worst))
         exact = rows[rows.method.str.startswith("exact") & rows.seconds.notna()]
         ours, others = exact[exact.library == "ufom"], exact[exact.library != "ufom"]
         if len(ours) and len(others):
             mine, theirs = (x.loc[x.seconds.idxmin()] for x in (ours, others))
-            over = mine.seconds / theirs.seconds
-            half = over * ((mine.high - mine.low) / mine.seconds + (theirs.high - theirs.low) / theirs.seconds) / 2
-            agrees: Agreement = "yes" if over <= 1 else "inconclusive" if over - half <= 1 else "no"
             subject = f"time of our quickest exact gradient over the quickest of the others, {workload}"
-            verdicts.append(Verdict(subject, "<=", 1.0, over, half, agrees))
+            verdicts.append(no_slower(subject, 1.0, mine, theirs, "seconds"))
     return verdicts
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +21,7 @@ from studies.jax_peer import scanned
 from studies.methods import METHODS
 from studies.performance_problems import Config as Images
 from studies.performance_problems import build
-from studies.shared.timing import seconds, spread
+from studies.shared.timing import alternate, seconds, spread
 from ufom_runtime import EXACT, FOM, RECOMPUTED, UFOM, Estimator, hypergradient
 from ufom_runtime.memory import peak_bytes
 from ufom_runtime.problem import BilevelProblem, Tasks
@@ -85,10 +84,9 @@ def run_cell(cell: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             calls[key] = call
         except Exception as error:  # of another's library, or of its compiler: whatever it raises, the row says it
             rows[key]["note"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    times: list[list[float]] = []
-    while calls and len(times) < cell["rounds"] and (len(times) < 3 or sum(map(sum, times)) < cell["patience"]):
-        times.append([seconds(partial(_waited, call, theta)) for call in calls.values()])
-    for key, taken in zip(calls, np.array(times).T, strict=True):
+    waited = [partial(_waited, call, theta) for call in calls.values()]
+    times = alternate(waited, cell["rounds"], cell["patience"], least=3)
+    for key, taken in zip(calls, times.T, strict=True):
         found = spread(taken)
         rows[key] |= {"seconds": found["ratio"], "low": found["low"], "high": found["high"], "turns": len(taken)}
     yield from rows.values()

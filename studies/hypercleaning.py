@@ -27,9 +27,9 @@ import pandas as pd
 from studies.engine.study import Progress, Study, silent
 from studies.engine.sweep import Store
 from studies.hypercleaning_cell import METHODS, SIZES, Config, budget, run_cell
-from studies.shared.drawing import draw_learning, new_figure
+from studies.shared.drawing import draw_learning, markdown, new_figure
 from studies.shared.paying import judge_paying, said_of
-from studies.shared.training import ADAPTIVE, at, interval, markdown, missing
+from studies.shared.training import ADAPTIVE, at, interval, missing
 from studies.shared.verdicts import Verdict, halves
 from ufom_runtime.methods.adaptive import AdaptiveState
 from ufom_runtime.problems.data import mnist

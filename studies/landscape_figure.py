@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 
 from studies.landscape_problems import PLANNED, memory
-from studies.shared.drawing import new_figure, place_labels, plain_ticks
-from studies.shared.training import markdown
+from studies.shared.drawing import markdown, new_figure, place_labels, plain_ticks
 from ufom_runtime.command.style import GREY, LOOKS
 
 if TYPE_CHECKING:

@@ -139,7 +139,7 @@ def hypergradient_row(config: Config, workload: str, r: int, method: str) -> dic
             return {**compared, "note": "computes another gradient: not timed"}
     _keep_memory()
     floor = METHODS["torch: floor"].make(problem, theta, task)
-    pairs = np.array(alternate([floor, call], config.rounds, config.patience)) / (1, chosen.calls)
+    pairs = alternate([floor, call], config.rounds, config.patience) / (1, chosen.calls)
     note = {"note": f"{len(pairs)} alternations"} if len(pairs) < config.rounds else {}
     times = {"seconds": float(np.median(pairs[:, 1])), **spread(pairs[:, 1] / pairs[:, 0])}
     return {**compared, **memory, **times, **note}
@@ -166,7 +166,7 @@ def in_turns(config: Config, workload: str, r: int, turns: str) -> list[dict[str
             else:
                 calls[label] = call
     times = alternate([*calls.values()], config.rounds, config.patience * len(calls))
-    taken = dict(zip(calls, np.array(times).T, strict=True))
+    taken = dict(zip(calls, times.T, strict=True))
     for label, one in taken.items():
         found = {"seconds": float(np.median(one)), **spread(one / taken[f"torch: {turns}, by hand"])}
         rows.append({**_identity({**job, "method": label}), **found, "note": f"{len(times)} turns"})

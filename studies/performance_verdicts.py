@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from studies.shared.verdicts import Agreement, Verdict
@@ -16,12 +18,12 @@ def judge(table: pd.DataFrame) -> list[Verdict]:
     for (workload, r), rows in compared.groupby(["workload", "r"]):
         worst = rows.difference.max()
         subject = f"largest difference of {len(rows)} gradients, {workload}, r = {r:g}"
-        verdicts.append(Verdict(subject, "<=", SAME, worst, 0.0, "yes" if worst <= SAME else "no"))
+        verdicts.append(Verdict.from_interval(subject, "<=", SAME, worst))
     verdicts += _judge_turns(table)
     for row in table[table.group == "promises"].itertuples():
         subject = f"{row.method}, {row.workload}"
         if row.method.startswith("growth"):
-            verdicts.append(Verdict(subject, "<=", 0.0, row.live_bytes, 0.0, "yes" if row.live_bytes <= 0 else "no"))
+            verdicts.append(Verdict.from_interval(subject, "<=", 0.0, row.live_bytes))
         elif row.method.startswith("memory"):
             verdicts.append(Verdict(subject, "<=", 1.0, row.ratio, 0.01, "yes" if row.ratio <= 1.01 else "no"))
         elif row.method.startswith("bytes"):
@@ -50,9 +52,15 @@ def _judge_turns(table: pd.DataFrame) -> list[Verdict]:
                 continue
             for ours in rows[(rows.library == "ufom") & (rows.method == method)].itertuples():
                 best = others.loc[others.ratio.idxmin()]
-                over = ours.ratio / best.ratio
-                half = over * ((ours.high - ours.low) / ours.ratio + (best.high - best.low) / best.ratio) / 2
-                agrees: Agreement = "yes" if over <= bar else "inconclusive" if over - half <= bar else "no"
                 subject = f"time of ours, {method}, over the quickest of the others, {workload}, r = {r:g}"
-                verdicts.append(Verdict(subject, "<=", bar, over, half, agrees))
+                verdicts.append(no_slower(subject, bar, ours, best, "ratio"))
     return verdicts
+
+
+def no_slower(subject: str, bar: float, ours: Any, theirs: Any, time: str) -> Verdict:
+    """Is our median at most `bar` times theirs? A miss by less than the quartiles of both is inconclusive."""
+    mine, other = getattr(ours, time), getattr(theirs, time)
+    over = mine / other
+    half = over * ((ours.high - ours.low) / mine + (theirs.high - theirs.low) / other) / 2
+    agrees: Agreement = "yes" if over <= bar else "inconclusive" if over - half <= bar else "no"
+    return Verdict(subject, "<=", bar, over, half, agrees)

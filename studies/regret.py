@@ -24,8 +24,8 @@ from studies.engine.study import Progress, Study, silent
 from studies.engine.sweep import Store
 from studies.regret_cell import LEAST, LEVELS, PAPER_RULE, STEP_RULE, Setting, decide, run
 from studies.regret_settings import PAPER, QUICK, STANDARD
-from studies.shared.drawing import seaborn
-from studies.shared.training import markdown, missing, rounded
+from studies.shared.drawing import markdown, seaborn
+from studies.shared.training import missing, rounded
 from studies.shared.verdicts import Verdict, halves
 from ufom_runtime.command.style import GREY, LOOKS, WIDTH
 from ufom_runtime.problems.data import mnist, omniglot

@@ -28,8 +28,9 @@ from studies.engine.study import Progress, Study, silent
 from studies.engine.sweep import Store
 from studies.hypercleaning import PAPER_TABLE, present, settled_q
 from studies.shared.accounts import budgets
+from studies.shared.drawing import markdown
 from studies.shared.paying import at_equal, compare_table, draw_paying, judge_paying, said_of
-from studies.shared.training import interval, markdown
+from studies.shared.training import interval
 from studies.shared.verdicts import Verdict
 from studies.table_1_cell import METHODS, SIZES, Config, run_cell
 

@@ -18,8 +18,9 @@ from studies.engine.study import Progress, Study, silent
 from studies.engine.sweep import Store
 from studies.few_shot import PAPER_TABLE
 from studies.shared.accounts import budgets
+from studies.shared.drawing import markdown
 from studies.shared.paying import at_equal, compare_table, draw_paying, judge_paying, said_of
-from studies.shared.training import interval, markdown, missing
+from studies.shared.training import interval, missing
 from studies.shared.verdicts import Verdict
 from studies.table_2_cell import METHODS, SIZES, Config, run_cell
 from ufom_runtime.problems.data import omniglot

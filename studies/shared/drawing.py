@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -57,9 +58,13 @@ def plain_ticks(axes: Axes) -> None:
 
 def markdown(table: pd.DataFrame) -> str:
     """A table of strings as Markdown, its index as the first column."""
-    rows = [[str(table.index.name or ""), *table.columns], ["---"] * (1 + table.shape[1])]
-    rows += [[str(name), *map(str, row)] for name, row in zip(table.index, table.to_numpy(), strict=True)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    rows = ([str(name), *map(str, row)] for name, row in zip(table.index, table.to_numpy(), strict=True))
+    return markdown_rows([str(table.index.name or ""), *table.columns], rows)
+
+
+def markdown_rows(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table as Markdown, by its rows."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows))
 
 
 def legend_below(axes: Axes, columns: int, points: float = 36) -> None:

@@ -20,14 +20,24 @@ RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536
 KEEPING = {-3: 2**25, -1: 2**26, -2: 2**17}  # mallopt's numbers of the same three
 
 
-def alternate(calls: Sequence[Callable[[], object]], rounds: int, patience: float) -> list[list[float]]:
-    """Seconds of all, in turns, after a call of each that is not counted; fewer rounds, but 5, if they take long."""
+def alternate(
+    calls: Sequence[Callable[[], object]],
+    rounds: int,
+    patience: float = math.inf,
+    least: int = 5,
+    took: Callable[[Callable[[], object]], float] | None = None,
+) -> NDArray[np.float64]:
+    """Seconds of all, in turns, shape (rounds, calls), after a call of each that is not counted.
+
+    Fewer rounds, but at least `least`, once they took longer than `patience` seconds. `took` times one call, `seconds`
+    if it is not given.
+    """
     for call in calls:
         call()
     found: list[list[float]] = []
-    while len(found) < rounds and (len(found) < 5 or sum(map(sum, found)) < patience):
-        found.append([seconds(call) for call in calls])
-    return found
+    while len(found) < rounds and (len(found) < least or sum(map(sum, found)) < patience):
+        found.append([(took or seconds)(call) for call in calls])
+    return np.array(found)
 
 
 def spread(ratios: NDArray[np.float64]) -> dict[str, float]:
@@ -36,11 +46,11 @@ def spread(ratios: NDArray[np.float64]) -> dict[str, float]:
     return {"ratio": ratio, "low": low, "high": high}
 
 
-def seconds(function: Callable[[], object]) -> float:
-    """Of one call."""
-    begin = time.perf_counter()
+def seconds(function: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Of one call, by a clock."""
+    begin = clock()
     function()
-    return time.perf_counter() - begin
+    return clock() - begin
 
 
 def resident_bytes(call: Callable[[], object]) -> float:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from studies.shared.drawing import markdown as markdown
 from ufom_runtime import AdaptiveUFOM
 from ufom_theory import CostModel, Sweep, Truncated, UfomError
 
