@@ -14,16 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from studies.regret_problems import Made
+from studies.shared.lanes import Adam, both_gradients, estimates, follow, outer_losses
 from ufom_runtime import AdaptiveUFOM
-from ufom_runtime.algorithms import first_state, inner_loop
-from ufom_runtime.batching import in_chunks
-from ufom_runtime.coins import debias
-from ufom_runtime.derivatives import count_calls, phi_of
-from ufom_runtime.methods import step_rule
+from ufom_runtime.derivatives import count_calls
+from ufom_runtime.estimators import State
 from ufom_runtime.problem import Tasks
-from ufom_runtime.steps import Steps
 from ufom_runtime.training.seeds import generator
-from ufom_theory import Sweep, UfomError
+from ufom_theory import UfomError
 from ufom_theory.laws import Outer
 
 Array = NDArray[np.float64]
@@ -154,7 +151,7 @@ class _Lanes:
         self.states = [None if isinstance(x, Candidate) else x.begin() for x in (kinds[i] for i in self.kind)]
         assert made.problem.initial is not None
         self.theta = made.problem.initial.expand(len(each), -1).clone()
-        self.mean, self.square = torch.zeros_like(self.theta), torch.zeros_like(self.theta)
+        self.adam = Adam(self.theta)
         self.calls, self.lost = np.zeros(len(each)), np.zeros(len(each), bool)
 
     def spent(self, k: int) -> Array:
@@ -186,9 +183,8 @@ class _Lanes:
             self.lost[active] |= diverged
             return False
         coins, proxy, exact = found
-        weight = coins.double() / torch.tensor(q, dtype=torch.float64)[:, None].clamp(min=1e-300)
         gradient = torch.zeros_like(self.theta)
-        gradient[active] = (proxy + weight[..., None].to(proxy) * (exact - proxy)).mean(1)
+        gradient[active] = estimates(coins, torch.tensor(q, dtype=torch.float64), proxy, exact)
         self.calls = np.where(self.fixed & np.isin(np.arange(len(self.kind)), active), self.spent(k), self.calls)
         for at in np.flatnonzero(~self.fixed[active]):
             i = active[at]
@@ -204,9 +200,7 @@ class _Lanes:
         """θ after step k; Adam's step is one of each coordinate, so all runs take it at once."""
         rate = self.outer.rate_at(k)
         if self.outer.kind == "adam":
-            self.mean.lerp_(gradient, 0.1)
-            self.square.lerp_(gradient**2, 0.001)
-            gradient = self.mean / (1 - 0.9**k) / ((self.square / (1 - 0.999**k)).sqrt() + 1e-8)
+            gradient = self.adam.direction(gradient, k)
         self.theta -= rate * gradient
         bad = ~self.theta.isfinite().all(1)
         self.lost |= bad.numpy()
@@ -248,17 +242,7 @@ def _gradients(
     if made.closed:
         proxy, exact, _ = made.closed(thetas[runs], tasks.take(task).stack)
         return coins, proxy.view(shape), exact.view(shape)
-    flat, k, r = coins.flatten(), made.proxy, made.problem.r
-    firsts, lasts, done = [], [], 0
-    for columns, found in in_chunks(
-        made.problem, thetas, tasks, torch.stack([runs, task]), (k, r), Sweep.stored(), ring=k,
-        stops=torch.where(flat, r, k),
-    ):  # fmt: skip
-        last = found[0].clone()
-        last[flat[done : (done := done + columns.shape[1])]] = found[1]
-        firsts.append(found[0])
-        lasts.append(last)
-    return coins, torch.cat(firsts).view(shape), torch.cat(lasts).view(shape)
+    return coins, *both_gradients(made.problem, thetas, tasks, task.view(coins.shape), coins, made.proxy)
 
 
 def _converge(made: Made, thetas: Tensor, stream: Tensor, batch: int, drawn: tuple[Tasks, Tensor]) -> NDArray[np.bool_]:
@@ -272,34 +256,19 @@ def _converge(made: Made, thetas: Tensor, stream: Tensor, batch: int, drawn: tup
 
 def _follow(
     rule: Kind,
-    state: object,
+    state: State,
     made: Made,
     theta: Tensor,
     tasks: Tasks,
     found: tuple[Tensor, Tensor, Tensor],
     charge: Charge,
-) -> tuple[Tensor, object, float]:
+) -> tuple[Tensor, State, float]:
     """The direction of an adaptive rule, its state after it, and the calls."""
     assert isinstance(rule, AdaptiveUFOM)
-    coins, proxy, exact = found
-    corrected = int(coins.sum())
-    spent = charge.batch * charge.first + corrected * charge.more
-    if rule.law == "step":
-        pieces = [
-            (index, proxy[index], exact[index] if coin else None)
-            for coin in (False, True)
-            if len(index := (coins == coin).nonzero()[:, 0])
-        ]
-        with count_calls() as calls:
-            now = step_rule.StepState.of(state, theta, rule.q_min)  # type: ignore[arg-type]
-            given = step_rule.learn(rule, made.problem, theta, tasks, now, coins, pieces)
-        return given.value, given.state, spent + calls.gradients + calls.hessian_vector_products
-    q = state.q  # type: ignore[attr-defined]
-    value = torch.where(coins[:, None], debias(proxy, exact, q), proxy).mean(0)
-    if corrected:
-        bias_sq, exact_sq = (float(x[coins].double().square().sum()) / corrected for x in (exact - proxy, exact))
-        state = rule.update(state, bias_sq, exact_sq, made.problem.r)  # type: ignore[arg-type]
-    return value, state, spent
+    spent = charge.batch * charge.first + int(found[0].sum()) * charge.more
+    with count_calls() as calls:
+        given = follow(rule, state, made.problem, theta, tasks, *found)
+    return given.value, given.state, spent + calls.gradients + calls.hessian_vector_products
 
 
 def mean_losses(made: Made, thetas: Tensor) -> Array:
@@ -312,12 +281,6 @@ def _losses(made: Made, thetas: Tensor, tasks: Tasks) -> Array:
     n, found, problem = len(tasks), [], made.problem
     for some in torch.split(thetas, max(1, _ROWS // n)):
         rows, each = some.repeat_interleave(n, 0), tasks.take(torch.arange(n).repeat(len(some)))
-        if made.closed:
-            loss = made.closed(rows, each.stack)[2]
-        else:
-            x = first_state(problem, rows, each)
-            with torch.enable_grad():
-                x = inner_loop(Steps(problem, rows, each, products=False), x)
-            loss = torch.func.vmap(problem.outer_loss)(rows, phi_of(problem, rows, x, each), each.stack)
+        loss = made.closed(rows, each.stack)[2] if made.closed else outer_losses(problem, rows, each)
         found.append(loss.double().reshape(-1, n).mean(1))
     return np.asarray(np.nan_to_num(torch.cat(found).numpy(), nan=np.inf, posinf=np.inf))
