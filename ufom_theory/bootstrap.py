@@ -1,4 +1,8 @@
-"""An interval of q* that assumes neither normal estimates nor a linear q*: the tasks are drawn again."""
+"""An interval of q* that assumes neither normal estimates nor a linear q*: the tasks are drawn again.
+
+`scipy.stats.bootstrap` gives the same interval, in 10 ms instead of 60 for 64 tasks. But it takes half a second to
+import, and where D² = V² = 0 in some draws (q* has no value there) it warns of an interval that nobody asked for.
+"""
 
 from __future__ import annotations
 
