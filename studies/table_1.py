@@ -29,7 +29,7 @@ from studies.engine.sweep import Store
 from studies.hypercleaning import PAPER_TABLE, present, settled_q
 from studies.shared.accounts import budgets
 from studies.shared.drawing import markdown
-from studies.shared.paying import at_equal, compare_table, draw_paying, judge_paying, said_of
+from studies.shared.paying import at_equal, compare_table, draw_paying, judge_paying, said_of, said_of_runs
 from studies.shared.training import interval
 from studies.shared.verdicts import Verdict
 from studies.table_1_cell import METHODS, SIZES, Config, run_cell
@@ -133,9 +133,7 @@ def draw(table: pd.DataFrame, config: Config) -> Figure:
 def caption(table: pd.DataFrame, config: Config) -> str:
     """What the figure shows, with its sizes; Table 1 measured again; whether UFOM pays; what has been run."""
     c, (data,) = config, table.data.unique()
-    judged, spent = _judging(table), table.groupby(["method", "gamma", "seed"])[["cpu", "wall"]].first().sum()
-    done = judged.groupby("method", sort=False).seed.nunique()
-    missing = [f"{m} {done.get(m, 0)} of {c.seeds}" for m in METHODS if done.get(m, 0) < c.seeds]
+    judged = _judging(table)
     grid = ", ".join(f"{g:g}" for g in c.gammas)
     reduced = " The paper has 5000 images of each kind and α = 1." if c.n_train < 5000 else ""
     return (
@@ -147,12 +145,8 @@ def caption(table: pd.DataFrame, config: Config) -> str:
         f"others γ. UFOM keeps {c.proxy} backward steps; UFOM, implicit: "
         f"a Neumann series of {c.iterations} products; step rule: q on the way, on UFOM's proxy. FOM is zero at every "
         "θ: its row is the start's. train: accuracy on the uncorrupted training images; CCE: test cross entropy. "
-        "± is the 95 % t-interval over the n seeds. seconds: CPU seconds of one core for the calls, until the first "
-        f"method of a seed has ended. Runs: {spent.cpu / 60:.0f} CPU minutes, {spent.wall / 60:.0f} minutes on a busy "
-        f"machine, {c.device}."
-        + (f" Not yet run: {', '.join(missing)} seeds." if missing else "")
-        + f"\n\n{markdown(summary(table, config))}\n\n"
-        + said_of(judge(table, config))
+        f"{said_of_runs(table, judged, METHODS, c)}"
+        f"\n\n{markdown(summary(table, config))}\n\n" + said_of(judge(table, config))
     )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,9 +12,9 @@ import torch
 from torch import Tensor
 
 from studies.hypercleaning_cell import evaluate, make_problem, the_task
-from studies.shared.accounts import UNROLLED, OnZero, Price, budgets, clock
+from studies.shared.accounts import UNROLLED, OnZero, Price, budgets, clock, now, run_until_spent, start_row
 from studies.shared.training import rounded
-from ufom_runtime import UFOM, AdaptiveUFOM, Estimator, Implicit, hypergradient, outer_sgd
+from ufom_runtime import UFOM, AdaptiveUFOM, Estimator, Implicit, hypergradient
 from ufom_runtime.problem import BilevelProblem
 from ufom_theory import CostModel, Moments, Sweep, Truncated, optimal_q
 
@@ -114,40 +112,24 @@ def _rule(cell: Mapping[str, Any], problem: BilevelProblem, theta: Tensor) -> tu
 
 def run_cell(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One run; of the method "clock", the seconds of a gradient and of a product; of FOM, θ_0, where it stays."""
-    began, cpu = time.perf_counter(), time.process_time()
-    problem, method = make_problem(cell), cell["method"]
+    began, problem, method = now(), make_problem(cell), cell["method"]
     theta = problem.initial
     assert theta is not None
     if method == "clock":
         return [clock(problem, theta, the_task(problem))]
-    start = {"step": 0, "corrected": 0.0, "stored": 0.0, "recomputed": 0.0, "gradients": 0.0}
-    start |= {"hessian_vector_products": 0.0, **evaluate(problem, theta)}
     if method == "FOM":
-        end = {**start, **budgets(cell)}
-        return rounded(pd.DataFrame([start, end]).assign(q=0.0, cpu=0.0, wall=0.0))
+        start = start_row(evaluate(problem, theta))
+        return rounded(pd.DataFrame([start, {**start, **budgets(cell)}]).assign(q=0.0, cpu=0.0, wall=0.0))
     rule, price, constant = _rule(cell, problem, theta)
-    limits, last = budgets(cell), (theta, evaluate(problem, theta))
+    last: tuple[Tensor, dict[str, float]] | None = None
 
-    def scores(now: Tensor) -> dict[str, float]:
+    def scores(theta: Tensor) -> dict[str, float]:
         nonlocal last
-        if not torch.equal(now, last[0]):  # a step whose coin was 0 on a proxy of zero moves nothing
-            last = now.clone(), evaluate(problem, now)
+        if last is None or not torch.equal(theta, last[0]):  # a step whose coin was 0 on a proxy of zero moves nothing
+            last = theta.clone(), evaluate(problem, theta)
         return last[1]
 
     every = {"exact": cell["log_every"][0]}.get(method, 1 if method in RULES else cell["log_every"][1])
     warnings.filterwarnings("ignore", "the Neumann series diverges")  # it is a proxy: it is debiased
-    run = outer_sgd(
-        problem,
-        theta,
-        rule,
-        lambda k: cell["gamma"],
-        steps=math.ceil(max(limits["stored"] / (cell["r"] + 1), limits["recomputed"] / (cell["r"] + 1))),
-        seed=cell["seed"],
-        log_every=every,
-        evaluate=scores,
-        until=lambda row: all(price.charge(row)[account] >= limit for account, limit in limits.items()),
-    )
-    log = run.log.assign(**price.charge(run.log))
-    log = pd.concat([pd.DataFrame([start]), log], ignore_index=True).assign(**constant)
-    log["cpu"], log["wall"] = time.process_time() - cpu, time.perf_counter() - began
-    return rounded(log.drop(columns=["gamma", "exact", "seconds"]))
+    gamma: Any = lambda k: cell["gamma"]  # noqa: E731
+    return run_until_spent(problem, rule, price, cell, constant, scores, began, step_sizes=gamma, log_every=every)

@@ -19,7 +19,7 @@ from studies.engine.sweep import Store
 from studies.few_shot import PAPER_TABLE
 from studies.shared.accounts import budgets
 from studies.shared.drawing import markdown
-from studies.shared.paying import at_equal, compare_table, draw_paying, judge_paying, said_of
+from studies.shared.paying import at_equal, compare_table, draw_paying, judge_paying, said_of, said_of_runs
 from studies.shared.training import interval, missing
 from studies.shared.verdicts import Verdict
 from studies.table_2_cell import METHODS, SIZES, Config, run_cell
@@ -98,21 +98,15 @@ def draw(table: pd.DataFrame, config: Config) -> Figure:
 
 def caption(table: pd.DataFrame, config: Config) -> str:
     """What the figure shows, with its sizes; the accuracies; whether UFOM pays; what has been run."""
-    c, spent = config, table.groupby(["method", "seed"])[["cpu", "wall"]].first().sum()
-    done = table.groupby("method").seed.nunique()
-    missing_runs = [f"{m} {done.get(m, 0)} of {c.seeds}" for m in METHODS if done.get(m, 0) < c.seeds]
+    c = config
     turned = ", training classes turned as well" if c.rotations else ""
     return (
         f"Test accuracy over function calls; thick: the mean of {table.seed.nunique()} seeds, thin: a seed. MAML on "
         f"{c.data}{turned}, {c.ways} ways, 1 shot, {c.filters} filters, r = {c.r}, α = {c.alpha:g}, {c.batch} tasks a "
         f"step, outer Adam, rate {c.rate:g}, untuned. Every run is charged twice. Budgets: {c.recomputed} steps of the "
         f"exact gradient with the states recomputed, {c.stored} with the states stored. Accuracy on {c.test_tasks} "
-        "tasks of held-out classes, with batch statistics. ± is the 95 % t-interval over the n seeds. seconds: CPU "
-        "seconds of one core for the calls, until the first method of a seed has ended. Runs: "
-        f"{spent.cpu / 60:.0f} CPU minutes, {spent.wall / 60:.0f} minutes on a busy machine, {c.device}."
-        + (f" Not yet run: {', '.join(missing_runs)} seeds." if missing_runs else "")
-        + f"\n\n{markdown(summary(table, config))}\n\n"
-        + said_of(judge(table, config))
+        f"tasks of held-out classes, with batch statistics. {said_of_runs(table, table, METHODS, c)}"
+        f"\n\n{markdown(summary(table, config))}\n\n" + said_of(judge(table, config))
     )
 
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 import torch
 
 from studies.few_shot_cell import accuracy
-from studies.shared.accounts import UNROLLED, Price, budgets, clock
-from studies.shared.training import ADAPTIVE, rounded
-from ufom_runtime import FOM, REPTILE, UFOM, measure_moments, outer_sgd
+from studies.shared.accounts import UNROLLED, Price, budgets, clock, now, run_until_spent
+from studies.shared.training import ADAPTIVE
+from ufom_runtime import FOM, REPTILE, UFOM, measure_moments
 from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.few_shot import FewShotProblem, digits_few_shot, omniglot_few_shot
 from ufom_theory import CostModel, Sweep, optimal_q
@@ -97,33 +94,25 @@ def _rule(cell: Mapping[str, Any], problem: FewShotProblem) -> tuple[Any, dict[s
 
 def run_cell(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One run; of the method "clock", the seconds of a gradient and of a Hessian-vector product."""
-    began, cpu = time.perf_counter(), time.process_time()
-    problem, r, batch, method = make_problem(cell), cell["r"], cell["batch"], cell["method"]
+    began, problem, r, batch, method = now(), make_problem(cell), cell["r"], cell["batch"], cell["method"]
     assert problem.initial is not None
     if method == "clock":
         return [clock(problem, problem.initial, Tasks.of(problem.sample(batch, torch.Generator().manual_seed(0))))]
     rule, constant = _rule(cell, problem)
     price = Price.reptile(r) if method == "Reptile" else Price.truncated(r)
-    limits, most = budgets(cell), batch * price.gradients
     test = problem.sample_test_tasks(cell["test_tasks"], torch.Generator().manual_seed(1000 * cell["seed"] + 2))
-    guess = constant.get("q", 0.1) if method != "Reptile" else 0.0
+    guess, most = constant.get("q", 0.1) if method != "Reptile" else 0.0, batch * price.gradients
     each = {"stored": most + batch * guess * r, "recomputed": most + batch * guess * r * (r + 1) / 2}
-    steps = max(limits[account] / each[account] for account in limits)  # only how often to log hangs on the guess
-    run = outer_sgd(
+    steps = max(limit / each[account] for account, limit in budgets(cell).items())  # only how often to log hangs on it
+    return run_until_spent(
         problem,
-        problem.initial,
         rule,
+        price,
+        cell,
+        constant,
+        lambda theta: accuracy(problem, theta, test),
+        began,
+        batch,
         optimiser=lambda p: torch.optim.Adam(p, lr=cell["rate"]),
-        steps=math.ceil(max(limits.values()) / most),
-        seed=cell["seed"],
-        batch=batch,
         log_every=max(1, round(steps / cell["points"])),
-        evaluate=lambda theta: accuracy(problem, theta, test),
-        until=lambda row: all(price.charge(row, batch)[account] >= limit for account, limit in limits.items()),
     )
-    log = run.log.assign(**price.charge(run.log, batch))
-    start = {"step": 0, "corrected": 0.0, "stored": 0.0, "recomputed": 0.0, "gradients": 0.0}
-    start |= {"hessian_vector_products": 0.0, **accuracy(problem, problem.initial, test)}
-    log = pd.concat([pd.DataFrame([start]), log], ignore_index=True).assign(**constant)
-    log["cpu"], log["wall"] = time.process_time() - cpu, time.perf_counter() - began
-    return rounded(log.drop(columns=["gamma", "exact", "seconds"]))

@@ -5,18 +5,21 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
-from ufom_runtime import FOM, AdaptiveUFOM, Estimator, hypergradient
+from studies.shared.training import rounded
+from ufom_runtime import FOM, AdaptiveUFOM, Estimator, hypergradient, outer_sgd
 from ufom_runtime.coins import Draws, toss
 from ufom_runtime.derivatives import count_rows
-from ufom_runtime.estimators import Direction, State
+from ufom_runtime.estimators import Direction, Method, State
 from ufom_runtime.methods.adaptive import AdaptiveState
 from ufom_runtime.problem import BilevelProblem, Task, Tasks
 from ufom_theory import CostModel, Sweep, Truncated
@@ -121,6 +124,52 @@ def budgets(config: Any) -> dict[str, float]:
         "recomputed": float(values["recomputed"] * batch * (2 * r + 1 + r * (r - 1) / 2)),
         "stored": float(values["stored"] * batch * (2 * r + 1)),
     }
+
+
+def start_row(scores: Mapping[str, float]) -> dict[str, float]:
+    """The row of step 0, before anything is spent."""
+    spent = ("corrected", "stored", "recomputed", "gradients", "hessian_vector_products")
+    return {"step": 0, **dict.fromkeys(spent, 0.0), **scores}
+
+
+def run_until_spent(
+    problem: BilevelProblem,
+    rule: Method,
+    price: Price,
+    cell: Mapping[str, Any],
+    constant: Mapping[str, float],
+    evaluate: Callable[[Tensor], dict[str, float]],
+    began: tuple[float, float],
+    batch: int = 1,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """The logged rows of a run from θ_0 until the budgets of both accounts are spent.
+
+    `cell` has the budgets and the seed, `constant` the columns that do not change, and `began` is `now()` when the cell
+    was begun; the options are those of `outer_sgd`.
+    """
+    limits, theta = budgets(cell), problem.initial
+    assert theta is not None
+    run = outer_sgd(
+        problem,
+        theta,
+        rule,
+        steps=math.ceil(max(limits.values()) / (batch * price.gradients)),
+        seed=cell["seed"],
+        batch=batch,
+        evaluate=evaluate,
+        until=lambda row: all(price.charge(row, batch)[account] >= limit for account, limit in limits.items()),
+        **options,
+    )
+    log = run.log.assign(**price.charge(run.log, batch)).drop(columns=["gamma", "exact", "seconds"])
+    log = pd.concat([pd.DataFrame([start_row(evaluate(theta))]), log], ignore_index=True).assign(**constant)
+    log["cpu"], log["wall"] = (end - begin for begin, end in zip(began, now(), strict=True))
+    return rounded(log)
+
+
+def now() -> tuple[float, float]:
+    """CPU and wall seconds."""
+    return time.process_time(), time.perf_counter()
 
 
 def clock(problem: BilevelProblem, theta: Tensor, tasks: Tasks) -> dict[str, float]:

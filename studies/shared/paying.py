@@ -98,6 +98,18 @@ def draw_paying(table: pd.DataFrame, methods: Sequence[str], score: str, words: 
     return figure
 
 
+def said_of_runs(table: pd.DataFrame, judged: pd.DataFrame, methods: Sequence[str], config: Any) -> str:
+    """What the intervals and seconds of a caption mean, and what has been run so far."""
+    runs = [column for column in ("method", "gamma", "seed") if column in table]
+    spent, done = table.groupby(runs)[["cpu", "wall"]].first().sum(), judged.groupby("method").seed.nunique()
+    missing = [f"{m} {done.get(m, 0)} of {config.seeds}" for m in methods if done.get(m, 0) < config.seeds]
+    return (
+        "± is the 95 % t-interval over the n seeds. seconds: CPU seconds of one core for the calls, until the first "
+        f"method of a seed has ended. Runs: {spent.cpu / 60:.0f} CPU minutes, {spent.wall / 60:.0f} minutes on a busy "
+        f"machine, {config.device}." + (f" Not yet run: {', '.join(missing)} seeds." if missing else "")
+    )
+
+
 def said_of(verdicts: Sequence[Verdict]) -> str:
     """One line for each method and rival: whether UFOM pays, in each account, with the difference and its interval."""
     lines: dict[str, list[str]] = {}
