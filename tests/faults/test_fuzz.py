@@ -1,4 +1,4 @@
-"""Malformed inputs for each reader, 500 of them; docs/faults-fuzz.txt is the table of 5,000."""
+"""Malformed inputs for each reader, 100 of them; docs/faults-fuzz.txt is the table of 5,000."""
 
 import os
 import random
@@ -14,10 +14,10 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_reader_reads_or_refuses(name):
-    found = fuzz(READERS[name], 500)
+    found = fuzz(READERS[name], 100)
     assert found.failures == []
-    assert found.inputs == found.refused + found.read == 500
-    assert found.refused > 250
+    assert found.inputs == found.refused + found.read == 100
+    assert found.refused > 50
 
 
 @pytest.mark.parametrize(

@@ -52,18 +52,23 @@ MAKERS = {
     "mnist-hypercleaning": lambda: _hypercleaning(mnist_hypercleaning),
     "omniglot": lambda: omniglot_few_shot(ways=3, filters=3, r=3, dtype=F64),
 }
-_REAL = ("mnist-hypercleaning", "omniglot")
+REAL = ("mnist-hypercleaning", "omniglot")  # the embedded digits are their stand-ins in a quick run
+
+
+def make_case(name):
+    """(problem, θ, four tasks) or, where Ω is a single task, that task."""
+    problem = MAKERS[name]()
+    theta = problem.initial
+    if name == "synthetic":
+        return problem, torch.tensor([4.5], dtype=F64), Tasks.of(problem.tasks).take(torch.tensor([0, 1, 1, 0])).stack
+    if name.endswith("hypercleaning"):
+        return problem, torch.linspace(-1, 1, len(theta), dtype=F64), problem.tasks
+    return problem, theta, problem.sample(4, torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(
-    params=[pytest.param(name, marks=needs_data if name in _REAL else ()) for name in MAKERS], scope="module"
+    params=[pytest.param(name, marks=[needs_data, pytest.mark.slow] if name in REAL else ()) for name in MAKERS],
+    scope="module",
 )
 def case(request):
-    """(problem, θ, four tasks) or, where Ω is a single task, that task."""
-    problem = MAKERS[request.param]()
-    theta = problem.initial
-    if request.param == "synthetic":
-        return problem, torch.tensor([4.5], dtype=F64), Tasks.of(problem.tasks).take(torch.tensor([0, 1, 1, 0])).stack
-    if request.param.endswith("hypercleaning"):
-        return problem, torch.linspace(-1, 1, len(theta), dtype=F64), problem.tasks
-    return problem, theta, problem.sample(4, torch.Generator().manual_seed(1))
+    return make_case(request.param)

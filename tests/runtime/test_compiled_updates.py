@@ -78,6 +78,7 @@ def test_an_update_that_begins_to_use_j_is_traced_for_each(monkeypatch):
     compare(problem, [EXACT])
 
 
+@pytest.mark.slow  # test_steps compiles other steps in a quick run
 def test_the_compiler_gives_the_plain_numbers():
     problem = problem_with(adam(RATES, (0.8, 0.9)))
     compare(problem, [EXACT, UNROLLED])

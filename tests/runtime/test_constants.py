@@ -49,7 +49,7 @@ def test_against_dense_derivatives_at_every_state():
     assert found.L3 > 0.01
 
 
-@pytest.mark.parametrize("alpha", np.geomspace(1e-3, 0.3, 14))
+@pytest.mark.parametrize("alpha", [1e-3, 0.03, 0.3])
 def test_observed_is_below_the_estimate_and_that_below_the_bound_on_the_toy(alpha):
     problem = synthetic(alpha=alpha, A=3.0)
     thetas = torch.linspace(-12, 18, 30, dtype=F64)[:, None]

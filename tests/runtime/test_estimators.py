@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.oracles import unrolled_gradient
-from tests.runtime.conftest import F64, coupled
+from tests.runtime.conftest import F64, REAL, coupled, make_case, needs_data
 from ufom_runtime import (
     EXACT,
     FOM,
@@ -45,10 +45,19 @@ def test_exact_sweeps_agree_with_the_unrolled_loop(case, sweep, chunk):
     assert_agree(found, unrolled_gradient(problem, theta, tasks), 1e-10)
 
 
+@needs_data
+@pytest.mark.parametrize("name", REAL)
+def test_the_exact_gradient_on_real_data_agrees_with_the_unrolled_loop(name):
+    problem, theta, tasks = make_case(name)
+    one = Tasks.of(tasks).take(slice(1)).stack
+    found = hypergradient(problem, theta, one, EXACT, per_task=True)
+    assert_agree(found, unrolled_gradient(problem, theta, one), 1e-10)
+
+
 @pytest.mark.parametrize("sweep", SWEEPS, ids=str)
 def test_proxies_agree_with_the_truncated_loop(case, sweep):
     problem, theta, tasks = case
-    for k in range(problem.r + 1):
+    for k in {0, 1, problem.r // 2, problem.r}:
         found = hypergradient(problem, theta, tasks, Estimator(0.0, sweep, Truncated(k)), per_task=True)
         assert_agree(found, unrolled_gradient(problem, theta, tasks, k), 1e-10)
 
@@ -82,7 +91,7 @@ def test_mean_over_a_batch_splits_by_coin():
     assert_agree(hypergradient(problem, problem.initial, tasks, estimator, coins=coins), per_task.mean(0), 1e-14)
 
 
-@pytest.mark.parametrize("r", range(1, 51))
+@pytest.mark.parametrize("r", [*range(1, 9), 13, 30, 50])
 def test_calls_are_those_of_proposition_1_in_one_pass(r):
     problem = quadratic(dim=1, r=r, alpha=0.01)
     evaluations = {"inner": 0, "outer": 0}
@@ -152,7 +161,7 @@ def fewest_steps(states, slots):
 
 @pytest.mark.parametrize("slots", [0, 1, 2, 3, 5, 12])
 def test_one_pass_takes_the_fewest_steps_that_any_schedule_does(slots):
-    for r in (1, 2, 3, 7, 10, 24, 60, 120):
+    for r in (1, 2, 3, 7, 10, 24):
         sweep = Sweep.checkpointed(slots)
         problem = quadratic(dim=1, r=r, alpha=0.01)
         with count_calls() as calls:
@@ -170,7 +179,7 @@ def test_one_pass_takes_the_fewest_steps_that_any_schedule_does(slots):
 )  # fmt: skip
 def test_live_memory_over_the_length_of_the_loop(estimator, state_bytes_a_step):
     dim, peaks = 300, {}
-    for r in (10, 100):
+    for r in (10, 30):
         problem = quadratic(dim=dim, r=r, alpha=0.01)
         task = problem.sample(1, torch.Generator().manual_seed(0))
         coins = torch.tensor([estimator.q > 0])
@@ -179,22 +188,22 @@ def test_live_memory_over_the_length_of_the_loop(estimator, state_bytes_a_step):
             (problem.initial, task, problem.step_sizes),
         )
     if state_bytes_a_step:
-        assert peaks[100] - peaks[10] == 90 * dim * state_bytes_a_step
+        assert peaks[30] - peaks[10] == 20 * dim * state_bytes_a_step
     else:
-        assert abs(peaks[100] / peaks[10] - 1) < 0.01
+        assert abs(peaks[30] / peaks[10] - 1) < 0.01
 
 
 def test_live_memory_of_a_batch_under_vmap():
     dim, n, peaks = 50, 8, {}
-    for r in (10, 110):
+    for r in (10, 30):
         problem = quadratic(dim=dim, r=r, alpha=0.01)
         tasks = problem.sample(n, torch.Generator().manual_seed(0))
         peaks[r] = [
             peak_bytes(lambda e=e, p=problem, t=tasks: hypergradient(p, p.initial, t, e, chunk=n), (tasks,))
             for e in (EXACT, RECOMPUTED)
         ]
-    assert peaks[110][0] - peaks[10][0] == 100 * n * dim * 8
-    assert peaks[110][1] == pytest.approx(peaks[10][1], rel=0.01)
+    assert peaks[30][0] - peaks[10][0] == 20 * n * dim * 8
+    assert peaks[30][1] == pytest.approx(peaks[10][1], rel=0.01)
 
 
 def test_coins_are_bernoulli_and_a_function_of_the_generator():

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 
+from tests.grids import slow_unless
 from ufom_runtime import (
     EXACT,
     FOM,
@@ -28,19 +29,28 @@ from ufom_runtime.problems.quadratic import quadratic
 from ufom_theory import CostModel, Sweep, Truncated, UfomError
 
 
+MAKERS = {
+    "quadratic": partial(quadratic, dim=200, r=16, alpha=0.01),
+    "digits": partial(digits_few_shot, filters=4, r=8),
+}
+ESTIMATORS = {
+    "fom": FOM,
+    "stored": EXACT,
+    "recomputed": RECOMPUTED,
+    "checkpointed": UFOM(0.5, Sweep.checkpointed(4), Truncated(7)),
+    "unrolled": Estimator(1.0, Sweep.unrolled()),
+}
+
+
 @pytest.mark.parametrize(
-    "make",
-    [partial(quadratic, dim=200, r=16, alpha=0.01), partial(digits_few_shot, filters=4, r=8)],
-    ids=["quadratic", "digits"],
+    ("make", "chunk", "name"),
+    slow_unless(
+        lambda case: case[1] == 2 and (case[0] == "quadratic" or case[2] == "stored"),
+        itertools.product(MAKERS, (1, 2), ESTIMATORS),
+    ),
 )
-@pytest.mark.parametrize("chunk", [1, 2])
-@pytest.mark.parametrize(
-    "estimator",
-    [FOM, EXACT, RECOMPUTED, UFOM(0.5, Sweep.checkpointed(4), Truncated(7)), Estimator(1.0, Sweep.unrolled())],
-    ids=["fom", "stored", "recomputed", "checkpointed", "unrolled"],
-)
-def test_bytes_are_foreseen_within_a_tenth(make, chunk, estimator):
-    problem = make()
+def test_bytes_are_foreseen_within_a_tenth(make, chunk, name):
+    problem, estimator = MAKERS[make](), ESTIMATORS[name]
     theta, tasks = problem.initial, problem.sample(2, torch.Generator().manual_seed(0))
     coins = torch.full((2,), estimator.q > 0)
     known = (theta, *Tasks.of(tasks).parts)
@@ -138,7 +148,7 @@ def test_a_draw_of_another_method_is_averaged(monkeypatch):
 @pytest.mark.parametrize("sweep", [Sweep.stored(), Sweep.unrolled()], ids=str)
 def test_the_steps_of_a_sweep_add_up_to_its_call(sweep):
     """By the operations that are run: C1·(r + 1) + C2·r against the exact gradient's; unrolled products cost less."""
-    problem = digits_few_shot(filters=3, r=12)
+    problem = digits_few_shot(filters=2, r=6)
     tasks = problem.sample(2, torch.Generator().manual_seed(0))
     cost = measure_cost(problem, problem.initial, tasks, sweep=sweep, seconds=0.0, repeats=5)
     exact = Estimator(1.0, sweep)

@@ -134,11 +134,11 @@ def test_interval_covers_the_true_q():
     truth = optimal_q(problem.moments(problem.initial), cost, m=2).q
     assert truth < 1
     covered = 0
-    for seed in range(300):
+    for seed in range(150):
         m = measure_moments(problem, problem.initial, problem.sample(100, rng(seed)), chunk=100)
         low, high = optimal_q(m, cost, m=2).interval
         covered += low <= truth <= high
-    assert 0.90 <= covered / 300 <= 0.98, f"coverage {covered}/300"
+    assert 0.90 <= covered / 150 <= 0.98, f"coverage {covered}/150"
 
 
 def test_bootstrap_from_the_samples_agrees_with_the_interval():
@@ -150,12 +150,12 @@ def test_bootstrap_from_the_samples_agrees_with_the_interval():
 def test_errors_of_the_mean_gradient_are_calibrated():
     problem = quadratic(dim=4)
     values, sems = [], []
-    for seed in range(200):
+    for seed in range(100):
         m = measure_moments(problem, problem.initial, problem.sample(50, rng(seed)), chunk=50)
         values.append(m.mean_gradient_sq)
         sems.append(m.sem("mean_gradient_sq"))
     truth = problem.moments(problem.initial).mean_gradient_sq
-    assert abs(np.mean(values) - truth) < 4 * np.std(values) / 200**0.5
+    assert abs(np.mean(values) - truth) < 4 * np.std(values) / 100**0.5
     assert np.mean(sems) == pytest.approx(np.std(values), rel=0.2)
 
 
@@ -166,11 +166,11 @@ def test_supremum_without_the_optimism_of_picking_the_largest():
     thetas = problem.initial * signs.repeat(15)[:, None]
     truth = problem.moments(problem.initial).d2
     split, naive = [], []
-    for seed in range(150):
+    for seed in range(50):
         m = measure_moments(problem, thetas, problem.sample(20, rng(seed)), chunk=600)
         split.append(m.d2)
         naive.append(m.per_theta["d2"].max())
-    sem = np.std(split) / 150**0.5
+    sem = np.std(split) / 50**0.5
     assert abs(np.mean(split) - truth) < 3 * sem
     assert np.mean(naive) > truth + 3 * sem
     assert m.n == 10

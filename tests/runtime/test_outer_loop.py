@@ -62,7 +62,7 @@ def test_exact_reaches_the_stationary_point_and_fom_its_own():
     problem = synthetic(alpha=0.1)
     start = torch.tensor([0.0], dtype=F64)
     for estimator, end in ((EXACT, problem.pair.theta_star), (FOM, problem.pair.theta_fo)):
-        run = outer_sgd(problem, start, estimator, lambda k: 30 / (k + 20), 200, batch=64, log_every=200)
+        run = outer_sgd(problem, start, estimator, lambda k: 30 / (k + 20), 60, batch=64, log_every=60)
         assert run.theta.item() == pytest.approx(end, abs=0.3)
     assert abs(problem.pair.theta_star - problem.pair.theta_fo) > 0.5
 
@@ -108,7 +108,7 @@ def test_bad_input_is_named(arguments, message):
 def test_live_memory_does_not_grow_over_the_outer_steps(estimator):
     problem = quadratic(dim=30, r=5)
     with LiveBytes() as meter:
-        outer_sgd(problem, problem.initial, estimator, gamma, 20)
+        outer_sgd(problem, problem.initial, estimator, gamma, 10)
         first = meter.live, meter.peak
-        outer_sgd(problem, problem.initial, estimator, gamma, 200)
+        outer_sgd(problem, problem.initial, estimator, gamma, 40)
     assert (meter.live, meter.peak) == first

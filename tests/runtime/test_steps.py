@@ -39,7 +39,7 @@ def test_compiled_steps_agree_with_the_unrolled_loop(make):
     agrees_with_the_unrolled_loop(make)
 
 
-@pytest.mark.parametrize("make", [hypercleaning, few_shot])
+@pytest.mark.parametrize("make", [hypercleaning, _slow(few_shot)])
 def test_traced_steps_agree_with_the_unrolled_loop(make, monkeypatch):
     monkeypatch.setattr(torch._inductor, "compile", lambda graph, _: graph)
     agrees_with_the_unrolled_loop(make)
@@ -73,7 +73,8 @@ def test_compiled_batches_are_of_one_length_and_counted_without_the_filling(monk
     assert len(kept(problem, "graphs")) == 5  # as in the sweeps above: none more for another number of rows
 
 
-def test_one_tensor_in_two_places_stays_two_arguments():
+def test_one_tensor_in_two_places_stays_two_arguments(monkeypatch):
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, _: graph)
     problem, theta, tasks = sines()
     phi = torch.linspace(0.1, 1, 9, dtype=F64).view(3, 3)
     rows = theta.expand(3, -1)

@@ -5,6 +5,7 @@ import pytest
 import sympy as sp
 import torch
 
+from tests.grids import slow_unless
 from ufom_theory import (
     AssumptionConstants,
     CostModel,
@@ -114,7 +115,7 @@ def test_the_oracle_is_the_gradient(seed):
 def test_bounds_hold_on_the_toy(alpha):
     problem = TwoTaskProblem(float(alpha), 10, (0.5, 1.5), (0.0, 10.0), 12.0)
     alphas, constants = np.full(10, alpha), problem.constants
-    theta = np.linspace(-60, 60, 200_001)
+    theta = np.linspace(-60, 60, 20_001)
     proxy, exact = problem.gradients(theta)
     bias = bias_bound(constants, alphas, theta_in_losses=False)
     assert np.abs(proxy - exact).max() <= bias <= bias_bound(constants, alphas) <= bias_bound_printed(constants, alphas)
@@ -178,7 +179,7 @@ class SharpProblem:
         return float(torch.autograd.grad(self.outer(self.own * x + phi), x)[0])
 
 
-@pytest.mark.parametrize("seed", range(200))
+@pytest.mark.parametrize("seed", slow_unless(lambda seed: seed < 25, range(200)))
 def test_bounds_are_attained_for_all_constants(seed):
     rng = np.random.default_rng(seed)
     values, own = 10 ** rng.uniform(-1.5, 1.0, 5), bool(seed % 4)
