@@ -36,8 +36,9 @@ def planted(table, method, **columns):
 
 
 def test_same_config_same_table(table, tmp_path):
-    again = study.measure(TINY, Store(tmp_path))
-    pd.testing.assert_frame_equal(table.drop(columns="seconds"), again.drop(columns="seconds"))
+    again = study.measure(replace(TINY, gammas=(10.0,)), Store(tmp_path))
+    same = table[table.gamma == 10.0].reset_index(drop=True)
+    pd.testing.assert_frame_equal(same.drop(columns="seconds"), again.drop(columns="seconds"))
 
 
 def test_hypergradients_are_the_oracles_and_fom_is_zero():
@@ -81,7 +82,7 @@ def test_the_rules_choose_q_without_data():
         assert study.data_free_q(method, 3, 100) == [0.05, *[pytest.approx(study.settled_q(method, 100))] * 3]
     assert study.settled_q("adaptive", 100) == 1.0
     for method in ("released", "released ×0.1"):  # the last q gives itself: D²/V² = scale·(1/q − 1)²
-        *_, q = study.data_free_q(method, 3000, 100)
+        *_, q = study.data_free_q(method, 1000, 100)
         moments = Moments(ADAPTIVE[method].scale * (1 / q - 1) ** 2, 1.0)
         assert optimal_q(moments, CostModel(r=100), m=2).q == pytest.approx(q, abs=1e-3)
         assert q < 1

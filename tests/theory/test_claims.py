@@ -11,6 +11,7 @@ import pytest
 import sympy as sp
 from typer.testing import CliRunner
 
+from tests.grids import slow_unless
 from ufom_runtime.command.cli import app
 from ufom_runtime.command.verdicts import FILE, stored_verdicts
 from ufom_theory import UfomError
@@ -59,14 +60,15 @@ def test_all_that_the_paper_numbers_is_there():
     assert {f"erratum-{n}" for n in range(1, 13)} <= set(CLAIMS)
 
 
-THIRD = [
-    (c.id, i) for c in FORMED for i, (status, form) in enumerate(mutate.forms(c)) if list(CLAIMS).index(c.id) % 3 == 2
-]
+PART = slow_unless(
+    lambda case: list(CLAIMS).index(case[0]) % 6 == 2,
+    ((c.id, i) for c in FORMED for i, _ in enumerate(mutate.forms(c)) if list(CLAIMS).index(c.id) % 3 == 2),
+)
 
 
-@pytest.mark.parametrize(("id", "which"), THIRD)
+@pytest.mark.parametrize(("id", "which"), PART)
 def test_a_change_is_seen(id: str, which: int):
-    """A third of the table of `python -m ufom_theory.derivations.mutate`, whose record is docs/mutations.md."""
+    """A third of the table (in a quick run, a sixth) of `python -m ufom_theory.derivations.mutate`, whose record is docs/mutations.md."""
     claim = CLAIMS[id]
     status, form = list(mutate.forms(claim))[which]
     changed = mutate.mutants(form)

@@ -43,6 +43,7 @@ def test_backward_loop_is_the_unrolled_gradient(r):
     assert unrolled != chain_rule.backward_loop(problem, ALPHAS[:r], kept=r - 1)
 
 
+@pytest.mark.slow  # the test above takes up to three steps, with symbols
 def test_backward_loop_of_four_steps_at_a_point():
     problem = chain_rule.polynomial_problem()
     assert chain_rule.unrolled_gradient(problem, ALPHAS).subs(AT) == chain_rule.backward_loop(problem, ALPHAS, at=AT)

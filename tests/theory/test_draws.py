@@ -28,7 +28,7 @@ from ufom_theory import (
     time_bound,
 )
 
-DRAWS = int(os.environ.get("UFOM_DRAWS", "400"))
+DRAWS = int(os.environ.get("UFOM_DRAWS", "120"))
 NOT_A_NUMBER = [None, "x", [], [[1.0], [1.0, 2.0]], [0.1, 0.2, 0.3, 0.4, 0.5], -1, -0.5, float("nan"), float("inf")]
 TINY_OR_HUGE = [0, 0.0, 1e-320, 1e-200, 1e200, 1e308, 10**12, 10**30, True]
 SWEEPS = [Sweep.stored(), Sweep.recomputed(), Sweep.unrolled(), Sweep.checkpointed(3)]
