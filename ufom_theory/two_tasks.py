@@ -77,22 +77,22 @@ class TwoTaskProblem:
             raise UfomError(f"A = {self.A:g} is too small: θ = {theta:g} lies off a quadratic piece; make A larger")
         return theta
 
-    @property
+    @cached_property
     def theta_fo(self) -> float:
         """FOM's stationary point Σp_i·b_i/Σp_i·a_i."""
         return self._stationary(1)
 
-    @property
+    @cached_property
     def theta_star(self) -> float:
         """The minimiser of M, Σp_i²·b_i/Σp_i²·a_i."""
         return self._stationary(2)
 
-    @property
+    @cached_property
     def curvature(self) -> float:
         """M'' near its minimiser, ½Σp_i²·a_i: the mean slope of the field that UFOM follows."""
         return float(self.contractions**2 @ np.asarray(self.a)) / 2
 
-    @property
+    @cached_property
     def curvature_fo(self) -> float:
         """½Σp_i·a_i: the mean slope of the field that FOM follows."""
         return float(self.contractions @ np.asarray(self.a)) / 2

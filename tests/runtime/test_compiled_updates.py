@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.grids import slow_unless
 from tests.runtime.test_inner_sweeps import batch, problem_of, setting
 from ufom_runtime import EXACT, HELD, UFOM, Estimator, hypergradient
 from ufom_runtime.inner import adam, momentum
@@ -47,7 +48,7 @@ def compare(problem, estimators):
         assert (found - expected).norm() <= 1e-10 * expected.norm()
 
 
-@pytest.mark.parametrize("name", UPDATES)
+@pytest.mark.parametrize("name", slow_unless(lambda name: name != "a schedule", UPDATES))
 def test_traced_steps_give_the_plain_numbers(monkeypatch, name):
     monkeypatch.setattr(torch._inductor, "compile", lambda graph, _: graph)
     update, shared = UPDATES[name]

@@ -1,6 +1,5 @@
 """Estimated constants against dense Jacobians and Hessians, and observed ≤ estimate ≤ bound."""
 
-import numpy as np
 import pytest
 import torch
 from torch.autograd.functional import hessian, jacobian

@@ -89,7 +89,9 @@ def padded_tasks():
     return x, normal(3, 6, 1), xq, normal(3, 6, 1, seed=2)
 
 
-@pytest.mark.parametrize(("make", "tasks"), [(Padded, padded_tasks), pytest.param(Recurrent, regression, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("make", "tasks"), [(Padded, padded_tasks), pytest.param(Recurrent, regression, marks=pytest.mark.slow)]
+)
 def test_where_vmap_is_wrong_or_fails_the_right_number_comes_from_a_loop(make, tasks):
     net, tasks = FlatModule(make()), tasks()
     problem = learning(net)

@@ -28,7 +28,6 @@ from ufom_runtime.problems.few_shot import digits_few_shot
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_theory import CostModel, Sweep, Truncated, UfomError
 
-
 MAKERS = {
     "quadratic": partial(quadratic, dim=200, r=16, alpha=0.01),
     "digits": partial(digits_few_shot, filters=4, r=8),

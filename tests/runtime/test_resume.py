@@ -90,7 +90,7 @@ def long_run(name, checkpoint=None):
     return run(estimator, steps=STEPS, evaluate=norm, checkpoint=checkpoint, checkpoint_every=1, **steps)
 
 
-STEPS, KILLED = 60, ("plain", "adam", "adaptive-adam")
+STEPS, KILLED = 40, ("adam", "adaptive-adam")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

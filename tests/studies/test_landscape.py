@@ -50,7 +50,9 @@ def moments(setting):
 
 
 @pytest.mark.parametrize(
-    "setting", [SYNTHETIC, MAML, TUNED, CLEANING, pytest.param(OMNIGLOT, marks=[needs_data, pytest.mark.slow])], ids=lambda s: s.name
+    "setting",
+    [SYNTHETIC, MAML, TUNED, CLEANING, pytest.param(OMNIGLOT, marks=[needs_data, pytest.mark.slow])],
+    ids=lambda s: s.name,
 )
 def test_the_means_over_all_outcomes_are_the_oracles_gradients(setting):
     problem, theta, measured = moments(setting)

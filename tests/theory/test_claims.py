@@ -68,7 +68,7 @@ PART = slow_unless(
 
 @pytest.mark.parametrize(("id", "which"), PART)
 def test_a_change_is_seen(id: str, which: int):
-    """A third of the table (in a quick run, a sixth) of `python -m ufom_theory.derivations.mutate`, whose record is docs/mutations.md."""
+    """A third of `python -m ufom_theory.derivations.mutate`, a sixth in a quick run; docs/mutations.md is the record."""
     claim = CLAIMS[id]
     status, form = list(mutate.forms(claim))[which]
     changed = mutate.mutants(form)
