@@ -68,7 +68,7 @@ PART = slow_unless(
 
 @pytest.mark.parametrize(("id", "which"), PART)
 def test_a_change_is_seen(id: str, which: int):
-    """A third of `python -m ufom_theory.derivations.mutate`, a sixth in a quick run; docs/mutations.md is the record."""
+    """A third of `python -m ufom_theory.derivations.mutate` (a quick run: a sixth); the record is docs/mutations.md."""
     claim = CLAIMS[id]
     status, form = list(mutate.forms(claim))[which]
     changed = mutate.mutants(form)
