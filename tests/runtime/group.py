@@ -35,7 +35,7 @@ def problems():
     few_shot = digits_few_shot(filters=2, r=2, dtype=torch.float64)
     plain = quadratic(dim=4, r=3)
     rng = torch.Generator().manual_seed(0)
-    yield "few-shot", few_shot, few_shot.initial, few_shot.sample(11, rng)
+    yield "few-shot", few_shot, few_shot.initial, few_shot.sample(7, rng)
     yield "three θ", plain, plain.initial * torch.tensor([[1.0], [2.0], [-1.0]]), plain.sample(9, rng)
 
 

@@ -26,6 +26,7 @@ def table():
         patch.setattr(performance, "_in_process", performance.work)
         patch.setattr(performance, "theory_calls", lambda rounds: [])
         patch.setattr(performance, "resident_bytes", lambda call: 1e6 + sum(call().shape))
+        patch.setattr(promises, "STREAM", promises.STREAM[:3])
         for module in (timing, promises):
             patch.setattr(module, "seconds", ticks.seconds)
         return performance.measure(TINY)
