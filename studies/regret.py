@@ -2,9 +2,9 @@
 
 A cell is a problem with its outer steps. For two precisions of M, fixed in the configuration, `compare` says what to
 run: FOM, UFOM(q), the exact gradient, or FOM and then another. Then all of them are run, with a fixed grid of q: the
-regret is the calls to the precision at what was said, over those at the best candidate. The even seeds choose the best,
-the odd ones give both times. A regret whose 95 % interval is wider than ± 10 % counts as "cannot tell", unless all of
-it is above the goal of 25 %.
+regret is the calls to the precision at what was said, over those at the best candidate; and so in seconds, by another
+decision, where a step costs its seconds. The even seeds choose the best, the odd ones give both times. A regret whose
+95 % interval is wider than ± 10 % counts as "cannot tell", unless all of it is above the goal of 25 %.
 
 Beside them run the two rules of `AdaptiveUFOM`; they are compared at equal calls.
 """
@@ -22,8 +22,9 @@ import pandas as pd
 
 from studies.engine.study import Progress, Study, silent
 from studies.engine.sweep import Store
-from studies.regret_cell import LEAST, LEVELS, PAPER_RULE, STEP_RULE, Setting, decide, run
-from studies.regret_settings import PAPER, QUICK, STANDARD
+from studies.regret_cell import LEAST, LEVELS, PAPER_RULE, STEP_RULE, Setting
+from studies.regret_decision import decide_and_run
+from studies.regret_settings import QUICK, STANDARD
 from studies.shared.drawing import markdown, seaborn
 from studies.shared.training import missing, rounded
 from studies.shared.verdicts import Verdict, halves
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-VERSION = 2  # of the cells
+VERSION = 3  # of the cells
 GRID = (0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.45, 0.7)
 WIDE, NEAR = math.log(1.10), math.log(1.10)  # of an interval that decides; of predicted steps that are right
 MEDIAN, WORST, RULE = 1.05, 1.25, 1.15
@@ -57,15 +58,16 @@ class Config:
     seeds: int = 8
 
 
-SIZES = {"quick": Config(QUICK, (0.05, 0.2), 4), "standard": Config(STANDARD), "paper": Config(PAPER)}
+SIZES = {"quick": Config(QUICK, (0.05, 0.2), 4), "standard": Config(STANDARD)}
 
 
 def measure(config: Config, store: Store, progress: Progress = silent) -> pd.DataFrame:
     """One row for each cell, candidate or rule, and seed; a cell that was left out has one row that says why.
 
     Columns: setting, candidate, rule, q, until, seed; for each level its steps and calls, nan where the precision was
-    not reached; loss, M at equal calls; for each level said, whether `compare` said so, predicted, low and high, steps
-    over the exact gradient's, and doubt; c1 and c2, seconds of a gradient and of a Hessian-vector product; skipped.
+    not reached; loss, M at equal calls; for each level said and said_seconds, whether `compare` said so, predicted, low
+    and high, steps over the exact gradient's, doubt, and seconds to the precision; seconds_most, of the budget;
+    skipped.
     """
     base, skipped, kept = {"study": "regret", "version": VERSION}, [], []
     for setting in config.settings:
@@ -74,49 +76,23 @@ def measure(config: Config, store: Store, progress: Progress = silent) -> pd.Dat
             skipped.append({"setting": setting.name, "skipped": reason})
         else:
             kept.append(setting)
-    cells = [{**base, "setting": asdict(setting)} for setting in kept]
-    fixed = [[0.0, 0], [1.0, 0], *([q, 0] for q in config.grid)]
-    decisions = [{**cell, "part": "decide", "grid": list(config.grid)} for cell in cells]
-    runs = [{**cell, "part": "run", "candidates": fixed, "rules": True, "seeds": config.seeds} for cell in cells]
-    store.run(decisions, decide, progress=lambda share: progress(0.2 * share))
-    store.run(runs, run, progress=lambda share: progress(0.2 + 0.7 * share))
-    said = [pd.DataFrame(store.load(cell) or []) for cell in decisions]
-    switches = [{**cell, "candidates": _switches(each), "rules": False} for cell, each in zip(runs, said, strict=True)]
-    store.run([x for x in switches if x["candidates"]], run, progress=lambda share: progress(0.9 + 0.1 * share))
+    cells = [{**base, "setting": asdict(setting), "grid": list(config.grid), "seeds": config.seeds} for setting in kept]
+    store.run(cells, decide_and_run, progress=progress)
     tables = []
-    for setting, each, decision, *parts in zip(kept, said, decisions, runs, switches, strict=True):
-        wanted = [cell for cell in parts if cell["candidates"]]
-        rows = [store.load(cell) for cell in wanted]
-        if each.empty or None in rows:
-            reasons = [store.failure(cell) for cell in (decision, *wanted)]
-            skipped.append({"setting": setting.name, "skipped": next(filter(None, reasons), "not run")})
+    for setting, cell in zip(kept, cells, strict=True):
+        if (rows := store.load(cell)) is None:
+            skipped.append({"setting": setting.name, "skipped": store.failure(cell) or "not run"})
         else:
-            tables.append(_joined(pd.DataFrame([row for some in rows for row in some or ()]), each, setting.name))
+            tables.append(pd.DataFrame(rows).assign(setting=setting.name))
     whole = pd.DataFrame(rounded(pd.concat(tables, ignore_index=True))) if tables else pd.DataFrame()
     return pd.concat([whole, pd.DataFrame(skipped, columns=["setting", "skipped"])], ignore_index=True)
 
 
-def _switches(said: pd.DataFrame) -> list[list[float]]:
-    """q and the last step of FOM of what is to be run besides the fixed candidates."""
-    if said.empty:
-        return []
-    found = said[said.said & (said.until > 0)].drop_duplicates(["q", "until"])
-    return [[float(q), int(until)] for q, until in found[["q", "until"]].to_numpy()]
-
-
-def _joined(runs: pd.DataFrame, said: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The runs beside what was predicted of them."""
-    for level in LEVELS:
-        mine = said[said.level == level][["q", "until", "predicted", "low", "high", "said", "doubt"]]
-        names = {name: f"{name}_{level}" for name in ("predicted", "low", "high", "said", "doubt")}
-        runs = runs.merge(mine.rename(columns=names), on=["q", "until"], how="left")
-        runs[f"said_{level}"] = runs[f"said_{level}"].eq(True)
-    return runs.assign(setting=name, c1=said.c1.iloc[0], c2=said.c2.iloc[0])
-
-
 def _runs(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of cells that were run."""
-    return table[table.skipped.isna()].astype({"seed": int, "rule": bool, "said_coarse": bool, "said_fine": bool})
+    return table[table.skipped.isna()].astype(
+        {"seed": int, "rule": bool, **{f"{x}_{level}": bool for x in ("said", "said_seconds") for level in LEVELS}}
+    )
 
 
 def _cells(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
@@ -128,32 +104,37 @@ def _cells(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
                 yield str(name), level, mine
 
 
-def regrets(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a cell and level: calls to the precision at what was said, over the best candidate's.
+def regrets(table: pd.DataFrame, unit: str = "calls") -> pd.DataFrame:
+    """One row a cell and level: calls or seconds to the precision at what was said, over the best candidate's.
 
-    A run that ends above the precision is charged its budget, the least that it takes.
+    A run that ends above the precision is charged its budget, the least that it takes. In seconds, cells that were not
+    timed are left out.
 
-    Columns: setting, level, said, best; regret with its interval low and high; told, whether that decides;
-    least, whether a run at what was said ended above the precision; FOM and exact, what running either would have lost,
-    ∞ where no seed came to the precision.
+    Columns: setting, level, said, best; regret with its interval low and high; told, whether that decides; doubt, why
+    nothing could be said, so that exact is; least, whether a run at what was said ended above the precision; FOM and
+    exact, what running either would have lost, ∞ where no seed came to the precision.
     """
     rows = []
+    chosen, most = ("said", "budget") if unit == "calls" else (f"said_{unit}", f"{unit}_most")
     for name, level, runs in _cells(table):
-        calls = runs.assign(calls=runs[f"calls_{level}"].fillna(runs.budget))
-        logs = np.log(calls.pivot(index="seed", columns="candidate", values="calls").clip(lower=1))
+        spent = runs.assign(spent=runs[f"{unit}_{level}"].fillna(runs[most]))
+        if spent.spent.isna().any():
+            continue
+        logs = np.log(spent.pivot(index="seed", columns="candidate", values="spent").clip(lower=1e-9))
         reached = runs.groupby("candidate")[f"calls_{level}"].count()
         even, odd = halves(logs)
         best = str(even.mean()[reached[reached > 0].index].idxmin())
-        said = str(runs.candidate[runs[f"said_{level}"]].iloc[0])
+        mine = runs[runs[f"{chosen}_{level}"]].iloc[0]
+        said = str(mine.candidate)
         lost = Verdict.from_paired(f"{name}, {level}", "<=", math.log(WORST), odd[said] - odd[best])
         others = {x: _factor(odd[x] - odd[best]) if reached[x] else math.inf for x in ("FOM", "exact")}
         rows.append(
             {"setting": name, "level": level, "said": said, "best": best, "regret": math.exp(lost.measured),
              "low": math.exp(lost.measured - lost.tolerance), "high": math.exp(lost.measured + lost.tolerance),
              "told": lost.tolerance <= WIDE or lost.measured - lost.tolerance > math.log(WORST),
-             "least": bool(reached[said] < len(logs)), **others}
+             "doubt": mine[f"doubt_{level}"], "least": bool(reached[said] < len(logs)), **others}
         )  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=None if rows else ["told", "regret", "low", "high"])
 
 
 def _factor(logs: pd.Series[float]) -> float:
@@ -207,21 +188,31 @@ def rules(table: pd.DataFrame) -> pd.DataFrame:
 
 def judge(table: pd.DataFrame, config: Config) -> list[Verdict]:
     """The goals that were set before the runs."""
-    lost, ours = regrets(table), rules(table)
-    told = lost[lost.told]
-    logs = np.log(told[["regret", "low", "high"]])
-    middle = [float(logs[x].median()) for x in ("low", "regret", "high")]
-    worst, share = logs.loc[logs.regret.idxmax()].map(float), predictions(table).off.le(NEAR).mean()
+    ours, share = rules(table), predictions(table).off.le(NEAR).mean()
     least = np.log(ours.loc[ours.step.idxmax(), ["step", "high"]].astype(float)).map(float)
     ahead = float((ours.step < ours[["FOM", "exact"]].min(axis=1)).mean())
     of = Verdict.from_interval
     return [
-        of("median log-regret of the decision", "<=", math.log(MEDIAN), middle[1], (middle[2] - middle[0]) / 2),
-        of("greatest log-regret of the decision", "<=", math.log(WORST), worst.regret, worst.high - worst.regret),
+        *_of_regret(regrets(table), ""), *_of_regret(regrets(table, "seconds"), ", in seconds"),
         of("share of cells with steps over exact's within 10 %", ">=", 0.75, float(share)),
         of("greatest log of M by the step rule over the best fixed choice's", "<=", math.log(RULE), least.step,
            least.high - least.step),
         of("share of cells where the step rule is ahead of FOM and of exact", ">=", 1 / 3, ahead),
+    ]  # fmt: skip
+
+
+def _of_regret(lost: pd.DataFrame, unit: str) -> list[Verdict]:
+    """Of the median and of the greatest regret; none where there are none."""
+    logs = np.log(lost[lost.told][["regret", "low", "high"]].astype(float))
+    if logs.empty:
+        return []
+    middle = [float(logs[x].median()) for x in ("low", "regret", "high")]
+    worst = logs.loc[logs.regret.idxmax()].map(float)
+    return [
+        Verdict.from_interval(f"median log-regret of the decision{unit}", "<=", math.log(MEDIAN), middle[1],
+                              (middle[2] - middle[0]) / 2),
+        Verdict.from_interval(f"greatest log-regret of the decision{unit}", "<=", math.log(WORST), worst.regret,
+                              worst.high - worst.regret),
     ]  # fmt: skip
 
 

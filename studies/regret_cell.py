@@ -1,32 +1,25 @@
-"""What the study of regret runs for one setting: the decision, before any run, and the runs of all that it chose from.
-
-The decision is that of `compare`: its law at moments and curvatures measured along its pilot run. Only the clock is
-left out: a step costs its calls, counted with stored states, so that nothing depends on the machine.
-"""
+"""A setting of the study of regret: its precisions, and the runs of all that `compare` could have said."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from studies.regret_lanes import Candidate, Charge, Curves, exact_run, run_lanes
+from studies.regret_lanes import Candidate, Charge, Curves, run_lanes
 from studies.regret_problems import Made, make
-from ufom_runtime import AdaptiveUFOM, measure_cost
-from ufom_runtime.measure.chances import Path, interval
-from ufom_runtime.measure.moments import tasks_or_all
-from ufom_runtime.measure.path import CannotTell, Measuring
-from ufom_theory import Sweep, Truncated, UfomError
+from ufom_runtime import AdaptiveUFOM
+from ufom_runtime.measure.candidates import QS
+from ufom_theory import Sweep, Truncated
 from ufom_theory.laws import parse_outer
 
 Array = NDArray[np.float64]
 LEVELS = ("coarse", "fine")
-LEAST = 0.05  # the smallest q that `compare` recommends; below it, steps are too long for a law of the second order
-PILOT, MOMENTS = 1_000_001, 1_000_003  # seeds
+LEAST = QS[0]  # the smallest q that `compare` recommends
+PILOT = 1_000_001  # the seed of what is found out before the runs
 LAST = 0.75  # M "at equal calls" is its mean over the calls from this share of the budget on
 STEP_RULE, PAPER_RULE = "law of one step", "the paper's rule"
 
@@ -113,78 +106,6 @@ def steps_to(level: float, loss: Array, every: int) -> float:
         return 0.0
     before, after = np.log(np.maximum(loss[i - 1 : i + 1], np.finfo(float).tiny))
     return every * float(i - 1 + (before - np.log(level)) / (before - after))
-
-
-def decide(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What `compare` says for each level: a row for each candidate, with its predicted steps and calls over exact's.
-
-    Columns: level, q, until; predicted, low, high, steps over exact's with a 95 % interval; cost, calls over exact's;
-    said, whether it is what to run; doubt, why nothing can be told; c1 and c2, seconds of a gradient and of a
-    Hessian-vector product.
-    """
-    setting = Setting(**cell["setting"])
-    made, found = setting.make(), []
-    c1, c2 = _seconds(made)
-    for level, horizon in zip(LEVELS, setting.horizons, strict=True):
-        rows = _decision(setting, made, horizon, cell["grid"])
-        found += [{"level": level, "c1": c1, "c2": c2, **row} for row in rows]
-    return found
-
-
-def _decision(setting: Setting, made: Made, horizon: int, grid: Sequence[float]) -> list[dict[str, Any]]:
-    outer, proxy = parse_outer(setting.outer), Truncated(setting.proxy)
-    problem, charge, doubt = made.problem, Charge.of(made, setting.batch), ""
-    sampled = None if problem.tasks is not None else problem.sample(64, torch.Generator().manual_seed(MOMENTS))
-    given, _ = tasks_or_all(problem, sampled)
-    rows: list[dict[str, Any]] = [{"q": 1.0, "until": 0, "predicted": 1.0, "low": 1.0, "high": 1.0, "cost": 1.0}]
-    try:
-        at = (0, horizon // 2, horizon // 2 * 2) if horizon > 1 else (0,)  # as `compare`'s pilot run
-        thetas = exact_run(made, outer, setting.batch, at, PILOT)
-        measuring = Measuring(problem, given, outer, setting.batch)
-        path = measuring.path(thetas, at, horizon, [proxy], lambda path: [proxy])
-    except CannotTell as reason:
-        doubt = str(reason)
-    else:
-        rows += _predictions(path, setting, charge, grid)
-    allowed = [row for row in rows if row["q"] in (0.0, 1.0) or row["q"] >= LEAST]
-    best = min(allowed, key=lambda row: row["cost"])
-    sure = best["cost"] * best["high"] / best["predicted"] < 1  # as `compare`: exact where it cannot tell
-    said = best if sure else rows[0]
-    return [{**row, "said": row is said, "doubt": doubt} for row in rows]
-
-
-def _predictions(path: Path, setting: Setting, charge: Charge, grid: Sequence[float]) -> list[dict[str, Any]]:
-    """FOM, every q of the grid, and the best switch from FOM."""
-    proxy, weights = Truncated(setting.proxy), np.asarray(path.weights)[:, None]
-    alone = replace(path, progress={Truncated(): path.progress[proxy]}).fom()
-    ratios = {q: weights * (path.ufom(proxy, q, "task", 1.0) if q else alone) for q in (0.0, *grid, 1.0)}
-    over = {q: charge.batch * (charge.first + q * charge.more) / charge.exact for q in ratios}
-
-    def row(steps: Array, cost: float, q: float, until: int = 0) -> dict[str, Any]:
-        low, high = interval(steps)
-        return {"q": q, "until": until, "predicted": float(steps[0]), "low": low, "high": high, "cost": cost}
-
-    rows = [row(x.sum(0), float(x[:, 0].sum()) * over[q], q) for q, x in ratios.items() if q < 1]
-    switches = []
-    for j in range(1, len(path.steps)):
-        early = ratios[0.0][:j]
-        until = max(1, round(path.horizon * float(early[:, 0].sum()))) if np.isfinite(early[:, 0]).all() else 0
-        for q, x in ratios.items():
-            if until and q >= LEAST:
-                cost = float(early[:, 0].sum() * over[0.0] + x[j:, 0].sum() * over[q])
-                switches.append(row(early.sum(0) + x[j:].sum(0), cost, q, until))
-    return rows + sorted(switches, key=lambda x: x["cost"])[:1]
-
-
-def _seconds(made: Made) -> tuple[float, float]:
-    """C1 and C2 on this machine; nan where its clock is unsure."""
-    problem = made.problem
-    assert problem.initial is not None
-    try:
-        cost = measure_cost(problem, problem.initial, problem.sample(1, torch.Generator().manual_seed(0)), seconds=0.3)
-    except UfomError:
-        return float("nan"), float("nan")
-    return float(cost.c1), float(cost.c2)
 
 
 def run(cell: Mapping[str, Any]) -> list[dict[str, Any]]:

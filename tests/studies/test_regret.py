@@ -13,7 +13,7 @@ from studies import regret_cell, regret_problems
 from studies.engine.sweep import Store
 from studies.regret_cell import PAPER_RULE, STEP_RULE, Setting, smooth, steps_to
 from studies.regret_lanes import Candidate, Charge, exact_run, mean_losses, run_lanes
-from studies.regret_settings import PAPER, QUICK
+from studies.regret_settings import QUICK, STANDARD
 from ufom_runtime import EXACT, FOM, UFOM, AdaptiveUFOM, Switch, hypergradient, train
 from ufom_runtime.measure.path import pilot_points
 from ufom_runtime.problem import Tasks
@@ -210,9 +210,9 @@ def test_the_judge_on_planted_cells():
 
 
 def test_sizes_are_consistent():
-    names = [cell.name for cell in PAPER]
+    names = [cell.name for cell in STANDARD]
     assert len(set(names)) == len(names)
-    for cell in (*PAPER, *QUICK):
+    for cell in (*STANDARD, *QUICK):
         assert cell.problem in regret_problems.MAKERS
         assert 0 < cell.levels[1] < cell.levels[0]
         assert all(1 <= horizon <= cell.steps for horizon in cell.horizons)
