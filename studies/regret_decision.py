@@ -142,7 +142,7 @@ def counted(made: Made, batch: int) -> Parts:
 def timed(made: Made, batch: int) -> Parts:
     """The parts of a step in seconds; for the script stands the exact gradient, since the study does not run it."""
     assert made.problem.initial is not None
-    parts, k = measure_parts(made.problem, made.problem.initial, _batch(made, batch), seconds=1.0), made.proxy
+    parts, k = measure_parts(made.problem, made.problem.initial, _batch(made, batch), seconds=0.3), made.proxy
     way = parts.forward[0] + k * parts.back[0], parts.forward[1] + k * parts.back[1]
     found = replace(parts, r=parts.r - k, forward=way, mixed=parts.mixed + k * parts.back[1])
     return replace(found, script=found.expected(1.0, Truncated(), STORED))
@@ -153,7 +153,7 @@ def _clock(made: Made, batch: int) -> CallCost | None:
     both = Estimator(0.5, STORED, Truncated(made.proxy))
     assert made.problem.initial is not None
     with suppress(UfomError):
-        return measure_calls(made.problem, made.problem.initial, _batch(made, batch), both, seconds=0.5)
+        return measure_calls(made.problem, made.problem.initial, _batch(made, batch), both, seconds=0.3)
     return None
 
 

@@ -22,6 +22,7 @@ _LEVELS: dict[str, tuple[tuple[float, float], tuple[int, int]]] = {
     "MAML, Omniglot, sgd:0.3": ((1.04, 0.961), (13, 58)),
     "MAML, Omniglot, adam:0.01": ((1.0, 0.943), (22, 55)),
     "hypercleaning, MNIST, sgd:30": ((2.24, 2.14), (7, 28)),
+    "hypercleaning, MNIST, sgd:100": ((2.18, 2.12), (6, 21)),
     "sinusoid, adam:0.005": ((3.25, 3.23), (29, 41)),
     "curved, sgd:0.1": ((0.0701, 0.0127), (67, 108)),
     "curved, sgd:0.3": ((0.0602, 0.0251), (25, 35)),
@@ -45,22 +46,27 @@ def _many(name: str, problem: str, outers: dict[str, int], **options: Any) -> li
     ]
 
 
+_MNIST = {"n": 50, "hidden": 6, "r": 10}
+_PAIR = {"alpha": 0.03}
+# those of each kind first, in case not all can be run
 STANDARD = (
     *_many("quadratic", "quadratic", {"sgd:0.1": 100}, arguments={"alpha": 0.03}, chains=8),
-    *_many("curved", "quadratic", {"sgd:0.1": 120, "sgd:0.3": 60, "decay:0.5:1": 120, "adam:0.1": 120},
-           arguments=_OWN, chains=8),
+    *_many("curved", "quadratic", {"sgd:0.1": 120, "sgd:0.3": 60}, arguments=_OWN, chains=8),
+    *_many("MAML, digits", "digits-maml", {"sgd:0.3": 60}),
+    *_many("hypercleaning, digits", "digits-hypercleaning", {"sgd:30": 40}, arguments=_CLEANING, batch=1, proxy=3),
     *_many("curved, r = 100", "quadratic", {"sgd:0.1": 120}, arguments=_LONG, chains=8),
-    *_many("hypercleaning, digits", "digits-hypercleaning", {"sgd:30": 40, "sgd:100": 40},
-           arguments=_CLEANING, batch=1, proxy=3),
-    *_many("MAML, digits", "digits-maml", {"sgd:0.3": 60, "adam:0.01": 60}),
+    *_many("curved", "quadratic", {"decay:0.5:1": 120, "adam:0.1": 120}, arguments=_OWN, chains=8),
+    *_many("hypercleaning, MNIST", "mnist-hypercleaning", {"sgd:30": 40}, arguments=_MNIST, batch=1, proxy=3),
+    *_many("MAML, Omniglot", "omniglot-maml", {"adam:0.01": 60}),
+    *_many("pair", "pair", {"adam:0.3": 180, "sgd:0.1": 100}, arguments=_PAIR, chains=16, batch=2),
     *_many("sinusoid", "sinusoid", {"adam:0.005": 60}, arguments={"shots": 5, "width": 8}),
-    *_many("hypercleaning, MNIST", "mnist-hypercleaning", {"sgd:30": 40},
-           arguments={"n": 50, "hidden": 6, "r": 10}, batch=1, proxy=3),
-    *_many("MAML, Omniglot", "omniglot-maml", {"sgd:0.3": 60, "adam:0.01": 60}),
-    *_many("pair", "pair", {"sgd:0.1": 100, "sgd:0.3": 40, "decay:0.5:0.5": 100, "adam:0.3": 180},
-           arguments={"alpha": 0.03}, chains=16, batch=2),
+    *_many("MAML, digits", "digits-maml", {"adam:0.01": 60}),
+    *_many("hypercleaning, digits", "digits-hypercleaning", {"sgd:100": 40}, arguments=_CLEANING, batch=1, proxy=3),
+    *_many("hypercleaning, MNIST", "mnist-hypercleaning", {"sgd:100": 40}, arguments=_MNIST, batch=1, proxy=3),
+    *_many("pair", "pair", {"sgd:0.3": 40, "decay:0.5:0.5": 100}, arguments=_PAIR, chains=16, batch=2),
     *_many("pair, r = 100", "pair", {"sgd:0.1": 100}, arguments={"alpha": 0.003, "r": 100}, chains=16, batch=2),
-)  # fmt: skip
+    *_many("MAML, Omniglot", "omniglot-maml", {"sgd:0.3": 60}),
+)
 QUICK = (
     Setting("curved, sgd:0.1", "quadratic", "sgd:0.1", 60, (0.0922, 0.0261), (27, 46), _OWN, chains=4),
     Setting("MAML, digits, sgd:0.3", "digits-maml", "sgd:0.3", 6, (0.94, 0.85), (2, 5), {"hidden": 3, "r": 2}, batch=2),

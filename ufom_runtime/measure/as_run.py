@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ufom_runtime.estimators import Estimator, Method, hypergradient
 from ufom_runtime.measure.calls import corrected_tasks
-from ufom_runtime.measure.candidates import Time, Times, Way
+from ufom_runtime.measure.candidates import UNSURE, Time, Times, Way
 from ufom_runtime.measure.parts import alternated, script_gradient
 from ufom_runtime.memory import peak_bytes
 from ufom_runtime.methods.debiased import Debiased
@@ -22,6 +22,7 @@ from ufom_runtime.problem import BilevelProblem, Tasks
 
 Array = NDArray[np.float64]
 Call = Callable[[], object]
+_ROUNDS = 3  # that tell an error
 _OFFSETS = 4  # of the evenly spaced numbers that time a roulette
 
 
@@ -105,7 +106,11 @@ class AsRun:
 
 
 def _summary(rounds: Array, plain: Array) -> Time:
-    """The median; its error is that of the log-ratio to `plain` in the same round, by the median deviation."""
+    """The median; its error is that of the log-ratio to `plain` in the same round, by the median deviation.
+
+    Of fewer than three rounds it is that of a predicted time.
+    """
     ratios = np.log(rounds / plain)
     error = 1.858 * np.median(abs(ratios - np.median(ratios))) / math.sqrt(len(rounds))  # of a normal's median
+    error = error if len(rounds) >= _ROUNDS else UNSURE
     return Time(float(np.median(rounds)), float(error), "timed")

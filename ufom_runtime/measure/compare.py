@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ufom_runtime.estimators import Estimator, Method
+from ufom_runtime.estimators import EXACT, Estimator, Method
 from ufom_runtime.measure.as_run import AsRun
 from ufom_runtime.measure.candidates import Row, Search, soonest
 from ufom_runtime.measure.chances import Path
@@ -91,7 +91,9 @@ def compare(
         steps: the horizon, in outer steps of the exact gradient. Neither steps nor seconds: the next step alone.
         seconds: the horizon, in seconds of the script.
         pilot: outer steps of the pilot run; None: as many as fit a quarter of the budget, at most the horizon.
-        budget: seconds for the timing and for the pilot run; the moments take what they take.
+        budget: seconds for the timing, the pilot run and the curvatures, which are measured on fewer tasks (eight at
+            least) where all would take longer; their error is in the intervals. Each row that is timed is called once
+            at least, and the moments take an exact gradient of each task at each θ.
         seed: of the pilot run.
         chunk, compile: as in `hypergradient`; the script is never compiled.
 
@@ -136,7 +138,8 @@ def compare(
         if len(thetas) > 1 and others:
             kept = usable(problem, thetas, stack)
             search = replace(search, parts=replace(parts, others={x: y for x, y in parts.others.items() if x in kept}))
-        measuring = Measuring(problem, given, chosen, batch, chunk, compile)
+        gradients = budget / 4 / (parts.alone(batch, EXACT.sweep) / batch)  # those that a quarter of it pays for
+        measuring = Measuring(problem, given, chosen, batch, chunk, compile, gradients)
         path = measuring.path(thetas, at, horizon, search.proxies, search.shortlist)
     except CannotTell as reason:
         doubt = str(reason)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from ufom_theory.checks import positive, scalar, typed
 
 Array = NDArray[np.float64]
 _STEPS = [4.0**-k for k in range(1, 12)]  # of the differences, relative to 1 + ‖θ‖
+_HELD = 128 * 2**20  # bytes of directions that are run together
 _TRIED = 4  # tasks whose directions choose the step
 _ROUGHEST = 0.1  # relative error at which the differences are refused
 _REMEDY = (
@@ -92,88 +94,130 @@ def measure_curvature(
         UfomError: too few tasks, a rate ≤ 0, without a rate differences that do not settle at any step (kinks in the
             losses, or rounding), or what `measure_moments` raises.
     """
+    one = any_proxy(proxy)
+    return curvatures(problem, theta, tasks, [one], rate, chunk=chunk, compile=compile)[one]
+
+
+def curvatures(
+    problem: BilevelProblem,
+    theta: Tensor,
+    tasks: Task | Tasks | None,
+    proxies: Sequence[Truncated | Proxy],
+    rate: float | None = None,
+    *,
+    chunk: int | None = None,
+    compile: bool = False,
+    settled: bool = True,
+) -> dict[Truncated | Proxy, MeasuredCurvature]:
+    """`measure_curvature` for several proxies: what they share, the curvatures of the exact gradient, is measured once.
+
+    With a rate and without `settled` the error, which takes some gradients, is left out: nan.
+    """
     given, exact_sums = tasks_or_all(problem, tasks)
-    tasks, proxy = check(problem, theta, given), any_proxy(proxy)
+    tasks = check(problem, theta, given)
     if rate is not None:
         rate = scalar("rate, γ of the outer steps,", rate, positive)
-    if isinstance(proxy, Truncated):
-        proxy.refuse_beyond(problem.r)
+    cuts = [proxy for proxy in proxies if isinstance(proxy, Truncated)]
+    for cut in cuts:
+        cut.refuse_beyond(problem.r)
     n = len(tasks)
     if n < 2 and not exact_sums:
         raise UfomError("one task gives no covariance: draw at least 2")
-
-    at = _Differences(problem, theta, tasks, rate, chunk, compile)
     every = torch.arange(n, device="cpu")
-    lengths = {proxy_length(problem, proxy)} if isinstance(proxy, Truncated) else set()
-    found = at.gradients(theta[None], every, tuple(sorted(lengths | {problem.r})))
-    exact = found[-1]
-    if isinstance(proxy, Truncated):
-        first = found[0]
-    else:
-        first = proxy_rows(problem, theta[None], tasks, proxy, chunk, compile)[0].double()
-    means = {"curvature_gradient": exact.mean(0), "curvature_proxy": first.mean(0)}
-    spreads = {
-        "curvature_noise": exact - means["curvature_gradient"],
-        "curvature_correction": exact - first,
-        "curvature_proxy_noise": first - means["curvature_proxy"],
-    }
+    slopes = _Slopes(problem, theta, tasks, chunk, compile)
+    lengths = sorted({proxy_length(problem, proxy) for proxy in cuts} | {problem.r})
+    *_, exact = found = slopes.at(theta[None], every, tuple(lengths))
+    firsts: dict[Truncated | Proxy, Tensor] = {cut: found[lengths.index(proxy_length(problem, cut))] for cut in cuts}
+    for proxy in proxies:
+        if not isinstance(proxy, Truncated):
+            firsts[proxy] = proxy_rows(problem, theta[None], tasks, proxy, chunk, compile)[0].double()
+    means: dict[Any, Tensor] = {None: exact.mean(0), **{proxy: x.mean(0) for proxy, x in firsts.items()}}
+    spreads: dict[Any, Tensor] = {None: exact - means[None]}
+    for proxy, x in firsts.items():
+        spreads |= {(proxy, "d"): exact - x, (proxy, "F"): x - means[proxy]}
     tried = torch.cat([x[:_TRIED] for x in spreads.values()] + [x[None] for x in means.values()])
     size = float(tried.norm(dim=1).sum() * exact.norm(dim=1).max())
 
     def few(h: float) -> Array:
-        return at.forms(tried, torch.arange(len(tried), device="cpu") % n, h)[0]
+        return slopes.forms([(tried, torch.arange(len(tried), device="cpu") % n)], h, rate is None)[0][0]
 
     if rate is None:
         step, error = _choose(few, theta, size)
     else:
-        step, error = rate, _change(few(rate), few(rate / 4))
-    results: dict[str, Estimate] = {}
-    for name, x in spreads.items():
-        if exact_sums:
-            values = at.forms(x.repeat_interleave(n, 0), every.repeat(n), step)[0].reshape(n, n).mean(1)
-        else:
-            values = at.forms(x, (every + 1) % n, step)[0]
-        results[name] = _quotient(Estimate.mean(values), Estimate.mean((x * x).sum(1).cpu().numpy()))
-    for (name, mean), each, spread in zip(
-        means.items(), (exact, first), ("curvature_noise", "curvature_proxy_noise"), strict=True
-    ):
-        values, products = at.forms(mean.expand(n, -1), every, step)
-        pull = ((each - mean) @ products.mean(0)).cpu().numpy()
-        excess = 0.0 if exact_sums else results[spread].value * float((each - mean).square().sum()) / (n - 1) / n
+        step, error = rate, _change(few(rate), few(rate / 4)) if settled else float("nan")
+    each = [(x.repeat_interleave(n, 0), every.repeat(n)) if exact_sums else (x, (every + 1) % n)
+            for x in spreads.values()]  # fmt: skip
+    rows = slopes.forms([*each, *((mean.expand(n, -1), every) for mean in means.values())], step, rate is None)
+    noises: dict[Any, Estimate] = {}
+    for (name, x), (values, _) in zip(spreads.items(), rows, strict=False):
+        values = values.reshape(n, n).mean(1) if exact_sums else values
+        noises[name] = _quotient(Estimate.mean(values), Estimate.mean((x * x).sum(1).cpu().numpy()))
+    along: dict[Any, Estimate] = {}
+    for (name, mean), (values, product) in zip(means.items(), rows[len(spreads) :], strict=True):
+        x, noise = (exact, noises[None]) if name is None else (firsts[name], noises[name, "F"])
+        pull = ((x - mean) @ product).cpu().numpy()
+        excess = 0.0 if exact_sums else noise.value * float((x - mean).square().sum()) / (n - 1) / n
         form = Estimate(float(values.mean()) - excess, values + 2 * pull)
-        results[name] = _quotient(form, Estimate.product_of_means(each, each, exact_sums))
-    sems = {name: 0.0 if exact_sums else results[name].sem for name in sorted(results)}
+        along[name] = _quotient(form, Estimate.product_of_means(x, x, exact_sums))
     length = step if rate is None else rate * float(exact.norm(dim=1).mean())
-    return MeasuredCurvature(**{k: v.value for k, v in results.items()}, sems=sems, step=length, error=error)
+    results: dict[Truncated | Proxy, MeasuredCurvature] = {}
+    for proxy in proxies:
+        five = {
+            "curvature_gradient": along[None], "curvature_noise": noises[None],
+            "curvature_correction": noises[proxy, "d"], "curvature_proxy": along[proxy],
+            "curvature_proxy_noise": noises[proxy, "F"],
+        }  # fmt: skip
+        sems = {name: 0.0 if exact_sums else five[name].sem for name in sorted(five)}
+        results[proxy] = MeasuredCurvature(
+            **{k: v.value for k, v in five.items()}, sems=sems, step=length, error=error
+        )  # fmt: skip
+    return results
 
 
-@dataclass(frozen=True)
-class _Differences:
-    """Gradients near one θ, and the quadratic forms by their differences; with a rate the differences are ±γ·x."""
+@dataclass(frozen=True, eq=False)
+class _Slopes:
+    """Exact gradients near one θ, and what their differences say of ∇²M."""
 
     problem: BilevelProblem
     theta: Tensor
     tasks: Tasks
-    rate: float | None
     chunk: int | None
     compile: bool
 
-    def gradients(self, thetas: Tensor, index: Tensor, lengths: tuple[int, ...]) -> list[Tensor]:
-        """For each length, a gradient of each task at `index`: at its own row of `thetas`, or all at the only one."""
-        rows = torch.arange(len(index), device="cpu") if len(thetas) > 1 else torch.zeros_like(index)
-        pairs, sweep = torch.stack([rows, index]), EXACT.sweep
-        pieces = in_chunks(self.problem, thetas, self.tasks, pairs, lengths, sweep, self.chunk, compile=self.compile)
-        return [refuse_divergence(torch.cat(x)).double() for x in zip(*(found for _, found in pieces), strict=True)]
+    def at(self, thetas: Tensor, index: Tensor, lengths: tuple[int, ...]) -> list[Tensor]:
+        """For each length the gradients of the tasks at `index`, each at its θ or all at the only one."""
+        at = torch.arange(len(index), device="cpu") if len(thetas) > 1 else torch.zeros_like(index)
+        pairs = torch.stack([at, index])
+        rows = in_chunks(
+            self.problem, thetas, self.tasks, pairs, lengths, EXACT.sweep, self.chunk, compile=self.compile
+        )
+        return [refuse_divergence(torch.cat(x)).double() for x in zip(*(f for _, f in rows), strict=True)]
 
-    def forms(self, x: Tensor, index: Tensor, h: float) -> tuple[Array, Tensor]:
-        """xᵀH_jx and H_jx of each row x with the task j at `index`, by differences of length h, or with a rate h·x."""
+    def forms(self, asked: Sequence[tuple[Tensor, Tensor]], h: float, by_length: bool) -> list[tuple[Array, Tensor]]:
+        """Of rows x with the tasks j at an index: xᵀH_jx of each, and the mean of H_jx.
+
+        By differences of length h, or of h·x. Many are run together: a long inner loop costs little more for it.
+        """
+        found: list[tuple[Array, Tensor]] = []
+        waiting: list[tuple[Tensor, Tensor]] = []
+        for i, pair in enumerate(asked):
+            waiting.append(pair)
+            if i + 1 == len(asked) or sum(x.nbytes for x, _ in (*waiting, asked[i + 1])) > _HELD:
+                found += self._forms(waiting, h, by_length)
+                waiting = []
+        return found
+
+    def _forms(self, asked: list[tuple[Tensor, Tensor]], h: float, by_length: bool) -> list[tuple[Array, Tensor]]:
+        x, index = (torch.cat(part) for part in zip(*asked, strict=True))
         length = x.norm(dim=1, keepdim=True)
-        share = torch.where(length > 0, h / length, 0.0) if self.rate is None else torch.full_like(length, h)
+        share = torch.where(length > 0, h / length, 0.0) if by_length else torch.full_like(length, h)
         shifts = (share * x).to(self.theta.dtype)
-        r = (self.problem.r,)
-        ahead, behind = (self.gradients(self.theta + s, index, r)[0] for s in (shifts, -shifts))
+        thetas = torch.cat([self.theta + shifts, self.theta - shifts])
+        ahead, behind = self.at(thetas, index.repeat(2), (self.problem.r,))[0].chunk(2)
         product = torch.where(length > 0, (ahead - behind) / (2 * share), 0.0)
-        return (x * product).sum(1).cpu().numpy(), product
+        sizes = [len(one) for one, _ in asked]
+        values, products = torch.split((x * product).sum(1), sizes), torch.split(product, sizes)
+        return [(v.cpu().numpy(), p.mean(0)) for v, p in zip(values, products, strict=True)]
 
 
 def _change(values: Array, others: Array) -> float:

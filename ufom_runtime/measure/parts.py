@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ufom_runtime.coins import Coin
-from ufom_runtime.estimators import HELD, Estimator, hypergradient
+from ufom_runtime.estimators import FOM, HELD, Estimator, Method, hypergradient
 from ufom_runtime.measure import clock
 from ufom_runtime.measure.calls import corrected_tasks
 from ufom_runtime.memory import peak_bytes
@@ -23,6 +24,7 @@ from ufom_theory.planner import states_held
 
 Array = NDArray[np.float64]
 _LEAST, _MOST = 3, 30  # rounds of a timing
+_SHORT = 20  # steps of a longer inner loop that are timed: another step takes as long
 
 
 @torch.enable_grad()
@@ -50,12 +52,16 @@ def script_gradient(problem: BilevelProblem, theta: Tensor, tasks: Tasks) -> Ten
 def alternated(functions: Sequence[Callable[[], object]], device: torch.device, seconds: float) -> Array:
     """Seconds of each function in rounds, shape (rounds, functions), after one that does not count.
 
-    It ends after `seconds`, but not before three rounds.
+    It ends after `seconds`, but not before three rounds; once they have taken three times as long it ends in any case,
+    and the first round counts where it is the only one.
     """
     found: list[list[float]] = []
-    while len(found) <= _LEAST or (len(found) <= _MOST and sum(map(sum, found)) < seconds):
+    spent = 0.0
+    while len(found) <= _LEAST or (len(found) <= _MOST and spent < seconds):
         found.append([clock.took(function, device) for function in functions])
-    return np.array(found[1:])
+        if (spent := spent + sum(found[-1])) > 3 * seconds:
+            break
+    return np.array(found[1:] or found)
 
 
 @dataclass(frozen=True)
@@ -180,7 +186,8 @@ def measure_parts(
         problem: the problem.
         theta: θ, shape (s,).
         tasks: the batch.
-        memory: bytes that may be held; the backward steps are timed over no more states than fit.
+        memory: bytes that may be held; the backward steps are timed over no more states than fit, and over the first 20
+            inner steps where there are more than 40.
         seconds: of timing, besides weighing.
         methods: others that are timed and weighed, too.
         chunk, compile: as in `hypergradient`.
@@ -188,14 +195,44 @@ def measure_parts(
     Raises:
         UfomError: as `hypergradient`.
     """
+    run = partial(hypergradient, chunk=chunk, compile=compile)
+    r, known = problem.r, (theta, *tasks.parts)
+    if r <= 2 * _SHORT:
+        return _parts(problem, theta, tasks, memory, seconds, methods, run)
+    found = _parts(problem.cut(_SHORT), theta, tasks, memory, seconds / 2, (), run)
+    batches = [tasks.take(slice(n)) for n in dict.fromkeys((1, len(tasks)))]
+    calls = [partial(run, problem, theta, some, FOM) for some in batches]
+    direct = [partial(run, problem, theta, tasks, method) for method in methods]
+    times = np.median(alternated([*calls, *direct], theta.device, seconds / 2), axis=0).tolist()
+    forward, others = (times[0], times[len(calls) - 1]), times[len(calls) :]
+    longer, bare = r / _SHORT, found.bytes_forward
+    held, unrolled = (bare + round(longer * (x - bare)) for x in (found.bytes_held, found.bytes_unrolled))
+    return replace(
+        found, r=r, forward=forward, held=(longer * found.held[0], longer * found.held[1]),
+        mixed=found.mixed * forward[1] / found.forward[1], script=longer * found.script, bytes_held=held,
+        bytes_script=round(longer * found.bytes_script), bytes_unrolled=unrolled,
+        others={x: (spent, peak_bytes(call, known)) for x, spent, call in zip(methods, others, direct, strict=True)},
+    )  # fmt: skip
+
+
+def _parts(
+    problem: BilevelProblem,
+    theta: Tensor,
+    tasks: Tasks,
+    memory: int | None,
+    seconds: float,
+    methods: Sequence[Proxy],
+    gradient: Callable[..., Tensor],
+) -> Parts:
+    """`measure_parts` of whole inner loops."""
     r, batch, stored, unrolled = problem.r, len(tasks), Sweep.stored(), Sweep.unrolled()
 
-    def run(n: int, estimator: Estimator, compiled: bool, coins: Tensor | None = None) -> Callable[[], object]:
+    def run(n: int, estimator: Method, **options: Any) -> Callable[[], object]:
         some = tasks if n == batch else tasks.take(slice(n))
-        return lambda: hypergradient(problem, theta, some, estimator, coins=coins, chunk=chunk, compile=compiled)
+        return partial(gradient, problem, theta, some, estimator, **options)
 
     def weigh(sweep: Sweep, proxy: Truncated) -> int:
-        call = run(batch, Estimator(0.0, sweep, proxy), False)
+        call = run(batch, Estimator(0.0, sweep, proxy), compile=False)
         call()  # what is found out at first use is not weighed
         return peak_bytes(call, (theta, *tasks.parts))
 
@@ -211,12 +248,12 @@ def measure_parts(
     kept, graphed = (Truncated(k) for k in room)
     sizes = (1, batch) if batch > 1 else (1,)
     timed = [Estimator(0.0), Estimator(0.0, stored, kept), Estimator(0.0, unrolled, graphed), *[HELD] * other]
-    calls = [run(n, estimator, compile) for estimator in timed for n in sizes]
+    calls = [run(n, estimator) for estimator in timed for n in sizes]
     sweep = stored if kept.steps == r else Sweep.recomputed()
     if batch > 1:
-        calls.append(run(batch, Estimator(0.5, sweep), compile, torch.arange(batch, device="cpu") == 0))
+        calls.append(run(batch, Estimator(0.5, sweep), coins=torch.arange(batch, device="cpu") == 0))
     direct: list[Callable[[], object]] = [lambda: script_gradient(problem, theta, tasks)]
-    direct += [partial(hypergradient, problem, theta, tasks, x, chunk=chunk, compile=compile) for x in methods]
+    direct += [run(batch, method) for method in methods]
     times = np.median(alternated([*calls, *direct], theta.device, seconds), axis=0).tolist()
     found, (script, *others) = times[: len(calls)], times[len(calls) :]
     held_by = [peak_bytes(call, (theta, *tasks.parts)) for call in direct[1:]]

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from ufom_runtime.estimators import Method
 from ufom_runtime.measure.chances import DRAWS, Key, Path, draws
 from ufom_runtime.measure.coordinates import measure_coordinates
-from ufom_runtime.measure.curvature import MeasuredCurvature, measure_curvature
+from ufom_runtime.measure.curvature import curvatures
 from ufom_runtime.measure.moments import MeasuredMoments, moments_by_proxy, proxy_rows
 from ufom_runtime.methods.debiased import Proxy
 from ufom_runtime.methods.implicit import Implicit
@@ -27,6 +28,7 @@ from ufom_theory.scores import takes_fixed_steps
 
 Shortlist = Callable[[Path], Sequence[Key]]
 _POINTS = 3  # of a pilot run, its start among them
+_LEAST_CURVED = 8  # tasks that curvatures are measured on
 
 
 class CannotTell(Exception):
@@ -88,6 +90,7 @@ class Measuring:
         outer: how the outer steps are taken.
         batch: tasks an outer step.
         chunk, compile: as in `hypergradient`.
+        most: exact gradients that the curvatures may take, by fewer tasks where there are many; None: any.
     """
 
     problem: BilevelProblem
@@ -96,6 +99,7 @@ class Measuring:
     batch: int
     chunk: int | None = None
     compile: bool = False
+    most: float | None = None
 
     def path(
         self, thetas: Tensor, steps: tuple[int, ...], horizon: int, proxies: Sequence[Key], shortlist: Shortlist
@@ -145,19 +149,27 @@ class Measuring:
     def _curved(
         self, thetas: Tensor, steps: Sequence[int], found: Sequence[Mapping[Key, MeasuredMoments]], kept: Sequence[Key]
     ) -> dict[Key, list[Progress]]:
-        def at(theta: Tensor, step: int, proxy: Key) -> MeasuredCurvature:
-            return measure_curvature(
-                self.problem, theta, self.tasks, proxy, rate=self.outer.rate_at(step + 1), chunk=self.chunk,
-                compile=self.compile,
-            )  # fmt: skip
-
+        few = self._few(len(thetas) * (5 + 6 * len(kept)))
+        options: dict[str, Any] = {"chunk": self.chunk, "compile": self.compile, "settled": False}
         try:
-            return {
-                p: [draws(m[p], at(theta, k, p)) for m, theta, k in zip(found, thetas, steps, strict=True)]
-                for p in kept
-            }
+            each = [
+                curvatures(self.problem, theta, few, kept, self.outer.rate_at(step + 1), **options)
+                for theta, step in zip(thetas, steps, strict=True)
+            ]
         except UfomError as error:
             raise CannotTell(f"{error}; or outer = 'tuned', whose law needs no curvature") from error
+        return {p: [draws(m[p], c[p]) for m, c in zip(found, each, strict=True)] for p in kept}
+
+    def _few(self, each: int) -> Task | Tasks:
+        """The first of the tasks where their curvatures, so many gradients a task, would take more than `most`.
+
+        Over a whole finite Ω each direction meets all n tasks.
+        """
+        every = Tasks.of(self.tasks)
+        n, whole = len(every), self.tasks is self.problem.tasks
+        if self.most is None or n <= _LEAST_CURVED or each * n * (n if whole else 1) <= self.most:
+            return self.tasks
+        return every.take(slice(min(n, max(_LEAST_CURVED, int(self.most / each)))))
 
     def _by_coordinate(self, thetas: Tensor, kept: Sequence[Key]) -> dict[Key, list[Progress]]:
         found = [
