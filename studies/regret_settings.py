@@ -33,6 +33,11 @@ _LEVELS: dict[str, tuple[tuple[float, float], tuple[int, int]]] = {
     "pair, decay:0.5:0.5": ((0.0469, 0.0304), (78, 86)),
     "pair, adam:0.3": ((7.05, 0.0645), (83, 160)),
     "quadratic, sgd:0.1": ((0.179, 0.0166), (54, 100)),
+    "quadratic, sgd:0.3": ((0.0759, 0.0327), (27, 44)),
+    "quadratic, decay:0.5:1": ((0.0232, 0.0132), (42, 63)),
+    "quadratic, adam:0.1": ((0.0554, 0.0327), (48, 58)),
+    "curved, r = 100, adam:0.1": ((0.0303, 0.0231), (59, 93)),
+    "rates, adam:0.1": ((2.3, 1.99), (9, 24)),
     "curved, r = 100, sgd:0.1": ((0.0578, 0.0134), (70, 107)),
     "pair, r = 100, sgd:0.1": ((0.0884, 0.0317), (76, 91)),
 }
@@ -56,6 +61,8 @@ STANDARD = (
     *_many("hypercleaning, digits", "digits-hypercleaning", {"sgd:30": 40}, arguments=_CLEANING, batch=1, proxy=3),
     *_many("curved, r = 100", "quadratic", {"sgd:0.1": 120}, arguments=_LONG, chains=8),
     *_many("curved", "quadratic", {"decay:0.5:1": 120, "adam:0.1": 120}, arguments=_OWN, chains=8),
+    *_many("quadratic", "quadratic", {"adam:0.1": 100, "decay:0.5:1": 100}, arguments={"alpha": 0.03}, chains=8),
+    *_many("rates", "rates", {"adam:0.1": 24}, arguments={"hidden": 2, "r": 5}, batch=2, proxy=1),
     *_many("hypercleaning, MNIST", "mnist-hypercleaning", {"sgd:30": 40}, arguments=_MNIST, batch=1, proxy=3),
     *_many("MAML, Omniglot", "omniglot-maml", {"adam:0.01": 60}),
     *_many("pair", "pair", {"adam:0.3": 180, "sgd:0.1": 100}, arguments=_PAIR, chains=16, batch=2),
@@ -65,6 +72,8 @@ STANDARD = (
     *_many("hypercleaning, MNIST", "mnist-hypercleaning", {"sgd:100": 40}, arguments=_MNIST, batch=1, proxy=3),
     *_many("pair", "pair", {"sgd:0.3": 40, "decay:0.5:0.5": 100}, arguments=_PAIR, chains=16, batch=2),
     *_many("pair, r = 100", "pair", {"sgd:0.1": 100}, arguments={"alpha": 0.003, "r": 100}, chains=16, batch=2),
+    *_many("quadratic", "quadratic", {"sgd:0.3": 60}, arguments={"alpha": 0.03}, chains=8),
+    *_many("curved, r = 100", "quadratic", {"adam:0.1": 120}, arguments=_LONG, chains=8),
     *_many("MAML, Omniglot", "omniglot-maml", {"sgd:0.3": 60}),
 )
 QUICK = (

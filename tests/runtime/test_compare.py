@@ -27,6 +27,7 @@ from ufom_runtime import (
     train,
 )
 from ufom_runtime.command.cli import main
+from ufom_runtime.command.compare import _enough
 from ufom_runtime.measure import compare as module
 from ufom_runtime.measure.as_run import AsRun
 from ufom_runtime.measure.calls import corrected_tasks
@@ -430,3 +431,19 @@ def test_bad_input_is_named(fixed_costs, changes, message):
     right = {"theta": problem.initial, "tasks": problem.sample(8, rng()), "outer": "tuned", "batch": BATCH, "budget": 1}
     with pytest.raises(UfomError, match=message):
         compare(problem, **{**right, **changes})
+
+
+@pytest.mark.parametrize(("distance", "seconds", "expected"), [(1.0, 1e9, 64), (0.0, 1e9, 1024), (0.0, 1e-9, 64)])
+def test_tasks_are_doubled_until_the_gradient_is_above_its_noise(distance, seconds, expected):
+    """At the minimum it never is; far from it, at once; and without the time for more it stays at the first number."""
+    problem = quadratic(dim=3, r=2)
+    assert _enough(problem, distance * problem.initial, 0, seconds, None, False) == expected
+
+
+def test_curvatures_take_no_more_tasks_than_are_paid_for():
+    problem = quadratic(dim=3, r=2)
+    measuring = Measuring(problem, problem.sample(100, rng()), parse_outer("sgd:0.1"), BATCH)
+    for most, n in ((None, 100), (1700.0, 100), (680.0, 40), (1.0, 8)):
+        assert len(Tasks.of(replace(measuring, most=most)._few(17))) == n
+    whole = finite(noise=0.1)
+    assert replace(measuring, problem=whole, tasks=whole.tasks, most=1.0)._few(17) is whole.tasks

@@ -7,7 +7,7 @@ from tests.oracles import unrolled_gradient
 from tests.runtime.conftest import F64, coupled
 from ufom_runtime import EXACT, HELD, BilevelProblem, hypergradient
 from ufom_runtime.inner import momentum
-from ufom_runtime.measure.curvature import measure_curvature
+from ufom_runtime.measure.curvature import curvatures, measure_curvature
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_theory import Truncated, UfomError
 
@@ -70,6 +70,16 @@ def test_a_finite_set_of_tasks_against_the_hessian_by_autodiff(k):
     }
     assert found.values() == pytest.approx(expected, rel=1e-5)
     assert set(found.sems.values()) == {0.0}
+
+
+def test_several_proxies_together_have_the_curvatures_of_each():
+    problem, proxies = coupled(), [Truncated(), Truncated(2)]
+    tasks = problem.sample(4, rng(1))
+    found = curvatures(problem, problem.initial, tasks, proxies, 0.1, settled=False)
+    for proxy in proxies:
+        alone = measure_curvature(problem, problem.initial, tasks, proxy, rate=0.1)
+        assert found[proxy].values() == pytest.approx(alone.values(), rel=1e-9)
+        assert found[proxy].sems == pytest.approx(alone.sems, rel=1e-9)
 
 
 def test_gradients_held_constant_have_a_curvature_of_their_own():

@@ -3,18 +3,31 @@
 import itertools
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from tests.runtime.conftest import F64
-from ufom_runtime import EXACT, BilevelProblem, Implicit, count_calls, hypergradient, measure_moments, plan_estimators
+from ufom_runtime import (
+    EXACT,
+    BilevelProblem,
+    Estimator,
+    Implicit,
+    count_calls,
+    hypergradient,
+    measure_moments,
+    peak_bytes,
+    plan_estimators,
+)
 from ufom_runtime.command.cli import app
 from ufom_runtime.measure import clock
 from ufom_runtime.measure.calls import CallCost
+from ufom_runtime.measure.parts import measure_parts
+from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.quadratic import quadratic
-from ufom_theory import UfomError
+from ufom_theory import Sweep, Truncated, UfomError
 from ufom_theory.checks import bytes_text
 
 
@@ -112,3 +125,18 @@ def test_command():
     wrong = CliRunner().invoke(app, ["plan", "synthetic", "--memory", "many", "--outer", "tuned"])
     with pytest.raises(UfomError, match="give bytes as a number"):
         raise wrong.exception
+
+
+def test_the_parts_of_a_long_loop_are_those_of_its_first_steps():
+    """With a clock that counts calls: r + 1 gradients to the end, a product a backward step."""
+    problem, batch = quadratic(dim=4, r=50, alpha=0.02), 3
+    tasks = Tasks.of(problem.sample(batch, torch.Generator().manual_seed(0)))
+    parts = measure_parts(problem, problem.initial, tasks, seconds=1.0)
+    assert parts.forward == (51, 51 * batch)
+    assert parts.back == (1, batch)
+    assert parts.seconds(batch, Truncated(), Sweep.stored()) == batch * (51 + 50)
+    known = (problem.initial, *tasks.parts)
+    for sweep in (Sweep.stored(), Sweep.unrolled()):
+        call = partial(hypergradient, problem, problem.initial, tasks, Estimator(1.0, sweep))
+        call()
+        assert parts.bytes(1.0, Truncated(), sweep) == pytest.approx(peak_bytes(call, known), rel=0.2)

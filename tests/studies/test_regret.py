@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from studies import regret as study
-from studies import regret_cell, regret_problems
+from studies import regret_decision, regret_problems
 from studies.engine.sweep import Store
 from studies.regret_cell import PAPER_RULE, STEP_RULE, Setting, smooth, steps_to
 from studies.regret_lanes import Candidate, Charge, exact_run, mean_losses, run_lanes
 from studies.regret_settings import QUICK, STANDARD
 from ufom_runtime import EXACT, FOM, UFOM, AdaptiveUFOM, Switch, hypergradient, train
+from ufom_runtime.measure.candidates import QS
 from ufom_runtime.measure.path import pilot_points
 from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.sources import data_folder
@@ -113,6 +114,7 @@ def test_a_cell_is_decided_and_run(table):
     for level in ("coarse", "fine"):
         said = table[table[f"said_{level}"].astype(bool)]
         assert said.candidate.nunique() == 1
+        assert table[f"said_seconds_{level}"].astype(bool).any()
         exact = table[table.candidate == "exact"]
         assert (exact[f"predicted_{level}"] == 1).all()
         assert exact[f"calls_{level}"].to_numpy() == pytest.approx(exact[f"steps_{level}"] * 4 * 7, rel=1e-5)
@@ -124,8 +126,13 @@ def test_a_cell_is_decided_and_run(table):
 
 def test_same_config_same_table(table, tmp_path):
     again = study.measure(study.Config((TINY,), (0.05, 0.3), 4), Store(tmp_path))
-    clock = ["c1", "c2"]
-    pd.testing.assert_frame_equal(table.drop(columns=clock), again.drop(columns=clock))
+
+    def free(found):
+        """Without the clock, and what it says."""
+        said = found.said_coarse | found.said_fine | found.candidate.isin(["FOM", "exact", "UFOM(0.05)", "UFOM(0.3)"])
+        return found[said | found.rule].filter(regex="^(?!.*seconds)").reset_index(drop=True)
+
+    pd.testing.assert_frame_equal(free(table), free(again))
 
 
 def test_a_run_that_diverges_is_given_up_alone():
@@ -148,9 +155,30 @@ def test_missing_data_are_left_out_loudly(tmp_path, monkeypatch):
 
 def test_no_decision_where_nothing_can_be_told():
     cell = {"setting": vars(replace(TINY, outer="sgd:1e4")), "grid": [0.3]}
-    rows = [row for row in regret_cell.decide(cell) if row["level"] == "coarse"]
-    assert [(row["q"], row["said"]) for row in rows] == [(1.0, True)]
+    rows = [row for row in regret_decision.decide(cell) if row["level"] == "coarse"]
+    assert [row["q"] for row in rows if row["said"] and row["said_seconds"]] == [1.0]
+    assert [row["q"] for row in rows if math.isnan(row["predicted"])] == [0.0, 0.3]
     assert "no expected progress" in rows[0]["doubt"]
+
+
+def test_a_decision_is_that_of_the_law_at_counted_calls():
+    """Of FOM, the exact gradient and every q that is tried, what is said takes the fewest calls to the precision."""
+    made, horizon = TINY.make(), TINY.horizons[0]
+    path, _ = regret_decision._path(TINY, made, horizon)
+    charge = Charge.of(made, TINY.batch)
+    weights = np.asarray(path.weights)
+
+    def calls(q):
+        steps = path.ufom(Truncated(), q, "task", 1.0) if q else path.fom()
+        return float(weights @ steps[:, 0]) * TINY.batch * (charge.first + q * charge.more)
+
+    (q, until), steps = regret_decision._said(TINY, regret_decision.counted(made, TINY.batch), path, "")
+    least = min(map(calls, (0.0, *QS, 1.0)))
+    switched = float(weights @ steps[:1]) if until else calls(q)
+    assert until or switched == pytest.approx(least)
+    longer = replace(made, proxy=2)
+    parts = regret_decision.counted(longer, TINY.batch)
+    assert parts.expected(0.25, Truncated(), STORED) == pytest.approx(TINY.batch * (4 + 2 + 0.25 * 1))
 
 
 def planted(times, said="UFOM(0.2)", predicted=None, loss=None):
@@ -163,11 +191,13 @@ def planted(times, said="UFOM(0.2)", predicted=None, loss=None):
             row = {
                 "setting": "planted", "candidate": name, "rule": name not in names, "q": names.get(name, math.nan),
                 "until": 0, "seed": seed, "budget": 1000.0, "steps_most": 100.0, "skipped": math.nan,
+                "seconds_most": 500.0,
                 "loss": (loss or {}).get(name, 1.0) * math.exp(noise[seed, i]),
             }  # fmt: skip
             for level in ("coarse", "fine"):
                 row |= {
                     f"calls_{level}": calls, f"steps_{level}": calls / 10, f"said_{level}": name == said,
+                    f"said_seconds_{level}": name == said, f"seconds_{level}": calls / 2, f"doubt_{level}": "",
                     f"predicted_{level}": (predicted or {}).get(name, math.nan),
                 }  # fmt: skip
             rows.append(row)
@@ -186,6 +216,11 @@ def test_regret_on_planted_times():
     assert never.regret == pytest.approx(1000 / math.exp(5.0), rel=0.02)  # charged the budget
     assert math.isinf(never.FOM)
     assert study.regrets(planted({})).empty
+    in_seconds = study.regrets(planted(times), "seconds")
+    assert in_seconds.regret.to_numpy() == pytest.approx(study.regrets(planted(times)).regret.to_numpy())
+    assert study.regrets(
+        planted(times).assign(seconds_coarse=math.nan, seconds_most=math.nan), "seconds"
+    ).level.tolist() == ["fine"]
 
 
 def test_predicted_steps_are_off_by_their_median():
@@ -203,10 +238,10 @@ def test_the_judge_on_planted_cells():
     loss = {"FOM": 1.2, "exact": 1.1, "UFOM(0.5)": 1.05, STEP_RULE: 0.99}
     predicted = {"FOM": math.e, "UFOM(0.2)": 1.0, "UFOM(0.5)": 1.0, "exact": 1.0}
     agrees = [v.agrees for v in study.judge(planted(times, predicted=predicted, loss=loss), None)]
-    assert agrees == ["yes", "yes", "no", "yes", "yes"]
+    assert agrees == ["yes", "yes", "yes", "yes", "no", "yes", "yes"]
     agrees = [v.agrees for v in study.judge(planted(times, said="FOM", loss={STEP_RULE: 1.5}), None)]
-    assert agrees[:2] == ["no", "no"]
-    assert agrees[3:] == ["no", "no"]
+    assert agrees[:4] == ["no"] * 4
+    assert agrees[5:] == ["no", "no"]
 
 
 def test_sizes_are_consistent():
