@@ -433,7 +433,7 @@ def test_bad_input_is_named(fixed_costs, changes, message):
         compare(problem, **{**right, **changes})
 
 
-@pytest.mark.parametrize(("distance", "seconds", "expected"), [(1.0, 1e9, 64), (0.0, 1e9, 1024), (0.0, 1e-9, 64)])
+@pytest.mark.parametrize(("distance", "seconds", "expected"), [(100.0, 1e9, 64), (0.0, 1e9, 1024), (0.0, 1e-9, 64)])
 def test_tasks_are_doubled_until_the_gradient_is_above_its_noise(distance, seconds, expected):
     """At the minimum it never is; far from it, at once; and without the time for more it stays at the first number."""
     problem = quadratic(dim=3, r=2)
