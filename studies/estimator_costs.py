@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 
 from studies.shared.timing import alternate, seconds
 from ufom_runtime import EXACT, FOM, RECOMPUTED, UFOM, BilevelProblem, Estimator, FlatModule, hypergradient
-from ufom_runtime.problem import Tasks
+from ufom_runtime.problem import Tasks, one_theta
 from ufom_theory import Sweep, Truncated, UfomError
 
 Row = dict[str, Any]
@@ -87,8 +87,7 @@ def medians(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
 def table(rounds: int) -> Iterator[Row]:
     """Ten estimators on digits MAML, r = 10, milliseconds a call by the number of tasks."""
     problem = digits_maml()
-    assert problem.initial is not None
-    theta = problem.initial
+    theta = one_theta(problem)
     for n in SIZES:
         run = partial(hypergradient, problem, theta, batch_of(problem, n), generator=torch.Generator().manual_seed(0))
         named = {
@@ -103,8 +102,7 @@ def table(rounds: int) -> Iterator[Row]:
 def batch(rounds: int) -> Iterator[Row]:
     """UFOM(.25) of B tasks, k = B/4 of them corrected, over FOM(B) with the backward sweep of k, FOM(B − k) with k."""
     problem = digits_maml()
-    assert problem.initial is not None
-    theta = problem.initial
+    theta = one_theta(problem)
     for n in SIZES[-2:]:
         tasks, k = batch_of(problem, n), n // 4
         few, rest, coins = tasks.take(slice(k)), tasks.take(slice(k, n)), torch.arange(n) < k
@@ -138,8 +136,7 @@ def forecasts(rounds: int, sizes: Sequence[int] = (1, 4, 16, 64)) -> Iterator[Ro
     made = {name: make() for name, make in problems().items()}
     for n in sizes:
         for name, problem in made.items():
-            assert problem.initial is not None
-            theta = problem.initial if problem.initial.ndim == 1 else problem.initial[0]
+            theta = one_theta(problem)
             for label, estimator in estimators.items():
                 row: Row = {"problem": name, "estimator": label, "tasks": n}
                 yield row | _foreseen(problem, theta, batch_of(problem, n), estimator, rounds)
@@ -209,8 +206,7 @@ def plans(rounds: int, chosen: Sequence[str] = ()) -> Iterator[Row]:
     for name in chosen or cases:
         make, n = cases[name]
         problem = make()
-        assert problem.initial is not None
-        theta = problem.initial if problem.initial.ndim == 1 else problem.initial[0]
+        theta = one_theta(problem)
         drawn = None if problem.tasks is not None else problem.sample(8, torch.Generator().manual_seed(1))
         tasks = batch_of(problem, n)
         for memory in ("1MB", "10MB", "100MB"):
@@ -241,8 +237,7 @@ def _drawn(problem: BilevelProblem, theta: torch.Tensor, tasks: Tasks, method: A
 def compiled(rounds: int) -> Iterator[Row]:
     """The exact gradient of 16 tasks with compiled steps, by the rows that run together, and plain; and first calls."""
     problem = digits_maml()
-    assert problem.initial is not None
-    run = partial(hypergradient, problem, problem.initial, batch_of(problem, 16), EXACT)
+    run = partial(hypergradient, problem, one_theta(problem), batch_of(problem, 16), EXACT)
     ways: dict[str, Callable[[], object]] = {
         "compiled, one at a time": partial(run, compile=True),
         "compiled, 16 together": partial(run, compile=True, chunk=16),

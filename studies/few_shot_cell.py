@@ -14,7 +14,7 @@ from torch import Tensor
 from studies.shared.training import ADAPTIVE, charged, corrected, rounded
 from ufom_runtime import EXACT, FOM, REPTILE, UFOM, hypergradient, measure_moments, outer_sgd
 from ufom_runtime.algorithms import inner_loop
-from ufom_runtime.problem import Task, Tasks
+from ufom_runtime.problem import Task, Tasks, one_theta
 from ufom_runtime.problems.few_shot import FewShotProblem, cifar100_few_shot, digits_few_shot, omniglot_few_shot
 from ufom_runtime.steps import Steps
 from ufom_theory import CostModel, Moments, Sweep, optimal_q
@@ -126,8 +126,7 @@ def agreement(
 def run_cell(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One run, until the budget is charged."""
     problem, r, batch, method = make_problem(cell), cell["r"], cell["batch"], cell["method"]
-    assert problem.initial is not None
-    theta, cost = problem.initial, CostModel(r=r, as_printed=True)
+    theta, cost = one_theta(problem), CostModel(r=r, as_printed=True)
     fixed, held_out = (torch.Generator().manual_seed(1000 * cell["seed"] + i) for i in (1, 2))
     tasks, test = problem.sample(cell["fixed_tasks"], fixed), problem.sample_test_tasks(cell["test_tasks"], held_out)
     constant = {"q": {"exact": 1.0}.get(method, 0.0)}

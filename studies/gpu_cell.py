@@ -24,7 +24,7 @@ from studies.performance_problems import build
 from studies.shared.timing import alternate, seconds, spread
 from ufom_runtime import EXACT, FOM, RECOMPUTED, UFOM, Estimator, hypergradient
 from ufom_runtime.memory import peak_bytes
-from ufom_runtime.problem import BilevelProblem, Tasks
+from ufom_runtime.problem import BilevelProblem, Tasks, one_theta
 from ufom_theory import Sweep
 
 OURS = {
@@ -97,8 +97,7 @@ def _problem(cell: Mapping[str, Any], double: bool) -> tuple[BilevelProblem, Ten
     r, n = (min(cell["r"], 4), 2) if double else (cell["r"], cell["tasks"])
     images = Images(**{**cell["images"], "lengths": tuple(cell["images"]["lengths"]), "long": (1, 1)})
     made, _, given = build(images, cell["workload"], r, double, device=cell["device"], tasks=n)
-    assert made.initial is not None
-    return made, made.initial, Tasks.of(given)
+    return made, one_theta(made), Tasks.of(given)
 
 
 def _methods(group: str) -> dict[tuple[str, str], Callable[..., Callable[[], Tensor]]]:

@@ -12,11 +12,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from studies.shared.training import ADAPTIVE, charged, corrected, rounded
-from ufom_runtime import EXACT, FOM, UFOM, measure_cost, measure_moments, outer_sgd
-from ufom_runtime.algorithms import first_state, inner_loop
-from ufom_runtime.problem import BilevelProblem, Tasks
+from ufom_runtime import EXACT, FOM, UFOM, adapt, measure_cost, measure_moments, outer_sgd
+from ufom_runtime.problem import BilevelProblem, Tasks, one_theta
 from ufom_runtime.problems.hypercleaning import HypercleaningProblem, digits_hypercleaning, mnist_hypercleaning
-from ufom_runtime.steps import Steps
 from ufom_theory import CostModel, Sweep, Truncated, optimal_q
 
 METHODS = ("exact", *ADAPTIVE, "UFOM")
@@ -80,27 +78,17 @@ def make_problem(cell: Mapping[str, Any]) -> HypercleaningProblem:
     return factory(**{name: cell[name] for name in names})
 
 
-def _start(problem: HypercleaningProblem) -> Tensor:
-    assert problem.initial is not None
-    return problem.initial
-
-
 def the_task(problem: BilevelProblem) -> Tasks:
     """The one task there is."""
     assert problem.tasks is not None
     return Tasks.of(problem.tasks)
 
 
-def trained(problem: HypercleaningProblem, theta: Tensor) -> Tensor:
-    """φ_r, shape (p,)."""
-    rows, tasks = theta[None], the_task(problem)
-    return inner_loop(Steps(problem, rows, tasks), first_state(problem, rows, tasks))[0]
-
-
 def evaluate(problem: HypercleaningProblem, theta: Tensor) -> dict[str, float]:
     """The columns of Table 1 and the outer loss at θ."""
-    phi, weights, clean = trained(problem, theta), theta.sigmoid(), ~problem.corrupted.to(theta.device)
-    images, labels, *_ = task = the_task(problem).one()
+    tasks, weights, clean = the_task(problem), theta.sigmoid(), ~problem.corrupted.to(theta.device)
+    phi = adapt(problem, theta, tasks)[0]
+    images, labels, *_ = task = tasks.one()
     test = problem.logits(phi, problem.test_images)
     right = problem.logits(phi, images[clean]).argmax(1) == labels[clean]
     return {
@@ -109,7 +97,7 @@ def evaluate(problem: HypercleaningProblem, theta: Tensor) -> dict[str, float]:
         "test": 100 * float((test.argmax(1) == problem.test_labels).double().mean()),
         "test_cce": float(cross_entropy(test, problem.test_labels)),
         "separation": float(weights[clean].mean() - weights[~clean].mean()),
-        "moved": float((theta - _start(problem)).norm()),
+        "moved": float((theta - one_theta(problem)).norm()),
     }
 
 
@@ -117,9 +105,9 @@ def run_cell(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One run, until the budget is charged; of the method "clock", C1 and C2 in seconds."""
     problem, r, method = make_problem(cell), cell["r"], cell["method"]
     if method == "clock":
-        cost = measure_cost(problem, _start(problem), the_task(problem))
+        cost = measure_cost(problem, one_theta(problem), the_task(problem))
         return [{"c1": cost.c1, "c2": cost.c2}]
-    theta, limit = _start(problem), budget(cell["r"], cell["exact_steps"])
+    theta, limit = one_theta(problem), budget(cell["r"], cell["exact_steps"])
     proxy = cell["proxy"] if method == "UFOM" else 0
     constant: dict[str, float] = {}
     if method == "UFOM":

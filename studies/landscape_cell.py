@@ -18,7 +18,7 @@ from ufom_runtime.derivatives import Calls, count_calls
 from ufom_runtime.measure.moments import Estimate, moments_by_proxy
 from ufom_runtime.memory import peak_bytes
 from ufom_runtime.methods import METHODS
-from ufom_runtime.problem import BilevelProblem, Tasks
+from ufom_runtime.problem import BilevelProblem, Tasks, one_theta
 from ufom_runtime.problems.quadratic import QuadraticProblem
 from ufom_theory import Moments, Truncated, UfomError
 from ufom_theory.two_tasks import second_moment
@@ -187,8 +187,7 @@ def law(problem: BilevelProblem, method: Any, calls: float, steps: int = 2000) -
     assert isinstance(problem, QuadraticProblem)
     _, basis = torch.linalg.eigh(problem.hessian)
     assert isinstance(problem.tasks, Tensor)
-    assert problem.initial is not None
-    theta = problem.initial
+    theta = one_theta(problem)
     probes = Tasks.of(theta - basis.T)
     spread = (problem.tasks @ basis).var(0, correction=0).numpy()
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ufom_runtime import REPTILE, UFOM, Estimator, hypergradient
 from ufom_runtime.estimators import Method
 from ufom_runtime.methods import ES, METHODS, GuidedES, RootCheckpointing, Telescoping
-from ufom_runtime.problem import BilevelProblem, Task, Tasks
+from ufom_runtime.problem import BilevelProblem, Task, Tasks, one_theta
 from ufom_runtime.problems.few_shot import omniglot_few_shot
 from ufom_runtime.problems.hypercleaning import digits_hypercleaning
 from ufom_runtime.problems.quadratic import quadratic
@@ -57,8 +57,7 @@ class Setting:
         if self.tasks:
             drawn = problem.sample(self.tasks, torch.Generator().manual_seed(0))
             problem = replace(problem, sample_tasks=None, tasks=drawn)
-        assert problem.initial is not None
-        return problem, problem.initial[0] if problem.initial.ndim == 2 else problem.initial
+        return problem, one_theta(problem)
 
 
 def tuned_quadratic(dim: int = 20, r: int = 10, alpha: float = 0.3, seed: int = 0) -> BilevelProblem:

@@ -29,7 +29,7 @@ from ufom_runtime import (
 )
 from ufom_runtime.measure.clock import UnsureTime
 from ufom_runtime.memory import LiveBytes
-from ufom_runtime.problem import Tasks
+from ufom_runtime.problem import Tasks, one_theta
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_theory import Sweep, Truncated
 
@@ -143,7 +143,6 @@ def growth(config: Config) -> Rows:
 
 def _grown(problem: BilevelProblem, estimator: Estimator, steps: int) -> int:
     live = list[int]()
-    assert problem.initial is not None
 
     def note(share: float) -> None:
         if round(share * steps) in (steps // 10, steps):
@@ -151,7 +150,7 @@ def _grown(problem: BilevelProblem, estimator: Estimator, steps: int) -> int:
             live.append(meter.live)
 
     with LiveBytes() as meter:
-        outer_sgd(problem, problem.initial, estimator, lambda k: 0.01, steps, progress=note)
+        outer_sgd(problem, one_theta(problem), estimator, lambda k: 0.01, steps, progress=note)
     return live[1] - live[0]
 
 

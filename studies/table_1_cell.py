@@ -15,7 +15,7 @@ from studies.hypercleaning_cell import evaluate, make_problem, the_task
 from studies.shared.accounts import UNROLLED, OnZero, Price, budgets, clock, now, run_until_spent, start_row
 from studies.shared.training import rounded
 from ufom_runtime import UFOM, AdaptiveUFOM, Estimator, Implicit, hypergradient
-from ufom_runtime.problem import BilevelProblem
+from ufom_runtime.problem import BilevelProblem, one_theta
 from ufom_theory import CostModel, Moments, Sweep, Truncated, optimal_q
 
 RULES = {
@@ -113,8 +113,7 @@ def _rule(cell: Mapping[str, Any], problem: BilevelProblem, theta: Tensor) -> tu
 def run_cell(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One run; of the method "clock", the seconds of a gradient and of a product; of FOM, θ_0, where it stays."""
     began, problem, method = now(), make_problem(cell), cell["method"]
-    theta = problem.initial
-    assert theta is not None
+    theta = one_theta(problem)
     if method == "clock":
         return [clock(problem, theta, the_task(problem))]
     if method == "FOM":

@@ -12,7 +12,7 @@ from studies.few_shot_cell import accuracy
 from studies.shared.accounts import UNROLLED, Price, budgets, clock, now, run_until_spent
 from studies.shared.training import ADAPTIVE
 from ufom_runtime import FOM, REPTILE, UFOM, measure_moments
-from ufom_runtime.problem import Tasks
+from ufom_runtime.problem import Tasks, one_theta
 from ufom_runtime.problems.few_shot import FewShotProblem, digits_few_shot, omniglot_few_shot
 from ufom_theory import CostModel, Sweep, optimal_q
 
@@ -84,9 +84,8 @@ def _rule(cell: Mapping[str, Any], problem: FewShotProblem) -> tuple[Any, dict[s
     if method != "UFOM":
         fixed: dict[str, Any] = {"exact": (UNROLLED, {"q": 1.0}), "FOM": (FOM, {"q": 0.0}), "Reptile": (REPTILE, {})}
         return fixed.get(method) or (ADAPTIVE[method], {})
-    assert problem.initial is not None
     tasks = problem.sample(cell["fixed_tasks"], torch.Generator().manual_seed(1000 * cell["seed"] + 1))
-    moments = measure_moments(problem, problem.initial, tasks)
+    moments = measure_moments(problem, one_theta(problem), tasks)
     cost = CostModel(r=cell["r"], as_printed=True)
     q = float(optimal_q(moments, cost, outer=f"adam:{cell['rate']}", batch=cell["batch"]).q)
     return UFOM(q, Sweep.stored()), {"q": q, "d2": float(moments.d2), "v2": float(moments.v2)}
@@ -95,9 +94,8 @@ def _rule(cell: Mapping[str, Any], problem: FewShotProblem) -> tuple[Any, dict[s
 def run_cell(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One run; of the method "clock", the seconds of a gradient and of a Hessian-vector product."""
     began, problem, r, batch, method = now(), make_problem(cell), cell["r"], cell["batch"], cell["method"]
-    assert problem.initial is not None
     if method == "clock":
-        return [clock(problem, problem.initial, Tasks.of(problem.sample(batch, torch.Generator().manual_seed(0))))]
+        return [clock(problem, one_theta(problem), Tasks.of(problem.sample(batch, torch.Generator().manual_seed(0))))]
     rule, constant = _rule(cell, problem)
     price = Price.reptile(r) if method == "Reptile" else Price.truncated(r)
     test = problem.sample_test_tasks(cell["test_tasks"], torch.Generator().manual_seed(1000 * cell["seed"] + 2))

@@ -190,6 +190,13 @@ def kept(problem: object, kind: str) -> dict[Any, Any]:
     return _KEPT.setdefault(problem, {}).setdefault(kind, {})
 
 
+def one_theta(problem: BilevelProblem) -> Tensor:
+    """The problem's θ, of several the first; `UfomError` where it names none."""
+    if problem.initial is None:
+        raise UfomError("the problem names no θ: give BilevelProblem(initial=...)")
+    return problem.initial if problem.initial.ndim == 1 else problem.initial[0]
+
+
 def refuse_update(problem: BilevelProblem, what: str, why: str) -> None:
     """`UfomError` where the inner loop is not plain gradient descent on all of each task."""
     instance("problem", problem, BilevelProblem, "give the problem itself")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -310,3 +310,16 @@ class AssumptionConstants:
         for name in ("M1", "M2", "L1", "L2", "L3"):
             value = scalar(name, getattr(self, name), finite, "a finite number ≥ 0 (Assumption 1)", 0.0)
             object.__setattr__(self, name, value)
+
+
+def t_interval(values: NDArray[np.float64], level: float = 0.95) -> tuple[Any, Any]:
+    """Mean over the rows and half of Student's interval; infinitely wide for one row, `UfomError` for another level."""
+    from scipy.stats import t  # half a second, which is not to be waited for where nothing is repeated
+
+    level, n = scalar("level", level), len(values)
+    if not 0 < level < 1:
+        raise UfomError(f"level = {level:g} must lie in (0, 1)")
+    mean = values.mean(0)
+    if n == 1:
+        return mean, np.full_like(mean, np.inf)
+    return mean, t.ppf((1 + level) / 2, n - 1) * values.std(0, ddof=1) / np.sqrt(n)

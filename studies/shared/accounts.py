@@ -21,7 +21,7 @@ from ufom_runtime.coins import Draws, toss
 from ufom_runtime.derivatives import count_rows
 from ufom_runtime.estimators import Direction, Method, State
 from ufom_runtime.methods.adaptive import AdaptiveState
-from ufom_runtime.problem import BilevelProblem, Task, Tasks
+from ufom_runtime.problem import BilevelProblem, Task, Tasks, one_theta
 from ufom_theory import CostModel, Sweep, Truncated
 
 UNROLLED = Estimator(1.0, Sweep.unrolled())  # the quickest exact gradient; its calls are those of the stored sweep
@@ -148,8 +148,7 @@ def run_until_spent(
     `cell` has the budgets and the seed, `constant` the columns that do not change, and `began` is `now()` when the cell
     was begun; the options are those of `outer_sgd`.
     """
-    limits, theta = budgets(cell), problem.initial
-    assert theta is not None
+    limits, theta = budgets(cell), one_theta(problem)
     run = outer_sgd(
         problem,
         theta,

@@ -15,6 +15,7 @@ import pandas as pd
 
 from ufom_runtime import AdaptiveUFOM
 from ufom_theory import CostModel, Sweep, Truncated, UfomError
+from ufom_theory.quantities import t_interval
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,7 @@ def at(table: pd.DataFrame, keys: Sequence[str], x: str, budget: float | Mapping
 
 def interval(values: pd.Series, digits: int) -> str:
     """The mean and its 95 % t-interval, 1.2 ± 0.3; one value alone has none; a dash where a run ended too soon."""
-    from scipy.stats import t  # a study's cost, not the import's
-
     if values.isna().any() or not len(values):
         return "–"
-    n, mean = len(values), f"{values.mean():.{digits}f}"
-    return mean if n < 2 else f"{mean} ± {t.ppf(0.975, n - 1) * values.sem():.{digits}f}"
+    mean, half = t_interval(values.to_numpy(dtype=float))
+    return f"{mean:.{digits}f}" if len(values) < 2 else f"{mean:.{digits}f} ± {half:.{digits}f}"

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from ufom_theory import UfomError
 from ufom_theory.checks import scalar
+from ufom_theory.quantities import t_interval
 
 Agreement = Literal["yes", "no", "inconclusive"]
 TOLERATED = 1.05  # the predicted q may be this much slower than the best of the grid
@@ -70,11 +71,8 @@ class Verdict:
             raise UfomError(f"{subject}: the differences are not one vector of numbers") from error
         if x.ndim != 1 or len(x) < 2:
             raise UfomError(f"{subject}: {x.size} paired difference(s), but an interval needs at least 2")
-        from scipy.stats import t  # a study's cost, not the import's
-
         with np.errstate(invalid="ignore"):  # a run that was given up took infinite time
-            mean = float(x.mean())
-            half = float(t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
+            mean, half = map(float, t_interval(x))
         verdict = cls.from_interval(subject, relation, bound, mean, half, margin)
         if verdict.agrees == "inconclusive" and 2 * half <= widest:
             return replace(cls.from_interval(subject, relation, bound, mean, 0.0, margin), tolerance=half)

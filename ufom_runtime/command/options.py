@@ -44,11 +44,12 @@ def read_theta(path: Path | None, problem: BilevelProblem) -> Tensor:
     import torch
 
     from ufom_runtime.files import read_whole
+    from ufom_runtime.problem import one_theta
 
     if path is None:
         if problem.initial is None:
             raise UfomError("the problem names no θ: give BilevelProblem(initial=...), or --theta FILE")
-        return problem.initial if problem.initial.ndim == 1 else problem.initial[0]
+        return one_theta(problem)
     try:
         array = np.load(io.BytesIO(read_whole(path, _LARGEST)), allow_pickle=False)
         values = torch.from_numpy(array)

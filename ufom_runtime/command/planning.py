@@ -78,13 +78,12 @@ def _measured(
 ) -> list[dict[str, Any]]:
 
     from ufom_runtime.measure.planning import plan_estimators
+    from ufom_runtime.problem import one_theta
     from ufom_runtime.problems import load_problem
 
     byte_count("memory", memory)  # refused before any data are read
     problem = load_problem(name)
-    if problem.initial is None:
-        raise UfomError("the problem names no θ: give BilevelProblem(initial=...)")
-    theta = problem.initial if problem.initial.ndim == 1 else problem.initial[0]
+    theta = one_theta(problem)
     drawn = None if problem.tasks is not None else problem.sample(tasks, seeded(seed))
     found = plan_estimators(problem, theta, drawn, memory, m=m, outer=outer, batch=batch)
     return [

@@ -1,11 +1,15 @@
-"""Draws from torch's global generators, looked for in every call: a loss that draws is not a function."""
+"""Draws from global generators: refused in every call, since a loss that draws is not a function; or taken back."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from ufom_theory import UfomError
 
@@ -35,3 +39,46 @@ def _states() -> list[torch.Tensor]:
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         states += torch.cuda.get_rng_state_all()
     return states
+
+
+def generators() -> dict[str, Any]:
+    """The states of all global generators, by their names."""
+    states = {
+        "torch's generator": torch.get_rng_state(),
+        "numpy's generator": np.random.get_state(),  # noqa: NPY002
+        "Python's generator": random.getstate(),
+    }
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        states["CUDA's generator"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+_SETTERS: dict[str, Callable[[Any], None]] = {
+    "torch's generator": torch.set_rng_state,
+    "numpy's generator": np.random.set_state,
+    "Python's generator": random.setstate,
+    "CUDA's generator": torch.cuda.set_rng_state_all,
+}
+
+
+def moved(before: dict[str, Any]) -> list[str]:
+    """The generators that have drawn since."""
+    now = generators()
+    return [name for name, state in before.items() if _plain(state) != _plain(now[name])]
+
+
+def _plain(state: Any) -> Any:
+    if isinstance(state, Tensor | np.ndarray):
+        return bytes(np.asarray(state))
+    return tuple(map(_plain, state)) if isinstance(state, tuple | list) else state
+
+
+@contextmanager
+def generators_put_back() -> Iterator[None]:
+    """Whatever the block draws from the global generators, they go on as if it had not."""
+    before = generators()
+    try:
+        yield
+    finally:
+        for name in moved(before):
+            _SETTERS[name](before[name])

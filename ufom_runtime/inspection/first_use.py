@@ -18,21 +18,19 @@ special ones, where much that is wrong comes out right.
 
 from __future__ import annotations
 
-import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ufom_runtime.derivatives import LOOPS, count_calls, start, watch_losses
-from ufom_runtime.inspection.draws import REMEDY
+from ufom_runtime.inspection.draws import REMEDY, generators, generators_put_back, moved
 from ufom_runtime.inspection.hidden import refuse_hidden
 from ufom_runtime.inspection.points import Found, Point, noise
 from ufom_runtime.problem import BilevelProblem, Tasks, all_finite, kept
@@ -60,7 +58,7 @@ def check_first_use(problem: BilevelProblem, theta: Tensor, tasks: Tasks, produc
     if passed.get(key, -1) >= products:
         return
     with _aside():
-        before = _generators()
+        before = generators()
         rows = _few(problem, theta.detach(), tasks)
         why, same = "", problem.update is None and problem.inner_batch is None
         for j in (0,) if same else sorted({0, problem.r - 1}):  # else the steps need not be alike
@@ -80,52 +78,16 @@ def check_first_use(problem: BilevelProblem, theta: Tensor, tasks: Tasks, produc
 @contextmanager
 def _aside() -> Iterator[None]:
     """Leave no trace: calls are not counted, bytes not metered, generators set back, warnings left to the real call."""
-    before = _generators()
-    try:
-        with (
-            count_calls(),
-            watch_losses(None),
-            torch.enable_grad(),
-            _disable_current_modes(),
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name in _moved(before):
-            _SETTERS[name](before[name])
-
-
-def _generators() -> dict[str, Any]:
-    """The states of the global generators."""
-    states = {
-        "torch's generator": torch.get_rng_state(),
-        "numpy's generator": np.random.get_state(),  # noqa: NPY002
-        "Python's generator": random.getstate(),
-    }
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        states["CUDA's generator"] = torch.cuda.get_rng_state_all()
-    return states
-
-
-_SETTERS: dict[str, Callable[[Any], None]] = {
-    "torch's generator": torch.set_rng_state,
-    "numpy's generator": np.random.set_state,
-    "Python's generator": random.setstate,
-    "CUDA's generator": torch.cuda.set_rng_state_all,
-}
-
-
-def _moved(before: dict[str, Any]) -> list[str]:
-    """The generators that are no longer as they were."""
-    now = _generators()
-    return [name for name, state in before.items() if _plain(state) != _plain(now[name])]
-
-
-def _plain(state: Any) -> Any:
-    if isinstance(state, Tensor | np.ndarray):
-        return bytes(np.asarray(state))
-    return tuple(map(_plain, state)) if isinstance(state, tuple | list) else state
+    with (
+        generators_put_back(),
+        count_calls(),
+        watch_losses(None),
+        torch.enable_grad(),
+        _disable_current_modes(),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _few(problem: BilevelProblem, theta: Tensor, tasks: Tasks) -> Point:
@@ -158,7 +120,7 @@ def _finite(found: Found) -> bool:
 def _refuse_impure(point: Point, first: Found, before: dict[str, Any], products: bool) -> None:
     """Take the derivatives of the first row again, and refuse what differs, or what drew from a global generator."""
     again = point.row(0).derivatives(products)
-    drew = _moved(before)
+    drew = moved(before)
     errors = {name: _difference(x, again[name]) for name, x in first.items()}
     worst = max(errors, key=errors.__getitem__)
     error, eps = errors[worst], torch.finfo(point.phi.dtype).eps

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Generator, Tensor
+
+from ufom_runtime.inspection.draws import generators_put_back
 
 _MOST = 10_000  # objects that are looked at
 _GENERATORS = (Generator, np.random.Generator, np.random.RandomState, random.Random)
@@ -27,26 +27,12 @@ def draw_apart(sample_tasks: Callable[[int, Generator], Any] | None) -> Any:
     if sample_tasks is None or _remembers(sample_tasks):
         return None
     try:
-        with _generators_put_back():
+        with generators_put_back():
             return sample_tasks(1, Generator().manual_seed(0))
     except (
         Exception
     ):  # it is the user's function, and was not asked for by the user: where tasks are drawn, it says why
         return None
-
-
-@contextmanager
-def _generators_put_back() -> Iterator[None]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        random.setstate(states[2])
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
 
 
 def _remembers(function: object) -> bool:

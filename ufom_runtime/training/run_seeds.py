@@ -19,7 +19,8 @@ from ufom_runtime.problem import BilevelProblem
 from ufom_runtime.training.seeds import generator
 from ufom_runtime.training.train import train
 from ufom_theory import UfomError
-from ufom_theory.checks import integer, scalar, typed
+from ufom_theory.checks import integer, typed
+from ufom_theory.quantities import t_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,7 +60,7 @@ class SeedRuns:
         found = {}
         for name in self.table.method.unique():
             values = self._curves(name, x, y, None if at is None else np.array([float(at)]))[:, 0]
-            mean, half = _interval(values, level)
+            mean, half = t_interval(values, level)
             found[name] = {"mean": mean, "low": mean - half, "high": mean + half, "n": len(values)}
         return pd.DataFrame.from_dict(found, orient="index").rename_axis("method").astype({"n": int})
 
@@ -78,7 +79,7 @@ class SeedRuns:
         for name in self.table.method.unique():
             runs = self._logs(name, x, y)
             places = np.linspace(max(run[x].iloc[0] for run in runs), min(run[x].iloc[-1] for run in runs), 200)
-            mean, half = _interval(self._curves(name, x, y, places), level)
+            mean, half = t_interval(self._curves(name, x, y, places), level)
             (line,) = axes.plot(places, mean, label=name)
             axes.fill_between(places, mean - half, mean + half, color=line.get_color(), alpha=0.2, lw=0)
         axes.set(xlabel=x, ylabel=y)
@@ -163,16 +164,3 @@ def _bytes(problem: BilevelProblem, theta: Tensor, method: Method, options: Mapp
         return peak(torch.ones(batch, dtype=torch.bool, device="cpu"))
     except UfomError:  # a method that tosses no coins refuses them
         return peak(generator(0, 1, "coins"))
-
-
-def _interval(values: NDArray[np.float64], level: float) -> tuple[Any, Any]:
-    """Mean over the rows and half of Student's interval; infinitely wide for one row."""
-    from scipy.stats import t
-
-    level, n = scalar("level", level), len(values)
-    if not 0 < level < 1:
-        raise UfomError(f"level = {level:g} must lie in (0, 1)")
-    mean = values.mean(0)
-    if n == 1:
-        return mean, np.full_like(mean, np.inf)
-    return mean, t.ppf((1 + level) / 2, n - 1) * values.std(0, ddof=1) / np.sqrt(n)
