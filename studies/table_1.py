@@ -29,7 +29,7 @@ from studies.engine.sweep import Store
 from studies.hypercleaning import PAPER_TABLE, present, settled_q
 from studies.shared.accounts import budgets
 from studies.shared.drawing import markdown
-from studies.shared.paying import at_equal, compare_table, draw_paying, judge_paying, said_of, said_of_runs
+from studies.shared.paying import compare_table, draw_paying, judge_paying, said_of, said_of_runs
 from studies.shared.training import interval
 from studies.shared.verdicts import Verdict
 from studies.table_1_cell import METHODS, SIZES, Config, run_cell
@@ -152,12 +152,14 @@ def caption(table: pd.DataFrame, config: Config) -> str:
 
 def answer(table: pd.DataFrame, config: Config) -> str:
     """The answer in a sentence."""
-    found = []
-    for account, said in (("recomputed", "with the states recomputed"), ("stored", "with the states stored")):
-        values = at_equal(_judging(table), account, budgets(config)).test.groupby("method").mean()
-        ahead = [m for m in UFOMS if m in values and values[m] > values["exact"]]
-        found.append(f"{said} {', '.join(ahead) if ahead else 'none'}")
-    return f"Ahead of the exact gradient in mean test accuracy at equal calls: {'; '.join(found)}."
+    found = {account: list[str]() for account in ("recomputed", "stored")}
+    for verdict in judge(table, config):
+        method, _, rest = verdict.subject.rpartition(", equal calls, states ")
+        account = rest.partition(" (")[0]
+        if verdict.agrees == "yes" and account in found and method.endswith(" − exact"):
+            found[account].append(method.rpartition("(points), ")[2].removesuffix(" − exact"))
+    said = "; ".join(f"with the states {account} {', '.join(ahead) or 'none'}" for account, ahead in found.items())
+    return f"Ahead of the exact gradient in test accuracy at equal calls, beyond its interval: {said}."
 
 
 study = Study(question, SIZES, measure, judge, draw, caption, answer, jobs=1)

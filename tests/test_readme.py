@@ -54,16 +54,9 @@ def test_the_first_example_prints_what_it_promises(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("study", "subject", "words"),
     [
-        (
-            "hypercleaning",
-            "adaptive ×0.1 − exact, each at the exact gradient's γ",
-            "{0:.1f} points\n  of test accuracy behind",
-        ),
-        (
-            "hypercleaning",
-            "adaptive ×0.1 − exact, each at the exact gradient's γ",
-            "(interval {1:.1f} to {2:.1f}, n = 2)",
-        ),
+        ("table_1", "UFOM − exact, equal calls, states recomputed", "is {0:.1f} points of test accuracy\n  ahead"),
+        ("table_1", "UFOM − exact, equal calls, states recomputed", "({1:.1f} to {2:.1f})"),
+        ("table_1", "UFOM − exact, equal calls, states stored", "(−{3:.1f} to {2:.1f})"),
         (
             "few_shot",
             "adaptive ×0.1 − exact, omniglot",
@@ -104,10 +97,12 @@ SAID = {"yes": "pays", "no": "does not pay", "inconclusive": "undecided"}
 @pytest.mark.parametrize(
     ("study", "row", "method", "account"),
     [
-        ("hypercleaning", "adaptive ×0.1, states recomputed", "adaptive ×0.1", "recomputed"),
-        ("hypercleaning", "adaptive ×0.1, states stored", "adaptive ×0.1", "stored"),
-        ("hypercleaning", "on a proxy of 50 backward steps, recomputed", "UFOM", "recomputed"),
-        ("hypercleaning", "on a proxy of 50 backward steps, stored", "UFOM", "stored"),
+        ("table_1", "adaptive ×0.1, states recomputed", "adaptive ×0.1", "recomputed"),
+        ("table_1", "adaptive ×0.1, states stored", "adaptive ×0.1", "stored"),
+        ("table_1", "on a proxy of 50 backward steps, recomputed", "UFOM", "recomputed"),
+        ("table_1", "on a proxy of 50 backward steps, stored", "UFOM", "stored"),
+        ("table_1", "step rule on that proxy, recomputed", "step rule", "recomputed"),
+        ("table_1", "step rule on that proxy, stored", "step rule", "stored"),
         ("few_shot", "adaptive ×0.1, states recomputed", "adaptive ×0.1", "recomputed"),
         ("few_shot", "adaptive ×0.1, states stored", "adaptive ×0.1", "stored"),
         ("few_shot", "q* at the start, recomputed", "UFOM", "recomputed"),
