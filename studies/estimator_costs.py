@@ -33,7 +33,7 @@ UNROLLED = Estimator(1.0, Sweep.unrolled())
 SWEEPS = (Sweep.stored(), Sweep.unrolled(), Sweep.recomputed(), Sweep.checkpointed(3))
 
 
-def digits_maml(r: int = 10) -> BilevelProblem:
+def digits_maml() -> BilevelProblem:
     """Digits MAML with a net of 64-32-5 units, r = 10."""
     from ufom_runtime.problems.few_shot import digits_few_shot
 
@@ -43,7 +43,7 @@ def digits_maml(r: int = 10) -> BilevelProblem:
         inner_loss=lambda theta, phi, task: cross_entropy(net(phi, task[0]), task[1]),
         outer_loss=lambda theta, phi, task: cross_entropy(net(phi, task[2]), task[3]),
         start=lambda theta, task: theta,
-        step_sizes=[0.1] * r,
+        step_sizes=[0.1] * 10,
         sample_tasks=digits_few_shot().sample_tasks,
         initial=net.vector(),
     )

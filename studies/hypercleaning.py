@@ -31,7 +31,6 @@ from studies.shared.drawing import draw_learning, markdown, new_figure
 from studies.shared.paying import judge_paying, said_of
 from studies.shared.training import ADAPTIVE, at, interval, missing
 from studies.shared.verdicts import Verdict, halves
-from ufom_runtime.methods.adaptive import AdaptiveState
 from ufom_runtime.problems.data import mnist
 from ufom_theory import CostModel, Moments, Truncated, optimal_q
 
@@ -82,17 +81,6 @@ def _cells(config: Config) -> Any:
         for method in METHODS:
             for gamma in config.gammas:
                 yield {"study": "hypercleaning", **shared, "method": method, "gamma": gamma, "seed": seed}
-
-
-def data_free_q(method: str, updates: int, r: int) -> list[float]:
-    """q of an adaptive rule before its first update and after each, where G_FO = 0 and V² stays: no data come in."""
-    rule = ADAPTIVE[method]
-    state = AdaptiveState(rule.q_min)
-    found = [state.q]
-    for _ in range(updates):
-        state = rule.update(state, 1.0, 1.0, r)
-        found.append(state.q)
-    return found
 
 
 def settled_q(method: str, r: int) -> float:

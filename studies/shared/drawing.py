@@ -67,11 +67,11 @@ def markdown_rows(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows))
 
 
-def legend_below(axes: Axes, columns: int, points: float = 36) -> None:
-    """The legend under the axes, as many points below as the tick labels and the axis' label take."""
+def legend_below(axes: Axes, columns: int) -> None:
+    """The legend under the axes, half an inch below, which the tick labels and the axis' label take."""
     from matplotlib.transforms import ScaledTranslation
 
-    under = ScaledTranslation(0, -points / 72, axes.figure.dpi_scale_trans)
+    under = ScaledTranslation(0, -0.5, axes.figure.dpi_scale_trans)
     axes.legend(
         ncols=columns, loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=axes.transAxes + under,
         borderaxespad=0,

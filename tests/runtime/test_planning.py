@@ -23,7 +23,6 @@ from ufom_runtime import (
 )
 from ufom_runtime.command.cli import app
 from ufom_runtime.measure import clock
-from ufom_runtime.measure.calls import CallCost
 from ufom_runtime.measure.parts import measure_parts
 from ufom_runtime.problem import Tasks
 from ufom_runtime.problems.quadratic import quadratic
@@ -96,16 +95,6 @@ def test_less_memory_takes_another_way():
     assert f"of {bytes_text(most - 1)}" in fewer[0].why
     with pytest.raises(UfomError, match="nothing fits in memory = 100"):
         rows(100)
-
-
-def test_a_tangent_of_the_expected_cost():
-    cost = CallCost(6, {0: 1.0, 1: 3.0, 6: 6.0}, {}, 0)
-    for coin, q in (("task", 0.2), ("batch", 0.4), ("stratified", 0.4)):
-        model, h = cost.cost(q, coin), 1e-6
-        assert 6 * (model.c_det + q * model.c_rnd) == pytest.approx(cost.expected(q, coin), rel=1e-12)
-        slope = (cost.expected(q + h, coin) - cost.expected(q - h, coin)) / (2 * h)
-        assert 6 * model.c_rnd == pytest.approx(slope, rel=1e-6)
-    assert all(6 * (cost.cost(0.2).c_det + q * cost.cost(0.2).c_rnd) >= cost.expected(q) for q in (0.05, 0.1, 0.5, 1.0))
 
 
 def test_moments_of_a_method():

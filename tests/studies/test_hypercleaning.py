@@ -15,6 +15,7 @@ from studies.shared.training import ADAPTIVE, charged
 from tests.oracles import unrolled_gradient
 from ufom_runtime import EXACT, FOM, UFOM, hypergradient, outer_sgd
 from ufom_runtime.coins import draw_coins
+from ufom_runtime.methods.adaptive import AdaptiveState
 from ufom_runtime.training.seeds import generator
 from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, optimal_q
 
@@ -77,12 +78,21 @@ def test_what_is_charged_is_what_the_recomputed_sweep_costs(proxy):
     assert 0 < stored.exact.sum() < 6
 
 
+def data_free_q(method, updates):
+    """q of a rule before its first update and after each, where G_FO = 0 and V² stays: no data come in."""
+    rule = ADAPTIVE[method]
+    states = [AdaptiveState(rule.q_min)]
+    for _ in range(updates):
+        states.append(rule.update(states[-1], 1.0, 1.0, 100))
+    return [state.q for state in states]
+
+
 def test_the_rules_choose_q_without_data():
     for method in ("adaptive", "adaptive ×0.1"):
-        assert study.data_free_q(method, 3, 100) == [0.05, *[pytest.approx(study.settled_q(method, 100))] * 3]
+        assert data_free_q(method, 3) == [0.05, *[pytest.approx(study.settled_q(method, 100))] * 3]
     assert study.settled_q("adaptive", 100) == 1.0
     for method in ("released", "released ×0.1"):  # the last q gives itself: D²/V² = scale·(1/q − 1)²
-        *_, q = study.data_free_q(method, 1000, 100)
+        *_, q = data_free_q(method, 1000)
         moments = Moments(ADAPTIVE[method].scale * (1 / q - 1) ** 2, 1.0)
         assert optimal_q(moments, CostModel(r=100), m=2).q == pytest.approx(q, abs=1e-3)
         assert q < 1

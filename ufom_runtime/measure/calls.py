@@ -17,7 +17,7 @@ from ufom_runtime.measure.clock import alternate, median, refuse_unsure
 from ufom_runtime.memory import peak_bytes
 from ufom_runtime.methods.debiased import Debiased
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
-from ufom_theory import CostModel, UfomError
+from ufom_theory import UfomError
 from ufom_theory.checks import typed
 
 
@@ -48,24 +48,6 @@ class CallCost:
         """Mean seconds over the coins."""
         return float(sum(p * self.at(k) for k, p in enumerate(corrected_tasks(self.tasks, q, coin)) if p))
 
-    def cost(self, q: float, coin: Coin = "task") -> CostModel:
-        """C_det and C_rnd of one task, in seconds: the tangent at q of `expected`.
-
-        With a coin a task `expected` is concave in q where the first corrected task costs more than the others; it then
-        lies below its tangents, so that a best q by one of them is at least as good as it says.
-        """
-        n, least = self.tasks, self.seconds[0] / self.tasks
-        if coin == "batch":
-            slope = self.seconds[n] - self.seconds[0]
-        elif coin == "stratified":
-            k = min(math.floor(q * n), n - 1)
-            slope = n * (self.at(k + 1) - self.at(k))
-        else:
-            chances = corrected_tasks(n - 1, q, coin)
-            slope = n * float(sum(p * (self.at(k + 1) - self.at(k)) for k, p in enumerate(chances)))
-        slope = max(slope / n, 1e-3 * least)  # noise could make it negative
-        return CostModel.of(max(self.expected(q, coin) / n - q * slope, 1e-3 * least), slope)
-
 
 def corrected_tasks(n: int, q: float, coin: Coin) -> NDArray[np.float64]:
     """The probabilities that 0 … n of n tasks are corrected."""
@@ -91,7 +73,6 @@ def measure_calls(
     repeats: int = 5,
     chunk: int | None = None,
     compile: bool = False,
-    memory: int | None = None,
 ) -> CallCost:
     """Time and weigh `hypergradient(problem, theta, tasks, estimator, chunk=chunk, compile=compile)` by calling it.
 
@@ -106,7 +87,6 @@ def measure_calls(
             error is larger than a fifth of its time.
         repeats: rounds, 3 at least.
         chunk, compile: as in `hypergradient`.
-        memory: nothing is timed where a call holds more bytes; None: any.
 
     Raises:
         UfomError: as `hypergradient`; an estimator without coins; a time whose error stays larger than a fifth of it.
@@ -128,8 +108,6 @@ def measure_calls(
     known = (theta, *tasks.parts)
     most = np.flatnonzero(corrected_tasks(n, q, estimator.coin))[-2:].tolist()  # a mixed batch may hold more
     weighed = max(peak_bytes(call(k), known) for k in most)
-    if memory is not None and weighed > memory:
-        return CallCost(n, {}, {}, weighed)
     times = np.array(alternate(calls, theta.device, seconds, max(3, repeats)))
     found = [median(column) for column in times.T]
     for k, (value, sem) in zip(asked, found, strict=True):

@@ -13,7 +13,7 @@ from ufom_runtime.coins import Coin, Parts
 from ufom_runtime.derivatives import Calls
 from ufom_runtime.estimators import Coined, Estimator, Method, refuse_other
 from ufom_runtime.problem import BilevelProblem, Tasks
-from ufom_theory import CostModel, Sweep, UfomError
+from ufom_theory import Sweep, UfomError
 
 
 class Proxy(Method, Protocol):
@@ -71,11 +71,6 @@ class Debiased(Coined):
     def states(self, r: int, s: int = 1) -> int:
         """The larger of the proxy's and the sweep's: they run one after the other."""
         return max(self.proxy.states(r, s), self.sweep.states_held(r))
-
-    def cost(self, r: int, s: int = 1, c1: float = 1.0, c2: float = 1.0) -> CostModel:
-        """C_det, the proxy's calls, and C_rnd, the exact gradient's, each gradient at C1 and each product at C2."""
-        found = self.proxy.calls(r, s), Estimator(1.0, self.sweep).calls(r, s)
-        return CostModel.of(*(calls.price(c1, c2) for calls in found))
 
     def parts(
         self,

@@ -15,8 +15,9 @@ A1, A2, P1, P2, B2, BIAS = sp.symbols("a1 a2 p1 p2 b2 D", positive=True)
 THETA = sp.Symbol("theta", real=True)
 
 
-def pieces(z: sp.Expr, a: sp.Expr = CURVATURE, reach: sp.Expr = REACH) -> tuple[sp.Expr, sp.Expr, sp.Expr]:
+def pieces(z: sp.Expr) -> tuple[sp.Expr, sp.Expr, sp.Expr]:
     """f as a function of the distance z = |x − b/a|: quadratic to A, its curvature fades to A + 1, linear beyond."""
+    a, reach = CURVATURE, REACH
     inner = a * z**2 / 2
     fading = -a * (z - reach) ** 3 / 6 + a * (z - reach) ** 2 / 2 + a * reach * z - a * reach**2 / 2
     beyond = (a / 2 + a * reach) * z - a / 6 - a * reach**2 / 2 - a * reach / 2

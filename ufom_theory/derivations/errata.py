@@ -125,8 +125,8 @@ def printed_sum_diverges(verdicts: Verdicts) -> str:
     return studied(verdicts, "log validation CE of the printed sum")
 
 
-def _time(q: float, cost: CostModel, m: float, rho: float = 0.1) -> float:
-    return float(cost.time(q, Moments(rho, 1.0), m))
+def _time(q: float, cost: CostModel, m: float) -> float:
+    return float(cost.time(q, Moments(0.1, 1.0), m))
 
 
 @claim(

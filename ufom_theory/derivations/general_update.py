@@ -13,12 +13,13 @@ HESSIAN = sp.Symbol("H", real=True)
 DECAY = sp.Symbol("w", real=True)
 
 
-def invariant(s: int = 2, p: int = 3) -> tuple[sp.Matrix, sp.Matrix]:
+def invariant() -> tuple[sp.Matrix, sp.Matrix]:
     """b1 + (dφ_j/dθ)ᵀb2 before and after the backward step j, b1 += B_jᵀb2, then b2 = J_jᵀb2, for arbitrary J_j, B_j.
 
     Differentiating φ_j = Φ_j(θ, φ_{j−1}) gives dφ_j/dθ = J_j·dφ_{j−1}/dθ + B_j. With b1 = ∂L_out/∂θ, b2 = ∂L_out/∂φ at
     j = r it is dL_out/dθ, and every step leaves it as it is: (6)–(9) for any step, proved by induction over j.
     """
+    s, p = 2, 3
     before, step, mixed = (
         sp.Matrix(rows, columns, sp.symbols(f"{name}:{rows * columns}"))
         for name, rows, columns in (("D", p, s), ("J", p, p), ("B", p, s))
