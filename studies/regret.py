@@ -15,7 +15,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -125,14 +125,14 @@ def regrets(table: pd.DataFrame, unit: str = "calls") -> pd.DataFrame:
         even, odd = halves(logs)
         best = str(even.mean()[reached[reached > 0].index].idxmin())
         mine = runs[runs[f"{chosen}_{level}"]].iloc[0]
-        said = str(mine.candidate)
+        said, doubt = str(mine.candidate), mine[f"doubt_{level}"]
         lost = Verdict.from_paired(f"{name}, {level}", "<=", math.log(WORST), odd[said] - odd[best])
         others = {x: _factor(odd[x] - odd[best]) if reached[x] else math.inf for x in ("FOM", "exact")}
         rows.append(
             {"setting": name, "level": level, "said": said, "best": best, "regret": math.exp(lost.measured),
              "low": math.exp(lost.measured - lost.tolerance), "high": math.exp(lost.measured + lost.tolerance),
              "told": lost.tolerance <= WIDE or lost.measured - lost.tolerance > math.log(WORST),
-             "doubt": mine[f"doubt_{level}"], "least": bool(reached[said] < len(logs)), **others}
+             "doubt": doubt if isinstance(doubt, str) else "", "least": bool(reached[said] < len(logs)), **others}
         )  # fmt: skip
     return pd.DataFrame(rows, columns=None if rows else ["told", "regret", "low", "high"])
 
@@ -257,21 +257,31 @@ def caption(table: pd.DataFrame, config: Config) -> str:
         "gradient and a Hessian-vector product 1 each; what never came to the precision is beyond the right edge. "
         "Right: M, less its minimum where that is known, over the last quarter of the same calls. Cannot tell (an "
         "interval wider than ± 10 % that is not all above 1.25): "
-        f"{', '.join(unsure) or 'none'}. Left out: {', '.join(skipped) or 'none'}.\n\n"
-        + markdown(cells(lost, off, ours))
+        f"{', '.join(unsure) or 'none'}. *: compare could not tell, and gave the exact gradient. Seconds are measured "
+        f"steps times the seconds of a step. Left out: {', '.join(skipped) or 'none'}.\n\n"
+        + markdown(cells(lost, regrets(table, "seconds"), off, ours))
     )
 
 
-def cells(lost: pd.DataFrame, off: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
+def cells(lost: pd.DataFrame, spent: pd.DataFrame, off: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
     """Every cell and level in words, for the caption."""
     joined = lost.merge(off, how="left").merge(ours[["setting", "step"]], how="left")
-    factor = pd.Series([f"{x.regret:.2f} [{x.low:.2f}, {x.high:.2f}]" for x in joined.itertuples()])
-    return pd.DataFrame(
-        {"cell": joined.setting + ", " + joined.level, "said": joined.said, "best": joined.best,
-         "calls over the best": factor.where(~joined.least, "≥ " + factor),
-         "steps off by": joined.off.map(lambda x: "" if math.isnan(x) else f"{math.expm1(x):.0%}"),
-         "step rule": joined.step.map("{:.2f}".format)}
-    ).set_index("cell")  # fmt: skip
+    rows = []
+    for x in joined.itertuples():
+        clock = spent[(spent.setting == x.setting) & (spent.level == x.level)] if len(spent) else spent
+        rows.append(
+            {"cell": f"{x.setting}, {x.level}", "said": f"{x.said}{' *' if x.doubt else ''}", "best": x.best,
+             "calls over the best": _written(x),
+             "steps off by": "" if math.isnan(x.off) else f"{math.expm1(x.off):.0%}",
+             "said, by seconds": "".join(y.said for y in clock.itertuples()),
+             "seconds over the best": "".join(map(_written, clock.itertuples())), "step rule": f"{x.step:.2f}"}
+        )  # fmt: skip
+    return pd.DataFrame(rows).set_index("cell")
+
+
+def _written(x: Any) -> str:
+    """A regret with its interval."""
+    return f"{'≥ ' if x.least else ''}{x.regret:.2f} [{x.low:.2f}, {x.high:.2f}]"
 
 
 def answer(table: pd.DataFrame, config: Config) -> str:

@@ -1,5 +1,6 @@
 """The decision against a direct simulation of expected progress on quadratics, what it runs, and what it refuses."""
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -27,7 +28,7 @@ from ufom_runtime import (
     train,
 )
 from ufom_runtime.command.cli import main
-from ufom_runtime.command.compare import _enough
+from ufom_runtime.command.compare import _affordable
 from ufom_runtime.measure import compare as module
 from ufom_runtime.measure.as_run import AsRun
 from ufom_runtime.measure.calls import corrected_tasks
@@ -433,11 +434,12 @@ def test_bad_input_is_named(fixed_costs, changes, message):
         compare(problem, **{**right, **changes})
 
 
-@pytest.mark.parametrize(("distance", "seconds", "expected"), [(100.0, 1e9, 64), (0.0, 1e9, 1024), (0.0, 1e-9, 64)])
-def test_tasks_are_doubled_until_the_gradient_is_above_its_noise(distance, seconds, expected):
-    """At the minimum it never is; far from it, at once; and without the time for more it stays at the first number."""
+def test_as_many_tasks_are_drawn_as_are_paid_for(monkeypatch):
+    times = itertools.count(0.0, 0.5)  # each measurement takes half a second
+    monkeypatch.setattr("ufom_runtime.command.compare.time.process_time", lambda: next(times))
     problem = quadratic(dim=3, r=2)
-    assert _enough(problem, distance * problem.initial, 0, seconds, None, False) == expected
+    for seconds, expected in ((0.1, 64), (0.6, 64), (2.1, 256), (1e9, 1024)):
+        assert _affordable(problem, problem.initial, 0, seconds, None, False) == expected
 
 
 def test_curvatures_take_no_more_tasks_than_are_paid_for():
