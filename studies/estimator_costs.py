@@ -124,7 +124,7 @@ def batch(rounds: int) -> Iterator[Row]:
 
 
 def forecasts(rounds: int, sizes: Sequence[int] = (1, 4, 16, 64)) -> Iterator[Row]:
-    """`forecast` against the mean of as many calls, and their largest bytes: five problems, six estimators, four B."""
+    """`forecast` and calls in turns, and the largest bytes of a call: five problems, six estimators, four B."""
     from ufom_runtime.measure import clock
 
     clock.took = cpu
@@ -143,21 +143,26 @@ def forecasts(rounds: int, sizes: Sequence[int] = (1, 4, 16, 64)) -> Iterator[Ro
 
 
 def _foreseen(problem: BilevelProblem, theta: torch.Tensor, tasks: Tasks, e: Estimator, rounds: int) -> Row:
-    """One forecast beside what is measured."""
+    """Forecasts beside what is measured right after each, "time" the median of their quotients."""
     from ufom_runtime import forecast, peak_bytes
 
+    pairs = []
     try:
-        foreseen = forecast(problem, theta, tasks, e)
+        for _ in range(rounds):  # in turns: the speed of a machine drifts
+            foreseen = forecast(problem, theta, tasks, e)
+            pairs.append((foreseen.seconds, _measured(problem, theta, tasks, e, 3)))
     except UfomError as error:
         return {"refused": str(error)}
-    mean, known = _measured(problem, theta, tasks, e, rounds), (theta, *tasks.parts)
+    known = (theta, *tasks.parts)
     held = max(
         peak_bytes(partial(hypergradient, problem, theta, tasks, e, coins=coins), known)
         for coins in _coins(len(tasks), e)
     )
+    seconds, measured = (statistics.median(x) for x in zip(*pairs, strict=True))
     return {
-        "ms": round(1e3 * foreseen.seconds, 3), "measured ms": round(1e3 * mean, 3), "bytes": foreseen.bytes,
-        "measured bytes": held, "time": round(foreseen.seconds / mean, 3), "memory": round(foreseen.bytes / held, 3),
+        "ms": round(1e3 * seconds, 3), "measured ms": round(1e3 * measured, 3), "bytes": foreseen.bytes,
+        "measured bytes": held, "time": round(statistics.median(x / y for x, y in pairs), 3),
+        "memory": round(foreseen.bytes / held, 3),
     }  # fmt: skip
 
 
