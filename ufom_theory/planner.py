@@ -138,7 +138,7 @@ def plan(
     fits = [candidate for candidate in given if candidate.bytes <= most]
     if not fits:
         least = min((candidate.bytes for candidate in given), default=0)
-        what = f"the least that one holds is {bytes_text(least)}" if given else "there is no candidate"
+        what = f"the least that one holds is {bytes_text(least)}" if given else "no candidate was given"
         raise UfomError(f"nothing fits in memory = {bytes_text(most)}: {what}; raise it, or measure shorter proxies")
     found = [_best(candidate, exponent, b) for candidate in fits]
     if any(x.candidate.q == 1 for x in found):
@@ -193,11 +193,11 @@ def _reason(x: Choice, rows: Sequence[Choice], memory: int) -> str:
             said.append(f"{exact.slower:.3g}× sooner than {exact.label}")
     first = x.candidate.levels[0]
     if x.candidate.q is None and first.d2 >= first.v2 and len(x.candidate.levels) == 1:
-        said.append("D² ≥ V²: its proxy is no better than zero")
+        said.append("D² ≥ V²: a proxy of zero would do as well")
     return "; ".join(said)
 
 
-class Way(NamedTuple):
+class Recipe(NamedTuple):
     """A proxy that is debiased, and a sweep; the exact gradient by that sweep where the proxy is None."""
 
     proxy: Truncated | None
@@ -272,12 +272,12 @@ def counted_candidates(
         proxy.refuse_beyond(r)
         for sweep in _sweeps(r, proxy, states):
             cost = CostModel(r, c1, c2, sweep, proxy, as_printed=as_printed)
-            found.append(Candidate(Way(proxy, sweep), moments, cost, one * states_held(r, proxy, sweep)))
+            found.append(Candidate(Recipe(proxy, sweep), moments, cost, one * states_held(r, proxy, sweep)))
     if not found:
         shortest = min(proxy.steps for proxy in moments_by_proxy)
         raise UfomError(f"memory = {memory} cannot hold K = {shortest} states and φ_0: raise it, or measure K = 0")
     moments = next(iter(moments_by_proxy.values()))
     for sweep in _sweeps(r, Truncated(), states):
         cost, held = CostModel(r, c1, c2, sweep, as_printed=as_printed), states_held(r, Truncated(), sweep)
-        found.append(Candidate(Way(None, sweep), moments, cost, one * held, q=1))
+        found.append(Candidate(Recipe(None, sweep), moments, cost, one * held, q=1))
     return found

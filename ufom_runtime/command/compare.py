@@ -81,7 +81,7 @@ def compare_command(
 def _affordable(
     problem: BilevelProblem, theta: Tensor, seed: int, seconds: float, chunk: int | None, compiled: bool
 ) -> int:
-    """How many tasks to draw: the power of two from 64 to 1,024 whose moments take so many seconds of the processor.
+    """How many tasks to draw: the power of two from 64 to 1,024 whose moments take about `seconds` of CPU time.
 
     It is chosen by the time of 64 tasks, and not by what they say, so the intervals are those of a fixed number.
     """

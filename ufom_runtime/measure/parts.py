@@ -106,9 +106,9 @@ class Parts:
     others: Mapping[Proxy, tuple[float, int]] = field(default_factory=dict)
 
     def seconds(self, corrected: int, proxy: Truncated, sweep: Sweep) -> float:
-        """One outer step of which so many tasks are corrected."""
+        """One outer step of which `corrected` tasks are corrected."""
         k, rest = proxy.steps, self.batch - corrected
-        # a corrected task takes its proxy's backward steps on the way, but for HELD, which has a loop of its own
+        # a corrected task takes its proxy's backward steps on the way, but for HELD, which has its own loop
         by_proxy = k * self._of(self.back, rest) + proxy.held * self._of(self.held, self.batch)
         if not corrected:
             return self.forward[1] + by_proxy
@@ -127,7 +127,7 @@ class Parts:
         return float(self.others[proxy][0] + corrected)
 
     def alone(self, tasks: int, sweep: Sweep) -> float:
-        """The exact gradient of so many tasks by themselves."""
+        """The exact gradient of `tasks` tasks by themselves."""
         repeated = sweep.extra_steps(self.r, as_printed=False) / (self.r + 1)
         back = self.graph if sweep.kind == "unrolled" else self.back
         return float((1 + repeated) * self._of(self.forward, tasks) + self.r * self._of(back, tasks))
@@ -162,7 +162,7 @@ class Parts:
         return float(total)
 
     def _of(self, pair: tuple[float, float], tasks: int) -> float:
-        """The seconds of so many tasks."""
+        """The seconds of `tasks` tasks."""
         one, every = pair
         if not tasks or self.batch == 1:
             return one * tasks
@@ -180,7 +180,7 @@ def measure_parts(
     chunk: int | None = None,
     compile: bool = False,
 ) -> Parts:
-    """Time and weigh the parts of an outer step on a batch of tasks, alternately, for about so many seconds.
+    """Time and weigh the parts of an outer step on a batch of tasks, alternately, for about `seconds`.
 
     Args:
         problem: the problem.

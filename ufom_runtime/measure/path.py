@@ -161,7 +161,7 @@ class Measuring:
         return {p: [draws(m[p], c[p]) for m, c in zip(found, each, strict=True)] for p in kept}
 
     def _few(self, each: int) -> Task | Tasks:
-        """The first of the tasks where their curvatures, so many gradients a task, would take more than `most`.
+        """The first of the tasks where their curvatures, at `each` gradients a task, would take more than `most`.
 
         Over a whole finite Ω each direction meets all n tasks.
         """
