@@ -189,7 +189,9 @@ def _refuse_noise(moments: MeasuredMoments, step: int) -> None:
     where = "" if step == 0 else f" at step {step}"
     n = moments.n or 0
     # the error of ‖∇M‖² falls as 1/n where ∇M is small beside the noise of a task
-    more = f"about {4 * n} tasks" if square <= sem else f"about {2 * n} tasks"
+    more = f"give about {4 * n if square <= sem else 2 * n} tasks or more"
+    if moments.tail and moments.tail.warning:
+        more = moments.tail.warning
     raise CannotTell(
-        f"‖∇M‖² = {square:.2g} ± {sem:.2g} is not above its noise{where} on {n} tasks: give {more} or more"
+        f"‖∇M‖² = {square:.2g} ± {sem:.2g} is not above its noise{where} on {n} tasks: {more}"
     )
