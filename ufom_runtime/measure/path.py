@@ -192,6 +192,4 @@ def _refuse_noise(moments: MeasuredMoments, step: int) -> None:
     more = f"give about {4 * n if square <= sem else 2 * n} tasks or more"
     if moments.tail and moments.tail.warning:
         more = moments.tail.warning
-    raise CannotTell(
-        f"‖∇M‖² = {square:.2g} ± {sem:.2g} is not above its noise{where} on {n} tasks: {more}"
-    )
+    raise CannotTell(f"‖∇M‖² = {square:.2g} ± {sem:.2g} is not above its noise{where} on {n} tasks: {more}")
