@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Mapping
@@ -12,60 +13,69 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from studies.landscape_problems import PLANNED, Draw, Rows, Setting, candidates, make_method, memory, outcomes, proxies
+from studies.landscape_problems import (
+    KINDS,
+    PLANNED,
+    Draw,
+    Known,
+    Setting,
+    make_method,
+    memory,
+    minimiser,
+    outcomes,
+)  # fmt: skip
 from ufom_runtime import EXACT, hypergradient
 from ufom_runtime.derivatives import Calls, count_calls
-from ufom_runtime.measure.moments import Estimate, moments_by_proxy
+from ufom_runtime.measure.moments import Estimate
 from ufom_runtime.memory import peak_bytes
-from ufom_runtime.methods import METHODS
 from ufom_runtime.problem import BilevelProblem, Tasks, one_theta
 from ufom_runtime.problems.quadratic import QuadraticProblem
-from ufom_theory import Moments, Truncated, UfomError
+from ufom_theory import Choice, Truncated, UfomError
 from ufom_theory.two_tasks import second_moment
 
 SAMPLED = ("es", "guided-es")
+TRACED = 1000
 NO_GRADIENT = ("reversible", "reptile")  # of another objective, or none: no bias is stated
 
 
 def run(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
     """All methods on one problem at one r."""
-    setting = Setting(**cell["setting"])
+    setting, eta = Setting(**cell["setting"]), cell["eta"]
     problem, theta = setting.make()
-    assert problem.tasks is not None
-    exact = hypergradient(problem, theta, problem.tasks, EXACT, per_task=True)
-    moments: dict[Truncated, Moments] = dict(moments_by_proxy(problem, theta, proxies=proxies(setting.r)))
-    about = {"name": setting.name, "r": setting.r, "s": len(theta), "tasks": len(exact)}
-    rows = []
-    for name, entry in METHODS.items():
-        row: dict[str, Any] = {"part": "method", **about, "method": name, "kind": entry.kind}
+    known = Known.of(setting, problem, theta)
+    about = {"name": setting.name, "r": setting.r, "s": len(theta), "tasks": len(known.exact)}
+    rows, methods = [], {}
+    for name, kind in KINDS.items():
+        row: dict[str, Any] = {"part": "method", **about, "method": name, "kind": kind}
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                row |= _method(name, setting, problem, theta, exact, moments, cell["patience"])
+                if name == "adaptive-ufom":
+                    raise UfomError("its q is chosen along a run of outer_sgd: the study few_shot compares such runs")
+                methods[name] = make_method(name, known)
+                row |= _measured(name, methods[name], setting, known, cell["patience"])
             except UfomError as error:
                 row["refused"] = str(error)
-        row["note"] = "; ".join(sorted({str(w.message) for w in caught}))
-        rows.append(row)
+        notes = {str(w.message) for w in caught}
+        if len(known.exact) == 1 and kind == "unbiased" and row.get("own", 1) < 1e-12:
+            notes.add("q = 1: on one task the exact gradient has no noise")
+        rows.append(row | {"note": "; ".join(sorted(notes))})
     stored = next(row for row in rows if row["method"] == "stored")
-    for row in rows:
-        if "second" in row:
-            time = row["second"] * row["calls"] / (stored["second"] * stored["calls"])
-            row["error"] = (max(row["bias_sq"], 0.0) + 0.01 * time) ** 0.5
-            if row["kind"] in ("exact", "unbiased"):
-                row |= {"time": time, "time_sem": time * row["second_sem"] / row["second"]}
-    if setting.law:
-        for row in (row for row in rows if row["kind"] == "unbiased" and row.get("own", 0.0) > 1e-12):
-            row["law"] = law(problem, make_method(row["method"], setting, problem, theta, moments), row["calls"])
-    return rows + [{"part": "family", **about, **row} for row in family(moments, setting.r)]
+    tails = tail(problem, methods)
+    for row in (row for row in rows if "variance" in row):
+        n, sem = averaged(row, eta)
+        unit = averaged(stored, eta)[0]
+        row["effort"], row["effort_seconds"] = (n * row[x] / (unit * stored[x]) for x in ("calls", "seconds"))
+        row["effort_sem"] = sem * row["calls"] / (unit * stored["calls"])
+        if row["kind"] in ("exact", "unbiased"):
+            row["tail"] = tails[row["method"]] * row["calls"] / stored["calls"] if tails else None
+            if setting.law and row["own"] > 1e-12:
+                row["law"] = law(problem, methods[row["method"]], row["calls"])
+    return rows + [{"part": "family", **about, **row} for row in family(known, eta)]
 
 
-def _method(
-    name: str, setting: Setting, problem: BilevelProblem, theta: Tensor, exact: Tensor,
-    moments: Mapping[Truncated, Moments], patience: float,
-) -> dict[str, Any]:  # fmt: skip
-    if name == "adaptive-ufom":
-        raise UfomError("its q is chosen along a run of outer_sgd: the study few_shot compares such runs")
-    method: Any = make_method(name, setting, problem, theta, dict(moments))
+def _measured(name: str, method: Any, setting: Setting, known: Known, patience: float) -> dict[str, Any]:
+    problem, theta, exact = known.problem, known.theta, known.exact
     expected = method.calls(setting.r, len(theta))
     declared = expected.gradients + expected.hessian_vector_products
     if declared > setting.limit:
@@ -86,48 +96,83 @@ def _method(
     return row | statistics([(1 / len(rows), x) for x in rows], exact, sampled=True)
 
 
-def costs(draws: list[Draw], task: Tasks, patience: float) -> dict[str, float]:
-    """Counted calls, median seconds and peak bytes of one task, expected over the outcomes; bytes are the most."""
-    calls, seconds, variance, most, difference = Calls(), 0.0, 0.0, 0, 0.0
+def averaged(row: Mapping[str, Any], eta: float) -> tuple[float, float]:
+    """N = max(1, variance/(η − bias²)), the estimates whose mean is off by η, relative and squared; and its error.
+
+    It is ∞ where bias² ≥ η: no mean comes that near.
+    """
+    room = eta - max(row["bias_sq"], 0.0)
+    if room <= 0:
+        return math.inf, 0.0
+    n = row["variance"] / room
+    sem = math.hypot(row["variance_sem"] / room, n / room * row["bias_sq_sem"])
+    return (n, sem) if n > 1 else (1.0, 0.0)
+
+
+def tail(problem: BilevelProblem, methods: Mapping[str, Any]) -> dict[str, float]:
+    """E‖Ĝ(θ*)‖² of the exact and unbiased methods over that of the exact gradient; empty where θ* is not known.
+
+    Raises:
+        UfomError: ∇M does not vanish at θ*.
+    """
+    theta = minimiser(problem)
+    if theta is None:
+        return {}
+    assert problem.tasks is not None
+    tasks = Tasks.of(problem.tasks)
+    exact = hypergradient(problem, theta, tasks, EXACT, per_task=True)
+    unit, left = float(exact.square().sum(1).mean()), float(exact.mean(0).square().sum())
+    if left > 1e-20 * unit:
+        raise UfomError(f"‖∇M(θ*)‖² = {left:g} is not 0 beside V² = {unit:g}: θ* is not the minimiser")
+    found = {name: 1.0 for name in methods if KINDS[name] == "exact"}
+    for name in (name for name in methods if KINDS[name] == "unbiased"):
+        drawn = [(d.probability, d.quick(tasks)) for d in outcomes(methods[name], problem, theta)]
+        found[name] = sum(p * float(rows.square().sum(1).mean()) for p, rows in drawn) / unit
+    return found
+
+
+def costs(draws: list[Draw], task: Tasks, patience: float) -> dict[str, float | None]:
+    """Counted calls and CPU seconds of one task, expected over the outcomes, and the peak bytes of the longest outcome.
+
+    Bytes are not traced where that takes more than `TRACED` calls: it would take minutes.
+    """
+    calls, seconds, variance, difference, longest = Calls(), 0.0, 0.0, 0.0, (0.0, draws[0])
     for one in draws:
-        share, found = one.probability, list[Tensor]()
+        share, begin = one.probability, time.process_time()
         with count_calls() as counted:
-            most = max(most, peak_bytes(partial(_keep, found, one.run, task), task.parts))
+            found = one.run(task)
+        median, sem = clock(one, task, patience, time.process_time() - begin)
+        longest = max(longest, (counted.gradients + counted.hessian_vector_products, one), key=lambda pair: pair[0])
         if one.run is not one.quick:
             stored = one.quick(task)
-            difference = max(difference, float((found[0] - stored).norm() / stored.norm().clamp(min=1e-300)))
+            difference = max(difference, float((found - stored).norm() / stored.norm().clamp(min=1e-300)))
         calls.gradients += share * counted.gradients
         calls.hessian_vector_products += share * counted.hessian_vector_products
-        median, sem = clock(one, task, patience)
         seconds, variance = seconds + share * median, variance + (share * sem) ** 2
     return {
         "calls": calls.gradients + calls.hessian_vector_products,
         "gradients": calls.gradients,
         "products": calls.hessian_vector_products,
-        "bytes": most,
+        "bytes": peak_bytes(partial(longest[1].run, task), task.parts) if longest[0] <= TRACED else None,
         "seconds": seconds,
         "seconds_sem": variance**0.5,
         "difference": difference,
     }
 
 
-def _keep(found: list[Tensor], run: Rows, task: Tasks) -> None:
-    found.append(run(task))
-
-
-def clock(one: Draw, task: Tasks, patience: float) -> tuple[float, float]:
-    """Median seconds of at least two calls and its standard error, by the quartiles of what is nearly normal."""
-    times: list[float] = []
-    while len(times) < 2 or (sum(times) < patience and len(times) < 100):
-        begin = time.perf_counter()
+def clock(one: Draw, task: Tasks, patience: float, first: float) -> tuple[float, float]:
+    """Median CPU seconds of a call and its standard error, by the quartiles of what is nearly normal; 0 of one call."""
+    times = [first]
+    while sum(times) < patience and len(times) < 100:
+        begin = time.process_time()
         one.run(task)
-        times.append(time.perf_counter() - begin)
+        times.append(time.process_time() - begin)
     low, median, high = np.percentile(times, (25, 50, 75))
     return float(median), float(1.2533 * (high - low) / 1.349 / len(times) ** 0.5)
 
 
 def statistics(drawn: list[tuple[float, Tensor]], exact: Tensor, sampled: bool) -> dict[str, float]:
-    """Relative squared bias, second moment and variances, with standard errors where outcomes are sampled.
+    """Relative squared bias and variances, with standard errors where outcomes are sampled.
 
     Args:
         drawn: probability and rows, shape (n, s), of each outcome, for all n tasks of Ω.
@@ -153,8 +198,6 @@ def statistics(drawn: list[tuple[float, Tensor]], exact: Tensor, sampled: bool) 
     return {
         "bias_sq": bias.value / unit,
         "bias_sq_sem": bias.sem / unit,
-        "second": total / unit,
-        "second_sem": sem["second"] / unit,
         "variance": (total - mean.value) / unit,
         "variance_sem": float(np.hypot(sem["second"], mean.sem)) / unit,
         "own": float(p @ own) / unit,
@@ -162,17 +205,21 @@ def statistics(drawn: list[tuple[float, Tensor]], exact: Tensor, sampled: bool) 
     }
 
 
-def family(moments: dict[Truncated, Moments], r: int) -> list[dict[str, Any]]:
-    """The planner's best (K, s, q) in 2, √r and r states: the paper's UFOM's time over its, and that of q = 1."""
-    found = []
+def family(known: Known, eta: float) -> list[dict[str, Any]]:
+    """The planner's best (K, s, q) in 2, √r and r states: the paper's UFOM's effort over its, and that of q = 1."""
+    found, r = [], known.problem.r
+    unit = float(known.exact.mean(0).square().sum())
+
+    def effort(choice: Choice) -> float:
+        return max(1.0, choice.second_moment / (eta * unit)) * choice.cost
+
+    paper = effort(known.candidates(1, [Truncated(0)])[0])
     for slots in sorted({2, memory(r), r}):
-        rows = candidates(moments, r, slots)
-        (proxy, sweep), exact = rows[0].label, [c for c in rows if c.label.proxy is None]
-        of_fom = [c for c in rows if c.label.proxy in (Truncated(0), None)]
+        rows = known.candidates(slots)
+        (proxy, sweep), exact = rows[0].label, next(c for c in rows if c.label.proxy is None)
         found.append({
             "memory": slots, "proxy": proxy.steps if proxy else 0, "sweep": str(sweep), "q": rows[0].q,
-            "gain_paper": next(c.slower for c in of_fom if str(c.label.sweep) == "recomputed"),
-            "gain_exact": exact[0].slower,
+            "gain_paper": paper / effort(rows[0]), "gain_exact": effort(exact) / effort(rows[0]),
         })  # fmt: skip
     return found
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from studies.landscape_figure import KINDS, LOOK
+from studies.landscape_figure import LOOK
 from studies.shared.drawing import SIZE
 from studies.shared.training import ADAPTIVE
 from ufom_runtime.command import style
@@ -23,7 +23,7 @@ def test_no_study_has_a_colour_of_its_own(path):
 
 
 def test_every_method_of_the_studies_has_a_look():
-    assert {*ADAPTIVE, *LOOK.values(), *KINDS.values()} <= set(style.LOOKS)
+    assert {*ADAPTIVE, *LOOK.values()} <= set(style.LOOKS)
 
 
 def test_printed_7_inches_wide_no_type_is_smaller_than_7_points():
