@@ -177,12 +177,13 @@ def outcomes(method: Any, problem: BilevelProblem, theta: Tensor) -> list[Draw]:
     quick = replace(method, sweep=Sweep.stored()) if hasattr(method, "sweep") else method
     if isinstance(method, Coined) and 0 < method.q < 1:
         chances = ((False, 1 - method.q), (True, method.q))
-        return [Draw(p, rows(method, coin), rows(quick, coin)) for coin, p in chances]
-    if isinstance(method, Telescoping | Roulette):
+        every = [(p, rows(method, coin), rows(quick, coin)) for coin, p in chances]
+    elif isinstance(method, Telescoping | Roulette):
         chosen = method.probabilities if isinstance(method, Telescoping) else _stops(method.survival)
-        return [Draw(p, cut(method, i), cut(quick, i)) for i, p in enumerate(chosen or ()) if p > 0]
-    run = rows(method)
-    return [Draw(1.0, run, run if quick is method else rows(quick))]
+        every = [(p, cut(method, i), cut(quick, i)) for i, p in enumerate(chosen or ()) if p > 0]
+    else:
+        every = [(1.0, rows(method), rows(quick))]
+    return [Draw(p, run, run if quick is method else stored) for p, run, stored in every]
 
 
 def _stops(survival: tuple[float, ...]) -> tuple[float, ...]:
