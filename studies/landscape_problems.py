@@ -23,6 +23,7 @@ from ufom_runtime.problems.quadratic import QuadraticProblem, quadratic
 from ufom_runtime.problems.synthetic import SyntheticProblem, synthetic
 from ufom_theory import (
     Choice,
+    CostModel,
     Moments,
     Sweep,
     Truncated,
@@ -265,8 +266,9 @@ def make_method(name: str, known: Known) -> Method:
     if name == IMPLICIT:
         proxy = Implicit("neumann", steps=20)
         moments = Moments(measure_moments(problem, theta, proxy=proxy).d2, known.noise)
-        best_q = optimal_q(moments, UFOM(1.0, root, proxy=proxy).cost(r, len(theta)), m=1.0).q
-        return UFOM(_q(best_q), root, proxy=proxy)
+        calls = (found.calls(r, len(theta)) for found in (proxy, RootCheckpointing(r)))
+        cost = CostModel.of(*(x.gradients + x.hessian_vector_products for x in calls))
+        return UFOM(_q(optimal_q(moments, cost, m=1.0).q), root, proxy=proxy)
     if name == BACKWARD:
         levels = (0, *powers_of_two(r))
         costs = Roulette(levels, (1.0,) * (len(levels) - 1), root).costs()
@@ -275,8 +277,8 @@ def make_method(name: str, known: Known) -> Method:
     if name == "roulette":
         horizons = powers_of_two(r)
         left = [float((known.exact - cut).square().sum(1).mean()) for cut in known.cuts[:-1]]
-        calls = [2 * (h - before) + 1 for before, h in pairwise((0, *horizons))]  # with an outer gradient
-        return Telescoping(horizons, _stops(_survival(left, known, calls)))
+        steps = [2 * (h - before) + 1 for before, h in pairwise((0, *horizons))]  # with an outer gradient
+        return Telescoping(horizons, _stops(_survival(left, known, steps)))
     if name == "single-sample":
         return Telescoping(powers_of_two(r), _single(known), "single")
     made = METHODS[name].make(r)
