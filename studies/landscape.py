@@ -136,7 +136,10 @@ def measure(config: Config, store: Store, progress: Progress = silent) -> pd.Dat
     outcome.refuse_failed(lambda cell: cell["setting"]["name"])
     rows = []
     for cell in cells:
-        for row in store.load(cell) or ():
+        if (found := store.load(cell)) is None:
+            about = {name: cell["setting"][name] for name in ("name", "r")}
+            skipped.append({"part": "skipped", **about, "skipped": "it is not run yet"})
+        for row in found or ():
             rows.append({**row, "draws": cell["setting"]["draws"] if row.get("method") in SAMPLED else None})
     return pd.DataFrame([*rows, *skipped]).reindex(columns=COLUMNS)
 

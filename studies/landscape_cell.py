@@ -34,7 +34,7 @@ from ufom_theory import Choice, Truncated, UfomError
 from ufom_theory.two_tasks import second_moment
 
 SAMPLED = ("es", "guided-es")
-TRACED = 1000
+TRACED = 1000  # calls
 NO_GRADIENT = ("reversible", "reptile")  # of another objective, or none: no bias is stated
 
 

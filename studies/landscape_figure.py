@@ -201,9 +201,9 @@ def page(table: pd.DataFrame) -> str:
     return (
         "# Which method for which problem\n\n"
         "For your own problem, ask [`compare`](start.md#from-a-script-to-a-decision); "
-        "it times and measures what is there. Here are five problems that were measured: what it costs to know ∇M to "
-        "10 %, in function calls, over the exact gradient with all r states. An estimate is averaged over N tasks and "
-        "coins until its variance over N and its squared bias come to 0.01·‖∇M‖². The first three columns name the "
+        f"it times and measures what is there. Here are {len(shown)} problems that were measured: what it costs to "
+        "know ∇M to 10 %, in function calls, over the exact gradient with all r states. An estimate is averaged over N "
+        "tasks and coins until its variance over N and its squared bias come to 0.01·‖∇M‖². The first three columns name the "
         "*unbiased* method of the least effort that fits the memory.\n\n"
         f"{markdown(pd.DataFrame.from_dict(shown, orient='index').rename_axis('problem'))}\n\n"
         "- *stored*, *recomputed* and *checkpointed-root* are exact, by three [sweeps](choose-a-sweep.md).\n"

@@ -125,6 +125,7 @@ def test_the_page_of_the_papers_tables_has_the_stored_verdicts(study, row, metho
 @pytest.mark.parametrize(
     ("here", "there"),
     [
+        ("few-shot learning, Omniglot", "few-shot, Omniglot"),
         ("MAML on quadratics", "quadratic, MAML"),
         ("data hypercleaning, digits", "hypercleaning, digits"),
         ("hyperparameters, on quadratics", "quadratic, hyperparameters"),
