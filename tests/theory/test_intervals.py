@@ -92,7 +92,7 @@ def test_plot_option(tmp_path):
     assert shown.exit_code == 0
     assert "95 % interval" in shown.stdout
     assert (tmp_path / "curve.png").stat().st_size > 10_000
-    for name, message in (("curve.xyz", "unknown ending"), ("none/curve.png", "no folder")):
+    for name, message in (("curve.xyz", "unknown ending"), ("none/curve.png", "does not exist; make it first")):
         result = CliRunner().invoke(app, [*arguments, str(tmp_path / name)])
         assert isinstance(result.exception, UfomError)
         assert message in str(result.exception)

@@ -10,7 +10,6 @@ import typer
 
 from ufom_runtime.command.options import HtmlOption, ThetaOption, read_theta, refuse_folder
 from ufom_runtime.command.plain import json_text
-from ufom_runtime.training.seeds import seeded
 from ufom_theory.laws import parse_outer
 
 if TYPE_CHECKING:
@@ -50,6 +49,7 @@ def compare_command(
 
     from ufom_runtime.measure.compare import compare
     from ufom_runtime.problems import load_problem
+    from ufom_runtime.training.seeds import seeded
 
     parse_outer(outer)  # refused before any data are read
     if html is not None:
@@ -86,6 +86,7 @@ def _affordable(
     It is chosen by the time of 64 tasks, and not by what they say, so the intervals are those of a fixed number.
     """
     from ufom_runtime.measure.moments import measure_moments
+    from ufom_runtime.training.seeds import seeded
 
     first, drawn = theta if theta.ndim == 1 else theta[0], problem.sample(_FEWEST, seeded(seed))
     for _ in range(2):  # what is found out at first use does not count

@@ -8,7 +8,6 @@ import typer
 
 from ufom_runtime.command.options import ExponentOption, OuterOption
 from ufom_runtime.command.plain import json_text
-from ufom_runtime.training.seeds import seeded
 from ufom_theory import Moments, Truncated, UfomError, counted_candidates, plan
 from ufom_theory.checks import byte_count
 
@@ -80,6 +79,7 @@ def _measured(
     from ufom_runtime.measure.planning import plan_estimators
     from ufom_runtime.problem import one_theta
     from ufom_runtime.problems import load_problem
+    from ufom_runtime.training.seeds import seeded
 
     byte_count("memory", memory)  # refused before any data are read
     problem = load_problem(name)
