@@ -104,6 +104,8 @@ def _print(rows: list[dict[str, Any]], along: list[dict[str, Any]], why: str) ->
         mixed, predicted = row["method"].endswith("UFOM"), row["clock"] != "timed"
         sweep = row["sweep"].replace("checkpointed", "slots").replace("recomputed", "recomp.")
         proxy, coin = row["proxy"].replace("FOM", "0"), row["coin"].replace("stratified", "strat.")
+        if proxy.count("-") > 2:  # a roulette's levels
+            proxy = f"{proxy.split('-')[0]}…{proxy.split('-')[-1]}"
         ratios = [_short(row[name]) for name in ("steps_over_exact", "time_over_plain", "low", "high")]
         return [
             method, f"{row['q']:g}" * mixed, proxy, coin, sweep, "~" * predicted + _short(row["ms"], 3),
@@ -115,7 +117,7 @@ def _print(rows: list[dict[str, Any]], along: list[dict[str, Any]], why: str) ->
     print_table(headings, map(cells, kept), left=("method", "coin", "sweep"))
     legend = (
         "ms: of an outer step, ~ predicted; steps: over exact's for the same progress; time: over that of the script, "
-        "autograd through the unrolled loop, task after task; 0.5·K: the proxy is scaled"
+        "autograd through the unrolled loop, task after task; 0.5·K: the proxy is scaled; 0…K: levels of a roulette"
     )
     if len(kept) < len(rows):
         legend = f"{len(rows) - len(kept)} more rows, slower than those shown: --json and --html have all. {legend}"
