@@ -15,7 +15,8 @@ RESULTS = ROOT / "studies" / "results" / "estimator_costs"
 PAGE = ROOT / "docs" / "costs.md"
 ABOUT = (
     "Written by `python -m studies.estimator_costs_page` from what `python -m studies.estimator_costs` stored. "
-    "Times are CPU milliseconds of one thread, medians, on a busy machine of two cores: they are good for ratios."
+    "Times are CPU milliseconds of one thread, medians, on a machine of two cores (the forecasts: a busy one): they "
+    "are good for ratios."
 )
 Row = dict[str, Any]
 
@@ -33,8 +34,8 @@ def _versions(rows: list[Row]) -> str:
     heads = [f"{row['version']}, {n}" for n in (1, 16, 64) for row in rows if row["tasks"] == n]
     return (
         "Digits MAML with a 64-32-5 net and r = 10, milliseconds a call on 1, 16 and 64 tasks. *Before* is the version "
-        "in which the corrected tasks of a batch went forward apart from the others. The versions ran one "
-        "after the other, not in turns: FOM, which is the same in both, differs by more than a half on one task.\n\n"
+        "in which the corrected tasks of a batch went forward apart from the others. The versions took turns, five of "
+        "six rounds each; FOM and the exact gradient, which are not concerned, became up to a tenth slower.\n\n"
         + markdown_rows(["estimator", *heads], cells)
     )
 
@@ -93,8 +94,8 @@ def _compiled(rows: list[Row]) -> str:
     cells = [[x["way"], f"{x['ms']:.3g}", f"{x['first call, s']:.3g}" if x["first call, s"] else ""] for x in rows]
     return (
         "On a CPU compiled steps take one task at a time unless `chunk` is given, since every number of rows is "
-        "compiled anew: with UFOM and `chunk=B` the powers of two up to B. (Of the first calls this process computed "
-        "13 and 10 s; the rest was the compiler's processes, on a busy machine.)\n\n"
+        "compiled anew: with UFOM and `chunk=B` the powers of two up to B. First calls are without a cache, on two "
+        "idle cores; a later process takes 6 to 7 s for one.\n\n"
         + markdown_rows(["16 tasks, exact gradient", "ms", "first call, s"], cells)
     )
 
