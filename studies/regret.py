@@ -253,7 +253,7 @@ def caption(table: pd.DataFrame, config: Config) -> str:
     return (
         f"{lost.setting.nunique()} cells, two precisions each, {config.seeds} seeds; the even ones choose the best of "
         f"FOM, exact and {len(config.grid)} values of q, the odd ones give the factors. Left: the share of cells and "
-        "precisions in which a choice takes at most so many times the calls of the best; calls with stored states, a "
+        "precisions in which a choice takes at most this many times the calls of the best; calls with stored states, a "
         "gradient and a Hessian-vector product 1 each; what never came to the precision is beyond the right edge. "
         "Right: M, less its minimum where that is known, over the last quarter of the same calls. Cannot tell (an "
         "interval wider than ± 10 % that is not all above 1.25): "
