@@ -168,7 +168,7 @@ def inline_formula(self: Any, node: Any) -> None:
 
 
 def formula(self: Any, node: Any) -> None:
-    """The same on a line of its own."""
+    """The same on a separate line."""
     self.body.append(
         f"{self.starttag(node, 'div', CLASS='math')}{self.encode(node.astext())}</div>\n"
     )

@@ -31,7 +31,7 @@ from ufom_runtime.measure.parts import Parts, measure_parts
 from ufom_runtime.measure.path import CannotTell, Measuring
 from ufom_runtime.measure.verdict import decide as decided
 from ufom_runtime.measure.verdict import outcomes
-from ufom_runtime.problem import Tasks
+from ufom_runtime.problem import Tasks, one_theta
 from ufom_theory import Sweep, Truncated, UfomError
 from ufom_theory.laws import Progress, parse_outer
 
@@ -141,8 +141,7 @@ def counted(made: Made, batch: int) -> Parts:
 
 def timed(made: Made, batch: int) -> Parts:
     """The parts of a step in seconds; for the script stands the exact gradient, since the study does not run it."""
-    assert made.problem.initial is not None
-    parts, k = measure_parts(made.problem, made.problem.initial, _batch(made, batch), seconds=0.3), made.proxy
+    parts, k = measure_parts(made.problem, one_theta(made.problem), _batch(made, batch), seconds=0.3), made.proxy
     way = parts.forward[0] + k * parts.back[0], parts.forward[1] + k * parts.back[1]
     found = replace(parts, r=parts.r - k, forward=way, mixed=parts.mixed + k * parts.back[1])
     return replace(found, script=found.expected(1.0, Truncated(), STORED))
@@ -151,9 +150,8 @@ def timed(made: Made, batch: int) -> Parts:
 def _clock(made: Made, batch: int) -> CallCost | None:
     """Seconds of whole outer steps; None where the machine's clock is unsure."""
     both = Estimator(0.5, STORED, Truncated(made.proxy))
-    assert made.problem.initial is not None
     with suppress(UfomError):
-        return measure_calls(made.problem, made.problem.initial, _batch(made, batch), both, seconds=0.3)
+        return measure_calls(made.problem, one_theta(made.problem), _batch(made, batch), both, seconds=0.3)
     return None
 
 

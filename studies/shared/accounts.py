@@ -25,6 +25,7 @@ from ufom_runtime.problem import BilevelProblem, Task, Tasks, one_theta
 from ufom_theory import CostModel, Sweep, Truncated
 
 UNROLLED = Estimator(1.0, Sweep.unrolled())  # the quickest exact gradient; its calls are those of the stored sweep
+SWEEPS = (Sweep.recomputed(), Sweep.stored())  # of the accounts that are named after them
 ACCOUNTS = {"recomputed": "states recomputed", "stored": "states stored", "seconds": "seconds"}
 
 
@@ -119,11 +120,9 @@ def budgets(config: Any) -> dict[str, float]:
     `recomputed` and `stored` are outer steps of the exact gradient, each on `batch` tasks, or on one.
     """
     values = config if isinstance(config, Mapping) else vars(config)
-    r, batch = values["r"], values.get("batch", 1)
-    return {
-        "recomputed": float(values["recomputed"] * batch * (2 * r + 1 + r * (r - 1) / 2)),
-        "stored": float(values["stored"] * batch * (2 * r + 1)),
-    }
+    costs = {sweep.kind: CostModel(values["r"], sweep=sweep, as_printed=True) for sweep in SWEEPS}
+    batch = values.get("batch", 1)
+    return {name: float(values[name] * batch * (cost.c_det + cost.c_rnd)) for name, cost in costs.items()}
 
 
 def start_row(scores: Mapping[str, float]) -> dict[str, float]:

@@ -46,7 +46,6 @@ def compare_command(
 
     Sooner than your script, which is taken to be autograd through the unrolled loop, task after task.
     """
-
     from ufom_runtime.measure.compare import compare
     from ufom_runtime.problems import load_problem
     from ufom_runtime.training.seeds import seeded

@@ -75,7 +75,6 @@ def _counted(
 def _measured(
     name: str, memory: str, m: float | None, outer: str | None, batch: int, tasks: int, seed: int
 ) -> list[dict[str, Any]]:
-
     from ufom_runtime.measure.planning import plan_estimators
     from ufom_runtime.problem import one_theta
     from ufom_runtime.problems import load_problem

@@ -43,14 +43,13 @@ def _states() -> list[torch.Tensor]:
 
 def generators() -> dict[str, Any]:
     """The states of all global generators, by their names."""
+    cpu, *cuda = _states()
     states = {
-        "torch's generator": torch.get_rng_state(),
+        "torch's generator": cpu,
         "numpy's generator": np.random.get_state(),  # noqa: NPY002
         "Python's generator": random.getstate(),
     }
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        states["CUDA's generator"] = torch.cuda.get_rng_state_all()
-    return states
+    return {**states, "CUDA's generator": cuda} if cuda else states
 
 
 _SETTERS: dict[str, Callable[[Any], None]] = {

@@ -101,8 +101,8 @@ def plan_estimators(
         raise UfomError(f"nothing fits in memory = {bytes_text(most)}: raise it, or take a smaller batch")
     kept = [row for row in rows if row.ways[0].method in fits]
     search.times.update(run.time([row.ways[0] for row in kept], seconds * len(kept)))
-    kept.sort(key=lambda row: float(row.time(path.weights, search.times)[0]))
-    spent = [float(row.time(path.weights, search.times)[0]) for row in kept]
+    times = [float(row.time(path.weights, search.times)[0]) for row in kept]
+    spent, kept = sorted(times), [kept[i] for i in np.argsort(times, kind="stable")]
     exact = next((i for i, row in enumerate(kept) if row.ways[0].name == "exact"), 0)
     found: list[Planned] = []
     for row, time in zip(kept, spent, strict=True):
