@@ -209,11 +209,16 @@ def _index() -> str:
         made = ", ".join(str(run[key]) for key in ("device", "date") if key in run)
         caption = (results.figures / f"{stem}.txt").read_text().strip()
         parts.append(
-            f"## {name}\n\n**{study.question}** {study.answer(table, config)}\n\n![{name}](figures/{stem}.png)\n\n"
+            f"## {_title(name, size)}\n\n**{study.question}** {study.answer(table, config)}\n\n"
+            f"![{name}](figures/{stem}.png)\n\n"
             f"{caption}\n\nVerdicts: {_counts(study.judge(table, config))} ([all](results/{stem}.verdicts.json)). "
             f"{size}, {made}, {run['seconds'] / 60:.0f} min: `python -m studies {name} --size {size}`\n"
         )
     return "\n".join([*parts, *_not_run()])
+
+
+def _title(name: str, size: str) -> str:
+    return f"{name} at the paper's size" if size == "paper" else name
 
 
 def _not_run() -> Iterator[str]:
@@ -235,7 +240,7 @@ def _results_page() -> str:
         (table, config), stem = results.read(study), results.path.stem
         name, _, size = stem.rpartition("-")
         parts.append(
-            f"## {name}\n\n**{study.question}** {study.answer(table, config)}\n\n"
+            f"## {_title(name, size)}\n\n**{study.question}** {study.answer(table, config)}\n\n"
             f"![{name}](../studies/figures/{stem}.png)\n\n{_counts(study.judge(table, config))}: "
             f"{{download}}`verdicts <../studies/results/{stem}.verdicts.json>`, "
             f"{{download}}`table <../studies/results/{stem}.csv>`, "
@@ -250,13 +255,12 @@ def _counts(verdicts: list[Verdict]) -> str:
 
 
 def _stored() -> Iterator[tuple[Study[Any], Results]]:
-    """The studies that have a committed table, and the largest of each."""
+    """The studies that have a committed table, at each size."""
     for name in STUDIES:
-        for size in ("paper", "standard"):
+        for size in ("standard", "paper"):
             results = _results(name, size, size)
             if results.path.is_file():
                 yield load(name), results
-                break
 
 
 def _measure(
@@ -270,7 +274,7 @@ def _measure(
     store = Store(commands.CELLS / results.path.stem, runner or Local(study.jobs or 1, seconds=DAY), retry, partial)
     with progress("measuring") as done:
         table = study.measure(config, store, done)
-    results.write(table, config, time.perf_counter() - begin)
+    results.write(table, config, max(time.perf_counter() - begin, store.seconds()))
 
 
 def _show(verdicts: list[Verdict]) -> None:

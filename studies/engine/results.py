@@ -49,7 +49,10 @@ class Results:
         return Path(*parts)
 
     def write(self, table: pd.DataFrame, config: Any, seconds: float) -> None:
-        """Write the table, and then what it is of; errors as `write_whole`."""
+        """Write the table, and then what it is of and the seconds that it took, of resumed runs in all.
+
+        Errors as `write_whole`.
+        """
         content = table.to_csv(index=False).encode()
         device = _device(getattr(config, "device", "cpu"))
         run = {"seconds": round(seconds, 1), "date": time.strftime("%Y-%m-%d"), "device": device,

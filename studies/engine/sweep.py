@@ -160,6 +160,11 @@ class Store:
             raise UfomError(f"{len(missing)} cells are not done; the first, {dict(missing[0])}, {why}")
         return pd.DataFrame(rows)
 
+    def seconds(self) -> float:
+        """The time of all cells that are done, in whatever run, one after the other."""
+        done = (Cell(self.folder, id) for id, state in self.states().items() if state == "done")
+        return sum(float(cell.check(cell.done)["seconds"]) for cell in done)
+
     def states(self) -> dict[str, str]:
         """Each cell's id, and whether it is done, failed, damaged or missing: wanted, and none of these.
 

@@ -6,6 +6,7 @@ Charge is not compute: every method computes with the stored sweep and is charge
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,3 +92,11 @@ def interval(values: pd.Series, digits: int) -> str:
         return "–"
     mean, half = t_interval(values.to_numpy(dtype=float))
     return f"{mean:.{digits}f}" if len(values) < 2 else f"{mean:.{digits}f} ± {half:.{digits}f}"
+
+
+def ahead(points: pd.Series) -> str:
+    """By how many points of test accuracy one of two is ahead of the other, or behind it, from their differences."""
+    mean, half = t_interval(points.to_numpy(dtype=float))
+    low, high = sorted((math.copysign(1, mean) * (mean - half), math.copysign(1, mean) * (mean + half)))
+    size, way = f"{abs(mean):.1f} points of test accuracy", "ahead of" if mean > 0 else "behind"
+    return f"{size} (95 % interval {low:.1f} to {high:.1f}, n = {len(points)}) {way}"

@@ -18,7 +18,7 @@ from ufom_runtime.files import DamagedFile
 from ufom_theory import UfomError
 
 STUDIES = {name: main.load(name) for name in main.STUDIES}
-STORED = {results.path.stem.partition("-")[0]: results for _, results in main._stored()}
+STORED = {results.path.stem: results for _, results in main._stored()}
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -35,11 +35,12 @@ def test_a_study_has_a_question_and_sizes_that_are_stored_and_read_again(name):
         assert build(type(config), json.loads(as_json(asdict(config)))) == config
 
 
-@pytest.mark.parametrize("name", STORED)
-def test_a_stored_table_is_of_its_size_and_is_judged_as_recorded(name):
-    study, results = STUDIES[name], STORED[name]
+@pytest.mark.parametrize("stem", STORED)
+def test_a_stored_table_is_of_its_size_and_is_judged_as_recorded(stem):
+    name, _, size = stem.rpartition("-")
+    study, results = STUDIES[name], STORED[stem]
     table, config = results.read(study)
-    assert config == study.sizes[results.path.stem.rpartition("-")[2]]
+    assert config == study.sizes[size]
     constant = {column for column in table if table[column].nunique(dropna=False) == 1}
     assert not constant & {field.name for field in fields(config)} - {"data"}  # which data were there, the table says
     recorded = {v["subject"]: v["agrees"] for v in results.verdicts()}
@@ -51,8 +52,10 @@ def test_a_stored_table_is_of_its_size_and_is_judged_as_recorded(name):
 
 def test_what_has_no_stored_results_is_named_in_the_index():
     index = (main.HERE / "README.md").read_text(encoding="utf-8")
-    for name in STUDIES.keys() - STORED.keys() - {"template"}:
-        assert f"Not yet run: `python -m studies {name} --size standard`" in index
+    for name in STUDIES.keys() - {"template"}:
+        stored = f"{name}-standard" in STORED
+        assert stored == (f"\n## {name}\n" in index)
+        assert stored != (f"Not yet run: `python -m studies {name} --size standard`" in index)
 
 
 @pytest.fixture(scope="module")
