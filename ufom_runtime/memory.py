@@ -26,6 +26,11 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
         self._seen = {t.untyped_storage()._cdata for t in known}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Without it torch imports its compiler, for seconds, where a mode is first entered."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for tensor in tree_iter(out):

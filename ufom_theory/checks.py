@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable
 from functools import wraps
 from types import NoneType
@@ -16,6 +17,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Number = float | NDArray[np.float64]
 LARGEST = 3_000_000_000  # of any count: r(r − 1) then fits in int64
+_MOST = sys.float_info.max
 
 
 class UfomError(ValueError):
@@ -42,11 +44,11 @@ def _numbers(name: str, value: Any, kind: str) -> NDArray[Any]:
 
 def finite(name: str, value: ArrayLike, rule: str = "finite", at_least: float = -math.inf) -> Number:
     """`value` as float64 (a float, or an array), finite and no smaller than `at_least`; else `UfomError`."""
-    array = _numbers(name, value, "a number or an array of numbers").astype(np.float64)
+    array = _numbers(name, value, "a number or an array of numbers").astype(np.float64, copy=False)
     if array.size == 0:
         raise UfomError(f"{name} is empty: give at least one value")
-    bad = ~np.isfinite(array) | (array < at_least)
-    if bad.any():
+    if not max(at_least, -_MOST) <= array.min() <= array.max() <= _MOST:
+        bad = ~np.isfinite(array) | (array < at_least)
         raise UfomError(f"{name} = {array[bad].flat[0]:g} must be {rule}")
     return plain(array + 0.0)  # type: ignore[no-any-return]  # −0.0 becomes 0.0: D²/V² must not be −∞
 

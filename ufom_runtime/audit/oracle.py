@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ufom_runtime.batching import in_chunks, refuse_divergence
+from ufom_runtime.batching import in_chunks, refuse_divergence, rows_together
 from ufom_runtime.estimators import EXACT
 from ufom_runtime.inner import Update
 from ufom_runtime.problem import BilevelProblem, Tasks
@@ -43,6 +43,9 @@ class Oracle:
             fine = _starting(problem, partial(Tensor.to, dtype=dtype))
             fine_theta, fine_tasks = theta.detach().to(dtype), tasks.to(dtype)
             try:
+                if chunk is None and not compile:  # weighed once; what it is compared with takes as much
+                    pairs = _pairs(len(tasks))
+                    chunk = rows_together(fine, fine_theta[None], fine_tasks, pairs, lengths, EXACT.sweep, None)
                 table = refuse_divergence(_gradients(fine, fine_theta, fine_tasks, lengths, per_task, chunk, compile))
                 break
             except UfomError:  # perhaps tensors of another dtype, closed over: θ's own is the last resort
@@ -104,8 +107,7 @@ def _gradients(
     """G_K for each length, the mean over the tasks or all of them: (lengths, s) or (lengths, n·s), in float64."""
     n = len(tasks)
     found = torch.zeros(len(lengths), n if per_task else 1, len(theta), dtype=torch.float64, device=theta.device)
-    pairs = torch.stack([torch.zeros(n, dtype=torch.int64, device="cpu"), torch.arange(n, device="cpu")])
-    pieces = in_chunks(problem, theta.detach()[None], tasks, pairs, lengths, EXACT.sweep, chunk, compile=compile)
+    pieces = in_chunks(problem, theta.detach()[None], tasks, _pairs(n), lengths, EXACT.sweep, chunk, compile=compile)
     for piece, gradients in pieces:
         for row, g in zip(found, gradients, strict=True):
             if per_task:
@@ -113,6 +115,11 @@ def _gradients(
             else:
                 row[0] += g.double().sum(0) / n
     return found.flatten(1)
+
+
+def _pairs(n: int) -> Tensor:
+    """One θ with each of n tasks, as `in_chunks` takes them."""
+    return torch.stack([torch.zeros(n, dtype=torch.int64, device="cpu"), torch.arange(n, device="cpu")])
 
 
 def _slips(problem: BilevelProblem, tasks: Tasks) -> Iterator[tuple[str, BilevelProblem]]:

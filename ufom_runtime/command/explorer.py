@@ -6,6 +6,7 @@ The page's formulas are the derivations' own, printed as JavaScript; a test in a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ufom_theory import UfomError
 from ufom_theory.laws import parse_outer
 
 
+@cache
 def formulas() -> str:
     """The derivations' expressions as JavaScript functions, of one object of named arguments."""
     import sympy as sp
