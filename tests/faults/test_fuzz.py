@@ -1,4 +1,4 @@
-"""Malformed inputs for each reader, 100 of them; docs/faults-fuzz.txt is the table of 5,000."""
+"""Malformed inputs for each reader, 60 of them; docs/faults-fuzz.txt is the table of 5,000."""
 
 import os
 import random
@@ -14,17 +14,17 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_reader_reads_or_refuses(name):
-    found = fuzz(READERS[name], 100)
+    found = fuzz(READERS[name], 60)
     assert found.failures == []
-    assert found.inputs == found.refused + found.read == 100
-    assert found.refused > 50
+    assert found.inputs == found.refused + found.read == 60
+    assert found.refused > 30
 
 
 @pytest.mark.parametrize(
     ("read", "said"),
     [
         (lambda: int("x"), "invalid literal"),
-        (lambda: sum(range(10**8)), " s"),
+        (lambda: sum(range(5 * 10**7)), " s"),
         (lambda: bytearray(b"\1" * (300 * 2**20)), " MiB"),
         (lambda: (_ for _ in ()).throw(SystemExit(1)), "SystemExit"),
     ],

@@ -115,7 +115,7 @@ METHODS = {
     "reptile": (REPTILE, {}),
     "warm": (UFOM(0.4), {"warm_start": True}),
     "best": (EXACT, {"keep": "best", "evaluate": lambda theta: {"loss": float(theta.norm())}}),
-    "until": (FOM, {"until": lambda row: time.perf_counter() > 0 and row["step"] == 6}),
+    "until": (FOM, {"until": lambda row: time.perf_counter() > 0 and row["step"] == 4}),
 }
 
 
@@ -123,15 +123,15 @@ def trained(name, group, **options):
     """θ after some steps of 5 tasks, in chunks of one task or two, and the log without its times."""
     method, own = METHODS[name]
     problem = FINITE if name == "warm" else PLAIN
-    options = {"optimizer": "adam:0.01", "steps": 7, "batch": 5, "log_every": 3, "chunk": 2, **own, **options}
+    options = {"optimizer": "adam:0.01", "steps": 5, "batch": 5, "log_every": 2, "chunk": 2, **own, **options}
     run = train(problem, problem.initial, method, processes=group, **options)
     return [run.theta.tolist(), run.log.drop(columns="seconds").to_json(double_precision=15), run.ended]
 
 
 def longer():
-    """Twenty steps of UFOM."""
+    """Eight steps of UFOM."""
     with processes.join() as group:
-        return trained("ufom", group, steps=20)
+        return trained("ufom", group, steps=8)
 
 
 def methods():

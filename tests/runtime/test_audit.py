@@ -54,11 +54,12 @@ def bilevel():
 
 def few_shot(dtype, alpha=0.05):
     problem = digits_few_shot(ways=3, shots=2, filters=3, r=3, alpha=alpha, dtype=dtype)
-    return problem, problem.initial, problem.sample(4, torch.Generator().manual_seed(0))
+    return problem, problem.initial, problem.sample(2, torch.Generator().manual_seed(0))
 
 
 def test_every_truncation_of_every_problem_is_told(case):
     problem, theta, tasks = case
+    tasks = Tasks.of(tasks).take(slice(2)).stack
     for k in (0, 2, problem.r) if problem.r > 3 else (0, problem.r):
         audit = audit_gradient(maml(problem, k, per_task=k == 2), problem, theta, tasks, repeats=10)
         assert audit.kept == (k,)

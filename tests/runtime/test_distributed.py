@@ -1,4 +1,4 @@
-"""Moments and training by 1, 2 and 4 processes: the same bits, and never a hang.
+"""Moments and training by 1 and more processes: the same bits, and never a hang.
 
 That torchrun starts a group anew after a kill is the fault `dead_rank` of `tests.faults`.
 """
@@ -22,7 +22,7 @@ from ufom_theory import UfomError
 pytestmark = pytest.mark.skipif(not dist.is_available() or not hasattr(os, "fork"), reason="needs gloo and fork")
 MOMENTS = ("d2", "d2_sem", "v2", "v2_sem", "cov_d2_v2", "bias_sq", "bias_sq_sem", "cosine", "mean_gradient_sq")
 CPU = {"CUDA_VISIBLE_DEVICES": ""}
-SIZES = (0, 2, 4)  # 0: without a group
+SIZES = (0, 4)  # 0: without a group
 
 MINE = """
 import os, signal
@@ -48,7 +48,7 @@ def found(tmp_path_factory):
     """What the processes of each job gave, by job, number of processes and rank."""
     folder = tmp_path_factory.mktemp("group")
     jobs = [f"moments:{size}" for size in SIZES] + ["failing:3", "silent:2", "refused:2"]
-    jobs += ["longer:0", "longer:2", "longer:4", "methods:0", "methods:2", "halves:0", "halves:4", "halves:2"]
+    jobs += ["longer:0", "longer:4", "methods:0", "methods:2", "halves:0", "halves:4", "halves:2"]
     jobs += ["differing:2", "killed:2", "killed:0", "attempt_0:2", "attempt_1:2", "attempt_1:0"]
     (folder / "mine.py").write_text(MINE)
     subprocess.run([sys.executable, group.__file__, folder, *jobs], env=os.environ | CPU, check=True, timeout=600)
@@ -89,7 +89,7 @@ def test_more_processes_than_chunks_are_refused_in_one_line(found):
     assert other == [2, ""]
 
 
-@pytest.mark.parametrize(("job", "sizes"), [("longer", (2, 4)), ("methods", (2,))])
+@pytest.mark.parametrize(("job", "sizes"), [("longer", (4,)), ("methods", (2,))])
 def test_training_gives_the_same_bits_for_any_number_of_processes(found, job, sizes):
     for size in sizes:
         for rank in range(size):
@@ -102,7 +102,7 @@ def test_training_by_chunks_is_training(found):
         problem = group.FINITE if name == "warm" else group.PLAIN
         options = {
             "optimizer": "adam:0.01",
-            "steps": 7,
+            "steps": 5,
             "batch": 5,
             **{k: v for k, v in options.items() if k != "chunk"},
         }

@@ -89,7 +89,7 @@ def test_many_steps_do_not_grow(method):
         return {}
 
     train(
-        problem, problem.initial, method, optimizer="sgd:1e-4", steps=80, batch=2, seed=0, log_every=20, evaluate=count
+        problem, problem.initial, method, optimizer="sgd:1e-4", steps=32, batch=2, seed=0, log_every=8, evaluate=count
     )
     assert counts[-1] <= counts[1]
 

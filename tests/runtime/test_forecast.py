@@ -30,13 +30,13 @@ from ufom_theory import CostModel, Sweep, Truncated, UfomError
 
 MAKERS = {
     "quadratic": partial(quadratic, dim=200, r=16, alpha=0.01),
-    "digits": partial(digits_few_shot, filters=4, r=8),
+    "digits": partial(digits_few_shot, filters=3, r=6),
 }
 ESTIMATORS = {
     "fom": FOM,
     "stored": EXACT,
     "recomputed": RECOMPUTED,
-    "checkpointed": UFOM(0.5, Sweep.checkpointed(4), Truncated(7)),
+    "checkpointed": UFOM(0.5, Sweep.checkpointed(4), Truncated(5)),
     "unrolled": Estimator(1.0, Sweep.unrolled()),
 }
 

@@ -203,7 +203,7 @@ def test_live_memory_is_flat_in_r_for_adam():
     theta, tasks = setting()
     for sweep in (Sweep.recomputed(), Sweep.checkpointed(2)):
         peaks = []
-        for r in (10, 25):
+        for r in (6, 14):
             problem = replace(problem_of("adam"), steps=r)
             hypergradient(problem, theta, tasks, Estimator(1.0, sweep))  # checks and layouts are kept
             peaks.append(peak_bytes(lambda p=problem, s=sweep: hypergradient(p, theta, tasks, Estimator(1.0, s))))

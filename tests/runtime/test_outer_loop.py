@@ -108,7 +108,7 @@ def test_bad_input_is_named(arguments, message):
 def test_live_memory_does_not_grow_over_the_outer_steps(estimator):
     problem = quadratic(dim=30, r=5)
     with LiveBytes() as meter:
-        outer_sgd(problem, problem.initial, estimator, gamma, 10)
+        outer_sgd(problem, problem.initial, estimator, gamma, 4)
         first = meter.live, meter.peak
-        outer_sgd(problem, problem.initial, estimator, gamma, 40)
+        outer_sgd(problem, problem.initial, estimator, gamma, 12)
     assert (meter.live, meter.peak) == first

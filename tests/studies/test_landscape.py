@@ -226,19 +226,16 @@ def test_probabilities_and_q_are_the_best_of_many(setting):
         return variance * (calls.gradients + calls.hessian_vector_products)
 
     ufom, single = (problems.make_method(name, measured) for name in ("ufom", "single-sample"))
-    assert all(time(ufom) <= time(UFOM(q)) * (1 + 1e-9) for q in np.linspace(0.02, 1, 50))
-    generator = np.random.default_rng(0)
-    steps = np.array(single.horizons)
+    assert all(time(ufom) <= time(UFOM(q)) * (1 + 1e-9) for q in np.linspace(0.02, 1, 20))
+    steps, cuts = np.array(single.horizons), [torch.zeros_like(exact), *measured.cuts]
+    squares = np.array([(y - x).square().sum(1).mean().item() for x, y in pairwise(cuts)])
     noise = exact.mean(0).square().sum().item()
 
     def steps_time(p):
-        g = [torch.zeros_like(exact), *measured.cuts]
-        squares = [(y - x).square().sum(1).mean().item() for x, y in pairwise(g)]
-        return (np.array(squares) / p).sum() - noise, p @ steps
+        return ((squares / p).sum(-1) - noise) * (p @ steps)
 
-    best = math.prod(steps_time(np.array(single.probabilities)))
-    for p in generator.dirichlet(np.ones(len(steps)), 300):
-        assert best <= math.prod(steps_time(p)) * (1 + 1e-3)
+    others = np.random.default_rng(0).dirichlet(np.ones(len(steps)), 300)
+    assert (steps_time(np.array(single.probabilities)) <= steps_time(others) * (1 + 1e-3)).all()
 
 
 def test_the_planned_members_gains_are_of_efforts(table):

@@ -60,8 +60,9 @@ def test_all_that_the_paper_numbers_is_there():
     assert {f"erratum-{n}" for n in range(1, 13)} <= set(CLAIMS)
 
 
+DEAR = {"theorem-1", "23", "inverse"}  # seconds each
 PART = slow_unless(
-    lambda case: list(CLAIMS).index(case[0]) % 6 == 2,
+    lambda case: list(CLAIMS).index(case[0]) % 6 == 2 and case[0] not in DEAR,
     ((c.id, i) for c in FORMED for i, _ in enumerate(mutate.forms(c)) if list(CLAIMS).index(c.id) % 3 == 2),
 )
 
