@@ -12,7 +12,7 @@ from tests.faults.table import FAULTS
 from tests.grids import slow_unless
 
 # of these test_sweep and test_distributed look at smaller ones in a quick run
-SLOW = {"dead_rank", "segmentation_fault", "exiting_process", "leaving_cell", "hanging_cell"}
+SLOW = {"dead_rank", "two_writers", "segmentation_fault", "exiting_process", "leaving_cell", "hanging_cell"}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from tests.grids import slow_unless
 from tests.oracles import unrolled_gradient
 from tests.runtime.conftest import F64
 from tests.runtime.test_steps import failing, few_shot, hypercleaning, sines
@@ -125,7 +126,10 @@ def test_a_stored_sweep_keeps_what_is_smaller_and_an_unrolled_one_the_residuals(
 
 
 @pytest.mark.usefixtures("uncompiled")
-@pytest.mark.parametrize("make", [sines, hypercleaning, wide, written_in_place, closed_over])
+@pytest.mark.parametrize(
+    "make",
+    slow_unless(lambda make: make is not hypercleaning, (sines, hypercleaning, wide, written_in_place, closed_over)),
+)
 @pytest.mark.parametrize("sweep", [Sweep.stored(), Sweep.unrolled()])
 def test_gradients_from_residuals_are_those_of_the_unrolled_loop_and_counted_alike(make, sweep):
     problem, theta, tasks = make()

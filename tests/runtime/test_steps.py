@@ -49,7 +49,7 @@ def test_compiled_steps_agree_with_the_unrolled_loop(make, kept):
     assert (found - expected).norm() <= 1e-10 * expected.norm()
 
 
-@pytest.mark.parametrize("make", [sines, hypercleaning, _slow(few_shot)])
+@pytest.mark.parametrize("make", slow_unless(lambda make: make is sines, (sines, hypercleaning, few_shot)))
 @pytest.mark.parametrize("compiled", [False, _slow(True)])
 def test_every_sweep_by_traced_steps_agrees_with_the_unrolled_loop(make, compiled, monkeypatch):
     if not compiled:

@@ -15,6 +15,7 @@ from studies import landscape_cell as cell
 from studies import landscape_problems as problems
 from studies.engine.sweep import Store
 from studies.landscape_problems import BACKWARD, IMPLICIT, KINDS, PLANNED, Known, Setting
+from tests.grids import slow_unless
 from tests.oracles import unrolled_gradient
 from tests.runtime.conftest import needs_data
 from ufom_runtime import EXACT, FOM, UFOM, hypergradient
@@ -217,7 +218,11 @@ def test_a_theta_that_is_no_minimiser_is_refused(monkeypatch):
         cell.tail(problem, {"stored": EXACT})
 
 
-@pytest.mark.parametrize("setting", [MAML, TUNED, SYNTHETIC, replace(SYNTHETIC, r=9)], ids=lambda s: f"{s.name} {s.r}")
+@pytest.mark.parametrize(
+    "setting",
+    slow_unless(lambda s: "quadratic" in s.problem, (MAML, TUNED, SYNTHETIC, replace(SYNTHETIC, r=9))),
+    ids=lambda s: f"{s.name} {s.r}",
+)
 def test_probabilities_and_q_are_the_best_of_many(setting):
     """No other q of UFOM, and no other probabilities of the single sample, have a smaller variance times calls."""
     measured = known(setting)

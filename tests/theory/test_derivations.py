@@ -10,6 +10,7 @@ import pytest
 import sympy as sp
 import torch
 
+from tests.grids import slow_unless
 from ufom_runtime.problems.few_shot import sample_episodes
 from ufom_theory import CostModel, Sweep, Truncated
 from ufom_theory.derivations import bias_bound, chain_rule, complexity, convergence, optimum, second_moment
@@ -35,7 +36,7 @@ ALPHAS = [sp.Rational(1, n) for n in (2, 3, 5, 7)]
 AT = dict(zip(chain_rule.polynomial_problem().theta, (sp.Rational(2, 3), sp.Rational(-5, 4)), strict=True))
 
 
-@pytest.mark.parametrize("r", [1, 2, 3])
+@pytest.mark.parametrize("r", slow_unless(lambda r: r < 3, (1, 2, 3)))
 def test_backward_loop_is_the_unrolled_gradient(r):
     problem = chain_rule.polynomial_problem()
     unrolled = chain_rule.unrolled_gradient(problem, ALPHAS[:r])
