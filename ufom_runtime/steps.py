@@ -34,6 +34,7 @@ from ufom_runtime.inspection.first_use import check_first_use
 from ufom_runtime.problem import BilevelProblem, Tasks, kept
 from ufom_runtime.states import Layout
 
+_MANY = 10  # inner steps from which on an outer step, one evaluation of 2r + 1, is not worth its compilation
 Record = Tensor | list[Tensor]
 """What is kept of an inner step for its backward step: its state, or a compiled step's residuals."""
 
@@ -141,7 +142,8 @@ class Steps:
     def record(self, x: Tensor, j: int) -> tuple[Tensor, Record]:
         """x_{j+1} from x_j, and what `back` will need of this step.
 
-        That is x_j; or a compiled step's residuals, if they take no more bytes than x_j or the sweep is unrolled.
+        That is x_j; or a compiled step's residuals: x_j in a list where those take more bytes, unless the sweep is
+        unrolled.
         """
         if self._graphs:
             found = self._graphs.first(self._step(joint_step, x, j), self._seen(j), x, self._rates[j])
@@ -154,7 +156,9 @@ class Steps:
         """b1 = ∂L_out/∂θ, None where L_out is free of θ, and b2 = ∂L_out/∂x."""
         count_rows("gradients", len(x))
         if self._graphs:
-            b1, b2 = self._graphs.run(Step(outer_step, layout=self._layout), self.tasks, x)
+            b1, b2 = self._graphs.run(
+                Step(outer_step, layout=self._layout), self.tasks, x, seldom=self.problem.r >= _MANY
+            )
             return b1, cast(Tensor, b2)
         return outer_gradients(self.problem, self.theta, x, self.tasks)
 

@@ -16,7 +16,7 @@ from ufom_runtime.compiled.trace import build, trace
 argument = (torch.ones(3, dtype=torch.float64),)
 for value in (2.0, 3.0):
     known = torch.full((3,), value, dtype=torch.float64)
-    step = build(trace(lambda x: (known * x,), argument), argument)
+    (step,) = build((trace(lambda x: (known * x,), argument), argument, None))
     print(step(*argument)[0].tolist(), counters["inductor"]["fxgraph_cache_hit"])
 """
 
@@ -68,7 +68,7 @@ def test_another_users_folder_is_not_used(home, monkeypatch):
 
 @pytest.mark.slow
 def test_a_later_process_finds_what_was_compiled_and_takes_its_own_constants(tmp_path):
-    """Slow: the compiler's header is precompiled in a new folder."""
+    """Slow: the compiler reads torch's headers."""
     said = [
         subprocess.run(
             [sys.executable, "-c", TWICE], env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)}, check=True,

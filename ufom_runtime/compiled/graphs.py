@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ufom_runtime.compiled.reached import reach
 from ufom_runtime.compiled.residuals import split
-from ufom_runtime.compiled.trace import Found, Graph, build, coarsest, difference, in_small_operations, trace
+from ufom_runtime.compiled.trace import Found, Graph, build, coarsest, completed, difference, in_small_operations, trace
 from ufom_runtime.derivatives import watch_losses
 from ufom_runtime.problem import BilevelProblem, Tasks, kept
 from ufom_theory import UfomError
@@ -28,11 +29,18 @@ _CHANGING = (
 
 @dataclass(frozen=True)
 class _Made:
-    """A compiled step: what it does as a whole, the graph or the two halves that do it, and its rounding error."""
+    """A compiled step: what it does as a whole, the graph or the two halves that do it, and its rounding error.
+
+    `keeps_state` says that the second half takes φ instead of residuals.
+    """
 
     whole: Graph
     graphs: tuple[Graph, ...]
     eps: float
+    keeps_state: bool = False
+
+
+_Make = Callable[[Step, Tasks, tuple[Tensor, ...]], _Made | None]
 
 
 class Graphs:
@@ -60,29 +68,33 @@ class Graphs:
             self._forget()
         self._known["last"] = self._reached
 
-    def run(self, step: Step, tasks: Tasks, *state: Tensor) -> Found:
-        """The step, compiled; or as it is, where it cannot be or what the losses read keeps changing."""
+    def run(self, step: Step, tasks: Tasks, *state: Tensor, seldom: bool = False) -> Found:
+        """The step, compiled; or as it is, where it cannot be or what the losses read keeps changing.
+
+        On a CPU a step that is `seldom` taken is run by its trace, without the compiler.
+        """
         arguments = self._arguments(tasks, state)
         if step not in self._ready:
-            self._ready[step] = self._find(step, tasks, arguments, halve=False)
+            make = self._as_traced if seldom and self._theta.device.type == "cpu" else self._whole
+            self._ready[step] = self._find(step, tasks, arguments, make)
         made = self._ready[step]
         return made.whole(*arguments) if made else self._plain(step, tasks)(*arguments)
 
     def first(self, step: Step, tasks: Tasks, phi: Tensor, alpha: Tensor) -> tuple[Tensor, list[Tensor]] | None:
         """The first half of a step of φ, α and b2 that is cut in two: the next φ, and the residuals.
 
-        None where the state is to be kept: the residuals take more bytes than it (unless the sweep is unrolled), the
-        second derivative is zero, or, with a warning, they cannot be made.
+        These are φ itself where the others take more bytes, unless the sweep is unrolled. None where the second
+        derivative is zero, or, with a warning, where the halves cannot be made.
         """
         if step not in self._ready:
             generator = torch.Generator().manual_seed(0)
             b2 = torch.randn(phi.shape, generator=generator, dtype=phi.dtype, device="cpu").to(phi.device)
-            self._ready[step] = self._find(step, tasks, self._arguments(tasks, (phi, alpha, b2)), halve=True)
+            self._ready[step] = self._find(step, tasks, self._arguments(tasks, (phi, alpha, b2)), self._in_two)
         made = self._ready[step]
         if made is None:
             return None
         following, *residuals = made.graphs[0](*self._arguments(tasks, (phi, alpha)))
-        return cast(Tensor, following), cast(list[Tensor], residuals)
+        return cast(Tensor, following), [*cast(list[Tensor], residuals), *([phi] if made.keeps_state else [])]
 
     def second(self, step: Step, tasks: Tasks, alpha: Tensor, b2: Tensor, residuals: list[Tensor]) -> Found:
         """The second half: what the step gives besides the next φ."""
@@ -104,17 +116,17 @@ class Graphs:
 
         return cast(Graph, plain)
 
-    def _find(self, step: Step, tasks: Tasks, arguments: tuple[Tensor, ...], halve: bool) -> _Made | None:
+    def _find(self, step: Step, tasks: Tasks, arguments: tuple[Tensor, ...], make: _Make) -> _Made | None:
         if self._known.get("changes", 0) > _MOST_CHANGES:
             return None
         kinds = ((t.shape, t.dtype, t.device) for t in arguments)
-        key = (step, halve and self._unrolled, tasks.form, self._state, *kinds)
+        key = (step, make == self._in_two and self._unrolled, tasks.form, self._state, *kinds)
         made: _Made | None = self._graphs.get(key)
         if key not in self._graphs:
-            made = self._graphs[key] = (self._in_two if halve else self._whole)(step, tasks, arguments)
+            made = self._graphs[key] = make(step, tasks, arguments)
         elif made and not self._reached.followed and _how_different(made, self._plain(step, tasks), arguments):
             self._forget()
-            return self._find(step, tasks, arguments, halve)
+            return self._find(step, tasks, arguments, make)
         return made
 
     def _forget(self) -> None:
@@ -125,7 +137,7 @@ class Graphs:
         if self._known["changes"] == _MOST_CHANGES + 1:
             warnings.warn(_CHANGING, stacklevel=2)
 
-    def _whole(self, step: Step, tasks: Tasks, arguments: tuple[Tensor, ...]) -> _Made | None:
+    def _whole(self, step: Step, tasks: Tasks, arguments: tuple[Tensor, ...], as_traced: bool = False) -> _Made | None:
         plain = self._plain(step, tasks)
         expected = plain(*arguments)  # first, so that an error of the user's own comes out as it is
         if not any(tensor is not None for tensor in expected):
@@ -133,12 +145,18 @@ class Graphs:
 
         def compiled() -> _Made:
             traced = trace(plain, arguments)
-            graph = build(traced, arguments, expected)
+            if as_traced:
+                graph = completed(traced, arguments[0].device, expected)
+            else:
+                (graph,) = build((traced, arguments, expected))
             graph(*arguments)
             return _Made(graph, (graph,), coarsest(traced, arguments))
 
         made = _attempt(compiled, f"the plain path is used, since the {step.__name__} cannot be compiled")
         return _held(step, made, plain, arguments)
+
+    def _as_traced(self, step: Step, tasks: Tasks, arguments: tuple[Tensor, ...]) -> _Made | None:
+        return self._whole(step, tasks, arguments, as_traced=True)
 
     def _in_two(self, step: Step, tasks: Tasks, arguments: tuple[Tensor, ...]) -> _Made | None:
         *inputs, phi, alpha, b2 = arguments
@@ -152,20 +170,22 @@ class Graphs:
         if not any(tensor is not None for tensor in expected[1:]):
             return None
 
-        def compiled() -> _Made | None:
+        def compiled() -> _Made:
             traced = trace(plain, given)
-            first, second, size = split(in_small_operations(traced, given))
-            if size > phi.nbytes and not self._unrolled:
-                return None
-            forward = build(first, given[:-1])
-            residuals = forward(*given[:-1])[1:]
-            backward = build(second, (*inputs, alpha, b2, *cast(tuple[Tensor, ...], residuals)), expected[1:])
+            most = math.inf if self._unrolled else phi.nbytes
+            first, second, keeps_state = split(in_small_operations(traced, given), most)
+            with torch.no_grad():
+                residuals = first(*given[:-1])[1:]
+            state = given[-3:-2] if keeps_state else ()
+            later = (*inputs, alpha, b2, *residuals, *state)
+            forward, backward = build((first, given[:-1], None), (second, later, expected[1:]))
 
             def whole(*tensors: Tensor) -> Found:
                 following, *kept = forward(*tensors[:-1])
-                return (following, *backward(*tensors[:-3], *tensors[-2:], *cast(list[Tensor], kept)))
+                state = tensors[-3:-2] if keeps_state else ()
+                return (following, *backward(*tensors[:-3], *tensors[-2:], *cast(list[Tensor], kept), *state))
 
-            return _Made(whole, (forward, backward), coarsest(traced, given))
+            return _Made(whole, (forward, backward), coarsest(traced, given), keeps_state)
 
         made = _attempt(compiled, "no residuals are kept, since the steps cannot be traced and compiled together")
         return _held(step, made, plain, given)

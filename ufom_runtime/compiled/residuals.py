@@ -18,12 +18,12 @@ from torch.fx import Graph, GraphModule, Node
 from ufom_runtime.compiled.convolutions import value_of
 
 
-def split(joint: GraphModule) -> tuple[GraphModule, GraphModule, int]:
+def split(joint: GraphModule, most: float) -> tuple[GraphModule, GraphModule, bool]:
     """Cut a traced (*inputs, φ, α, b2) → (next φ, *what comes of b2) in two.
 
     Returns:
-        (*inputs, φ, α) → (next φ, *residuals); (*inputs, α, b2, *residuals) → what comes of b2; and the bytes of the
-        residuals.
+        (*inputs, φ, α) → (next φ, *residuals); (*inputs, α, b2, *residuals) → what comes of b2; and whether the
+        residuals would take more bytes than `most`. Then the first gives none, and the second takes φ in their place.
 
     Raises:
         ValueError: an operation that writes into its input: what it is then used for is not seen.
@@ -34,9 +34,12 @@ def split(joint: GraphModule) -> tuple[GraphModule, GraphModule, int]:
     *inputs, phi, alpha, b2 = joint.graph.find_nodes(op="placeholder")
     following, *backward = cast(tuple[Node, ...], joint.graph.output_node().args[0])
     residuals = _minimum_cut(joint.graph, _after(b2), {*inputs, alpha, *joint.graph.find_nodes(op="get_attr")})
+    keeps_state = sum(value_of(n).nbytes for n in residuals) > most
+    if keeps_state:
+        residuals = []
     first = _extract(joint, [*inputs, phi, alpha], [following, *residuals], copy_views=True)
-    second = _extract(joint, [*inputs, alpha, b2, *residuals], backward)
-    return first, second, sum(value_of(n).nbytes for n in residuals)
+    second = _extract(joint, [*inputs, alpha, b2, *([phi] if keeps_state else residuals)], backward)
+    return first, second, keeps_state
 
 
 def _after(node: Node) -> set[Node]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from ufom_runtime.compiled.cache import keep_privately
 from ufom_runtime.compiled.convolutions import rewrite_convolutions
+from ufom_runtime.compiled.kernels import OPTIONS, built_together
 
 Found = tuple[Tensor | None, ...]
 Graph = Callable[..., Found]  # of tensors
@@ -104,27 +105,31 @@ def coarsest(traced: GraphModule, arguments: Sequence[Tensor]) -> float:
     return max(torch.finfo(kind).eps for kind in kinds)
 
 
-def build(traced: GraphModule, arguments: Sequence[Tensor], like: Found | None = None) -> Graph:
-    """The trace, compiled, with None again where `like` has it."""
-    present = None if like is None else [tensor is not None for tensor in like]
-    device = arguments[0].device.type
-    # the casts of autocast are in the graph already
-    uncast = partial(torch.autocast, device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext
-    generators = torch.random.fork_rng([arguments[0].device] if device == "cuda" else [])  # the compiler may draw
-    with torch.no_grad(), uncast(), generators, warnings.catch_warnings():
+def build(*wanted: tuple[GraphModule, Sequence[Tensor], Found | None]) -> list[Graph]:
+    """Traces, each with its arguments, compiled at the same time; with None again where what it is like has it."""
+    device = wanted[0][1][0].device
+    generators = torch.random.fork_rng([device] if device.type == "cuda" else [])  # the compiler may draw
+    with torch.no_grad(), _uncast(device)(), generators, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the compiler's own parts
         keep_privately()
-        if device == "cuda":  # small steps are bound by their launches: CUDA graphs
-            compiled = torch.compile(traced, dynamic=False, fullgraph=True, mode="reduce-overhead")
-            compiled(*arguments)  # compiles it
+        if device.type == "cuda":  # small steps are bound by their launches: CUDA graphs
+            compiled = [_with_cuda_graphs(traced, arguments) for traced, arguments, _ in wanted]
         else:  # straight to inductor: dynamo's guards, checked at every call, take a tenth of a small step
-            compiled = _by_inductor(traced, arguments)
+            with built_together():
+                compiled = [_by_inductor(traced, arguments) for traced, arguments, _ in wanted]
+    return [completed(graph, device, like) for graph, (_, _, like) in zip(compiled, wanted, strict=True)]
+
+
+def completed(function: Callable[..., Sequence[Tensor]], device: torch.device, like: Found | None) -> Graph:
+    """What a trace gives, without autograd and autocast, with None again where `like` has it."""
+    present = None if like is None else [tensor is not None for tensor in like]
+    uncast = _uncast(device)
 
     @torch.no_grad()
     def graph(*given: Tensor) -> Found:
         with uncast():
-            found = compiled(*given)
-        if device == "cuda":  # a CUDA graph writes its next result into these
+            found = function(*given)
+        if device.type == "cuda":  # a CUDA graph writes its next result into these
             found = [t.clone() for t in found]
         if present is None:
             return tuple(found)
@@ -134,15 +139,31 @@ def build(traced: GraphModule, arguments: Sequence[Tensor], like: Found | None =
     return graph
 
 
+def _uncast(device: torch.device) -> Callable[[], AbstractContextManager[object]]:
+    """Switches autocast off where it is on: its casts are in a trace already."""
+    on = torch.is_autocast_enabled(device.type)
+    return partial(torch.autocast, device.type, enabled=False) if on else nullcontext
+
+
+def _with_cuda_graphs(traced: GraphModule, arguments: Sequence[Tensor]) -> Callable[..., list[Tensor]]:
+    compiled: Callable[..., list[Tensor]] = torch.compile(traced, dynamic=False, fullgraph=True, mode="reduce-overhead")
+    compiled(*arguments)  # compiles it
+    return compiled
+
+
 def _by_inductor(traced: GraphModule, arguments: Sequence[Tensor]) -> Callable[..., list[Tensor]]:
     """Compiled, or found in inductor's cache, which keeps what has a shape environment, though no shape here varies."""
     from torch._guards import TracingContext, tracing
+    from torch._inductor import config
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     fake = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     shapes: list[Any] = [fake.from_tensor(t, static_shapes=True) for t in arguments]
-    with tracing(TracingContext(fake)):
+    options: dict[str, Any] = dict(OPTIONS)
+    if config.cpp.vec_isa_ok is None:  # else a program is built, and run in each process, to try the vector units
+        options["cpp.vec_isa_ok"] = True
+    with tracing(TracingContext(fake)), config.patch(options):
         compiled: Callable[..., list[Tensor]] = torch._inductor.compile(traced, shapes)
     return compiled
 
