@@ -34,7 +34,6 @@ from ufom_runtime.inspection.first_use import check_first_use
 from ufom_runtime.problem import BilevelProblem, Tasks, kept
 from ufom_runtime.states import Layout
 
-_MANY = 10  # inner steps from which on an outer step, one evaluation of 2r + 1, is not worth its compilation
 Record = Tensor | list[Tensor]
 """What is kept of an inner step for its backward step: its state, or a compiled step's residuals."""
 
@@ -156,9 +155,7 @@ class Steps:
         """b1 = ∂L_out/∂θ, None where L_out is free of θ, and b2 = ∂L_out/∂x."""
         count_rows("gradients", len(x))
         if self._graphs:
-            b1, b2 = self._graphs.run(
-                Step(outer_step, layout=self._layout), self.tasks, x, seldom=self.problem.r >= _MANY
-            )
+            b1, b2 = self._graphs.run(Step(outer_step, layout=self._layout), self.tasks, x)
             return b1, cast(Tensor, b2)
         return outer_gradients(self.problem, self.theta, x, self.tasks)
 

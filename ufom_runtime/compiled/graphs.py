@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ufom_runtime.compiled.reached import reach
 from ufom_runtime.compiled.residuals import split
-from ufom_runtime.compiled.trace import Found, Graph, build, coarsest, completed, difference, in_small_operations, trace
+from ufom_runtime.compiled.trace import Found, Graph, build, coarsest, difference, in_small_operations, trace
 from ufom_runtime.derivatives import watch_losses
 from ufom_runtime.problem import BilevelProblem, Tasks, kept
 from ufom_theory import UfomError
@@ -68,15 +68,11 @@ class Graphs:
             self._forget()
         self._known["last"] = self._reached
 
-    def run(self, step: Step, tasks: Tasks, *state: Tensor, seldom: bool = False) -> Found:
-        """The step, compiled; or as it is, where it cannot be or what the losses read keeps changing.
-
-        On a CPU a step that is `seldom` taken is run by its trace, without the compiler.
-        """
+    def run(self, step: Step, tasks: Tasks, *state: Tensor) -> Found:
+        """The step, compiled; or as it is, where it cannot be or what the losses read keeps changing."""
         arguments = self._arguments(tasks, state)
         if step not in self._ready:
-            make = self._as_traced if seldom and self._theta.device.type == "cpu" else self._whole
-            self._ready[step] = self._find(step, tasks, arguments, make)
+            self._ready[step] = self._find(step, tasks, arguments, self._whole)
         made = self._ready[step]
         return made.whole(*arguments) if made else self._plain(step, tasks)(*arguments)
 
@@ -137,7 +133,7 @@ class Graphs:
         if self._known["changes"] == _MOST_CHANGES + 1:
             warnings.warn(_CHANGING, stacklevel=2)
 
-    def _whole(self, step: Step, tasks: Tasks, arguments: tuple[Tensor, ...], as_traced: bool = False) -> _Made | None:
+    def _whole(self, step: Step, tasks: Tasks, arguments: tuple[Tensor, ...]) -> _Made | None:
         plain = self._plain(step, tasks)
         expected = plain(*arguments)  # first, so that an error of the user's own comes out as it is
         if not any(tensor is not None for tensor in expected):
@@ -145,18 +141,12 @@ class Graphs:
 
         def compiled() -> _Made:
             traced = trace(plain, arguments)
-            if as_traced:
-                graph = completed(traced, arguments[0].device, expected)
-            else:
-                (graph,) = build((traced, arguments, expected))
+            (graph,) = build((traced, arguments, expected))
             graph(*arguments)
             return _Made(graph, (graph,), coarsest(traced, arguments))
 
         made = _attempt(compiled, f"the plain path is used, since the {step.__name__} cannot be compiled")
         return _held(step, made, plain, arguments)
-
-    def _as_traced(self, step: Step, tasks: Tasks, arguments: tuple[Tensor, ...]) -> _Made | None:
-        return self._whole(step, tasks, arguments, as_traced=True)
 
     def _in_two(self, step: Step, tasks: Tasks, arguments: tuple[Tensor, ...]) -> _Made | None:
         *inputs, phi, alpha, b2 = arguments

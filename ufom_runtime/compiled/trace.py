@@ -117,10 +117,10 @@ def build(*wanted: tuple[GraphModule, Sequence[Tensor], Found | None]) -> list[G
         else:  # straight to inductor: dynamo's guards, checked at every call, take a tenth of a small step
             with built_together():
                 compiled = [_by_inductor(traced, arguments) for traced, arguments, _ in wanted]
-    return [completed(graph, device, like) for graph, (_, _, like) in zip(compiled, wanted, strict=True)]
+    return [_completed(graph, device, like) for graph, (_, _, like) in zip(compiled, wanted, strict=True)]
 
 
-def completed(function: Callable[..., Sequence[Tensor]], device: torch.device, like: Found | None) -> Graph:
+def _completed(function: Callable[..., Sequence[Tensor]], device: torch.device, like: Found | None) -> Graph:
     """What a trace gives, without autograd and autocast, with None again where `like` has it."""
     present = None if like is None else [tensor is not None for tensor in like]
     uncast = _uncast(device)
