@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from ufom_runtime.algorithms import first_state, inner_loop
-from ufom_runtime.batching import refuse_divergence, rows_together
+from ufom_runtime.batching import rows_together
 from ufom_runtime.derivatives import inner_tasks, phi_of, row_losses
 from ufom_runtime.inspection.draws import refuse_draws
-from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
+from ufom_runtime.problem import BilevelProblem, Task, Tasks, all_finite, check
 from ufom_runtime.steps import Steps
-from ufom_theory import Sweep
+from ufom_theory import Sweep, UfomError
 from ufom_theory.checks import typed
 
 
@@ -46,7 +46,9 @@ def adapt(
     """
     tasks = check(problem, theta, tasks)
     found = [(phi_of(problem, rows, x, piece), x) for rows, piece, x in _ends(problem, theta, tasks, chunk, compile)]
-    phi = refuse_divergence(torch.cat([phi for phi, _ in found]))
+    phi = torch.cat([phi for phi, _ in found])
+    if not all_finite(phi):
+        raise UfomError("the adapted parameters are not finite: the inner loop diverged; take smaller inner step_sizes")
     return (phi, torch.cat([x[:, phi.shape[1] :] for _, x in found])) if with_state else phi
 
 
