@@ -9,6 +9,7 @@ fewer steps, and after equal steps. The rules are told the recomputed sweep's co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -50,16 +51,16 @@ class Config:
         records: how often the loss is measured.
     """
 
-    settings: tuple[tuple[int, int], ...] = ((10, 1), (10, 5), (10, 10), (5, 1))
+    settings: tuple[tuple[int, int], ...] = ((10, 1), (10, 5), (10, 10), (5, 1), (5, 5), (5, 10))
     grid: tuple[float, ...] = (0.1, 0.2, 0.4)
     seeds: int = 8
-    steps: int = 400
+    steps: int = 1000
     batch: int = 4
     width: int = 20
     alpha: float = 0.01
     rate: float = 1e-2
     test: int = 50
-    records: int = 10
+    records: int = 20
 
 
 SIZES = {
@@ -71,13 +72,14 @@ SIZES = {
 def measure(config: Config, store: Store, progress: Progress = silent) -> pd.DataFrame:
     """One row for each K, r, method, seed and record.
 
-    Columns: K, r, method ("exact", "UFOM q", "FOM" or a rule), seed, step, loss, corrected (tasks so far), q in force;
+    Columns: K, r, method ("exact", "UFOM q", "FOM" or a rule), seed, step, loss (none once a run is lost, since its
+    gradients overflowed), corrected (tasks so far), q in force;
     in the last record gradient_sq (‖∇M‖², a U-statistic), d2 and v2 on the test tasks.
     """
     shared = asdict(config)
     settings, grid, seeds = (shared.pop(name) for name in ("settings", "grid", "seeds"))
     methods = ["exact", *(f"UFOM {q:g}" for q in grid), "FOM", *RULES]
-    shared |= {"study": "sinusoid", "version": 1, "methods": methods, "seeds": [*range(seeds)]}
+    shared |= {"study": "sinusoid", "version": 2, "methods": methods, "seeds": [*range(seeds)]}
     cells = [{**shared, "shots": k, "r": r} for k, r in settings]
     store.run(cells, run_cell, progress=progress)
     return store.table(cells).rename(columns={"shots": "K"}).drop(columns={*shared} | {"seeds"})
@@ -111,9 +113,9 @@ def _problems(table: pd.DataFrame) -> Iterator[tuple[int, int, pd.DataFrame]]:
 
 
 def best_q(logs: pd.DataFrame) -> str:
-    """The fixed UFOM of the least mean log loss on the even seeds."""
-    chosen = halves(logs)[0]
-    return str(chosen[[name for name in logs if name.startswith("UFOM")]].mean().idxmin())
+    """The fixed UFOM of the least mean log loss on the even seeds; one that lost a run is the last."""
+    means = halves(logs)[0].mean(skipna=False).fillna(math.inf)
+    return str(means[[name for name in logs if name.startswith("UFOM")]].idxmin())
 
 
 def judge(table: pd.DataFrame, config: Config) -> list[Verdict]:
@@ -164,7 +166,9 @@ def draw(table: pd.DataFrame, config: Config) -> Figure:
         for method, look in names.items():
             own = runs[runs.method == method]
             mean = (
-                own.assign(calls=charged(own, r, "recomputed", config.batch)).groupby("step")[["calls", "loss"]].mean()
+                own.assign(calls=charged(own, r, "recomputed", config.batch))
+                .groupby("step")[["calls", "loss"]]
+                .mean(skipna=False)
             )
             label = {middle: f"UFOM, q = {middle.split()[1]}", "adaptive": "the paper's adaptive rule"}.get(
                 method, method
@@ -197,12 +201,20 @@ def caption(table: pd.DataFrame, config: Config) -> str:
     return (
         f"Sinusoid regression with K = {table.K.max()} shots: the mean loss of {config.seeds} seeds over function "
         f"calls (recomputed sweep). Nets 1 – {config.width} – {config.width} – 1 in float32, α = {config.alpha:g}, "
-        f"outer Adam at {config.rate:g}, {config.batch} tasks a step, {config.steps} steps: not yet converged. Below, "
+        f"outer Adam at {config.rate:g}, {config.batch} tasks a step, {config.steps} steps. {_lost(table)}Below, "
         f"losses on {config.test} test tasks, ± 95 % t-intervals over the {config.seeds} seeds, at the calls of FOM's "
         "steps and after equal steps; the verdicts compare pairs of one seed, with q chosen on the even seeds and "
         "judged on the odd ones."
         f"\n\n{markdown(pd.DataFrame.from_dict(shown, orient='index').rename_axis('problem'))}"
     )
+
+
+def _lost(table: pd.DataFrame) -> str:
+    """Which runs were lost, in words."""
+    ends = table[(table.step == table.step.max()) & table.loss.isna()]
+    counts = ends.groupby(["K", "r", "method"], sort=False).size()
+    said = ", ".join(f"{n} of {method} at K = {k}, r = {r}" for (k, r, method), n in counts.items())
+    return f"Lost, since their gradients overflowed, and shown as –: {said}. " if said else ""
 
 
 study = Study(question, SIZES, measure, judge, draw, caption, answer, jobs=1)

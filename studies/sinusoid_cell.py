@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from ufom_runtime import AdaptiveUFOM, losses, measure_moments
 from ufom_runtime.estimators import State
 from ufom_runtime.problem import BilevelProblem, Tasks
 from ufom_runtime.problems.sinusoid import sample_waves, sinusoid
-from ufom_theory import CostModel
+from ufom_theory import CostModel, UfomError
 
 TEST_SEED = 10**6  # of the tasks that judge, the same for all runs
 
@@ -31,6 +32,8 @@ def rule_of(method: str, r: int, rate: float) -> float | AdaptiveUFOM:
 class Runs:
     """All runs of a problem and where they are: θ, shape (runs, s), and the states of the rules.
 
+    A run whose gradients overflow is lost: it stays at its start, and `lost` says so.
+
     Args:
         problem: the problem.
         theta: where each run starts.
@@ -43,6 +46,7 @@ class Runs:
         self, problem: BilevelProblem, theta: Tensor, rules: list[float | AdaptiveUFOM], stream: Tensor, rate: float
     ) -> None:
         self.problem, self.theta, self.rules, self.stream, self.rate = problem, theta, rules, stream, rate
+        self.start, self.lost = theta, torch.zeros(len(theta), dtype=torch.bool)
         self.states: list[State] = [rule.begin() if isinstance(rule, AdaptiveUFOM) else (rule,) for rule in rules]
         self.corrected, self.adam, self.steps = torch.zeros(len(theta)), Adam(theta), 0
 
@@ -56,16 +60,33 @@ class Runs:
         batch, q = uniform.shape[1], self.q
         task = self.stream[:, None] * batch + torch.arange(batch)
         coins = uniform[self.stream] < q[:, None]
-        proxy, exact = both_gradients(self.problem, self.theta, tasks, task, coins)
+        try:
+            proxy, exact = both_gradients(self.problem, self.theta, tasks, task, coins)
+        except UfomError:
+            self._lose([i for i in range(len(self.theta)) if self._overflows(i, tasks, task, coins)])
+            proxy, exact = both_gradients(self.problem, self.theta, tasks, task, coins)
         gradient = estimates(coins, q, proxy, exact)
         for i, rule in enumerate(self.rules):
-            if isinstance(rule, AdaptiveUFOM):
+            if isinstance(rule, AdaptiveUFOM) and not self.lost[i]:
                 rows = coins[i], proxy[i], exact[i]
                 found = follow(rule, self.states[i], self.problem, self.theta[i], tasks.take(task[i]), *rows)
                 gradient[i], self.states[i] = found.value, found.state
         self.steps += 1
         self.corrected += coins.sum(1)
         self.theta = self.theta - self.rate * self.adam.direction(gradient, self.steps)
+        self._lose((~self.theta.isfinite().all(1) | self.lost).nonzero()[:, 0].tolist())
+
+    def _overflows(self, i: int, tasks: Tasks, task: Tensor, coins: Tensor) -> bool:
+        one = slice(i, i + 1)
+        try:
+            both_gradients(self.problem, self.theta[one], tasks, task[one], coins[one])
+        except UfomError:
+            return True
+        return False
+
+    def _lose(self, runs: list[int]) -> None:
+        self.lost[runs] = True
+        self.theta[runs] = self.start[runs]
 
 
 def run_cell(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -90,11 +111,13 @@ def run_cell(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
             average, since = since / every, torch.zeros_like(since)
             done = runs.corrected.tolist()
             for i, (method, seed) in enumerate(named):
-                loss = float(losses(problems[0], average[i], test)[1].mean())
+                loss = math.nan if runs.lost[i] else float(losses(problems[0], average[i], test)[1].mean())
                 rows.append(
                     {"method": method, "seed": seed, "step": step, "loss": loss, "corrected": done[i], "q": q[i]}
                 )
-    for row, theta in zip(rows[-len(named) :], average, strict=True):
+    for row, theta, lost in zip(rows[-len(named) :], average, runs.lost.tolist(), strict=True):
+        if lost:
+            continue
         found = measure_moments(problems[0], theta, test)
         row |= {"gradient_sq": found.mean_gradient_sq, "d2": found.d2, "v2": found.v2}
     return rows

@@ -50,6 +50,31 @@ def test_runs_side_by_side_are_the_librarys(made, method):
         assert runs.q.tolist() == pytest.approx([state[0] for state in states], rel=1e-9)
 
 
+def test_a_run_whose_gradients_overflow_is_lost_and_the_others_go_on(made):
+    theta, tasks = (
+        torch.stack([made.initial, 1e300 * made.initial]),
+        Tasks.of(made.sample(4, torch.Generator().manual_seed(1))),
+    )
+    uniform, stream = torch.full((1, 4), 0.5), torch.tensor([0, 0])
+    both = cell.Runs(made, theta, [1.0, 1.0], stream, 0.02)
+    alone = cell.Runs(made, theta[:1], [1.0], stream[:1], 0.02)
+    both.start = torch.stack([made.initial, made.initial])
+    for _ in range(3):
+        both.step(tasks, uniform)
+        alone.step(tasks, uniform)
+    assert both.lost.tolist() == [False, True]
+    torch.testing.assert_close(both.theta, torch.stack([alone.theta[0], made.initial]))
+
+
+def test_a_method_that_lost_a_run_is_not_the_best_and_is_named(table):
+    lost = table.assign(loss=table.loss.mask((table.method == "UFOM 0.3") & (table.seed == 2)))
+    logs = study.after_equal_steps(lost.assign(loss=lost.loss.fillna(np.nan)))
+    assert study.best_q(logs.assign(**{"UFOM 0.5": 9.0})) == "UFOM 0.5"
+    assert "Lost, since their gradients overflowed, and shown as –: 1 of UFOM 0.3 at K = 3, r = 2." in study.caption(
+        lost, TINY
+    )
+
+
 def test_every_run_is_in_the_table_and_charged_what_it_took(table):
     last = table[table.step == TINY.steps]
     assert last.groupby("method").size().to_dict() == dict.fromkeys(["FOM", "UFOM 0.3", "exact", *study.RULES], 4)
