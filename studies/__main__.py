@@ -35,8 +35,6 @@ STUDIES = {  # a line for --help, which spares importing them all
     "optimal_q": "Is the predicted q as fast as the best q of a grid?",
     "readings": "Which reading of the optimal q does experiment support?",
     "regret": "Is what compare says the quickest, and its rule too?",
-    "hypercleaning": "Data hypercleaning, Table 1 and Figure 3.",
-    "few_shot": "Few-shot classification, Table 2 and Figure 2.",
     "table_1": "Does UFOM pay in hypercleaning, however states are kept?",
     "table_2": "Does UFOM pay in few-shot learning, to convergence?",
     "landscape": "Every method's bias, variance, time and memory.",
@@ -45,11 +43,7 @@ STUDIES = {  # a line for --help, which spares importing them all
     "sinusoid": "Sinusoid regression by MAML: exact, FOM, UFOM, the rules.",
     "template": "A study to copy: does averaging divide the variance?",
 }
-INTRODUCTION = (
-    "# Studies\n\nWritten by `python -m studies index` from the stored tables. Where the `.json` beside a table has no "
-    "`streams`, the outer runs of hypercleaning and few_shot drew tasks and coins from streams with seeds of 32 "
-    "bits; a new run with the same seeds draws others.\n"
-)
+INTRODUCTION = "# Studies\n\nWritten by `python -m studies index` from the stored tables.\n"
 app = typer.Typer(
     help="Compare what was predicted with what is measured.",
     no_args_is_help=True,

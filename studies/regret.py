@@ -151,9 +151,8 @@ def predictions(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for name, level, runs in _cells(table):
         steps, predicted = f"steps_{level}", f"predicted_{level}"
-        runs = runs[(runs.until == 0) & ((runs.q == 0) | (runs.q >= LEAST))]
-        each = runs.assign(log=np.log(runs[steps].clip(lower=1))).groupby("candidate")
-        measured = np.exp(each.log.mean())
+        each = runs[(runs.until == 0) & ((runs.q == 0) | (runs.q >= LEAST))].groupby("candidate")
+        measured = np.exp(each[steps].agg(lambda x: np.log(x.clip(lower=1)).mean()))
         known, most = each[predicted].first(), each.steps_most.first()
         whole = each[steps].count() == runs.seed.nunique()
         if not whole["exact"] or known.drop("exact").isna().all():

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from studies.few_shot_cell import accuracy
 from studies.shared.accounts import UNROLLED, Price, budgets, clock, now, run_until_spent
-from studies.shared.training import ADAPTIVE
-from ufom_runtime import FOM, REPTILE, UFOM, measure_moments
-from ufom_runtime.problem import Tasks, one_theta
-from ufom_runtime.problems.few_shot import FewShotProblem, digits_few_shot, omniglot_few_shot
+from ufom_runtime import FOM, REPTILE, UFOM, AdaptiveUFOM, measure_moments
+from ufom_runtime.algorithms import inner_loop
+from ufom_runtime.problem import Task, Tasks, one_theta
+from ufom_runtime.problems.few_shot import FewShotProblem, cifar100_few_shot, digits_few_shot, omniglot_few_shot
+from ufom_runtime.steps import Steps
 from ufom_theory import CostModel, Sweep, optimal_q
 
 METHODS = ("exact", "FOM", "UFOM", "adaptive ×0.1", "Reptile")
@@ -24,7 +25,7 @@ class Config:
     """Sizes of the study.
 
     Attributes:
-        data: "omniglot" or "digits".
+        data: "omniglot", "cifar100" or "digits".
         ways: classes in a task.
         filters: of each convolution.
         rotations: whether the training classes are turned by 90°, 180° and 270°, too.
@@ -67,6 +68,10 @@ SIZES = {
         data="omniglot", ways=5, filters=32, rotations=True, alpha=0.1, rate=3e-3, batch=4, recomputed=400,
         stored=1200, test_tasks=200, fixed_tasks=32, seeds=3, points=24,
     ),
+    "paper": Config(
+        data="omniglot", ways=30, filters=64, rotations=False, alpha=0.005, rate=1e-3, batch=4, recomputed=5000,
+        stored=5000, test_tasks=200, fixed_tasks=64, seeds=3, points=50, device="cuda",
+    ),
 }  # fmt: skip
 
 
@@ -75,20 +80,38 @@ def make_problem(cell: Mapping[str, Any]) -> FewShotProblem:
     shared = {name: cell[name] for name in ("ways", "r", "alpha", "filters", "seed", "device")}
     if cell["data"] == "digits":
         return digits_few_shot(**shared)
+    if cell["data"] == "cifar100":  # 30 ways need 30 held-out classes
+        return cifar100_few_shot(**shared, held_out=max(20, cell["ways"]))
     return omniglot_few_shot(**shared, rotations=cell["rotations"])
+
+
+def accuracy(problem: FewShotProblem, theta: Tensor, tasks: Task) -> dict[str, float]:
+    """Accuracy on the tasks' test shots after the inner loop, in %, and its standard error over the tasks."""
+    shares = []
+    for task in zip(*(t.split(16) for t in tasks), strict=True):
+        rows = theta.expand(len(task[0]), -1)
+        phi = inner_loop(Steps(problem, rows, Tasks.of(task)), rows)
+        right = torch.func.vmap(problem.net)(phi, task[2]).argmax(-1) == task[3]
+        shares.append(100 * right.double().mean(1))
+    each = torch.cat(shares)
+    return {"accuracy": float(each.mean()), "accuracy_sem": float(each.std() / len(each) ** 0.5)}
 
 
 def _rule(cell: Mapping[str, Any], problem: FewShotProblem) -> tuple[Any, dict[str, float]]:
     """The method, and the columns that do not change over its run."""
-    method = cell["method"]
-    if method != "UFOM":
-        fixed: dict[str, Any] = {"exact": (UNROLLED, {"q": 1.0}), "FOM": (FOM, {"q": 0.0}), "Reptile": (REPTILE, {})}
-        return fixed.get(method) or (ADAPTIVE[method], {})
+    cost, sweep = CostModel(r=cell["r"], as_printed=True), Sweep.stored()
+    if cell["method"] != "UFOM":
+        fixed: dict[str, tuple[Any, dict[str, float]]] = {
+            "exact": (UNROLLED, {"q": 1.0}),
+            "FOM": (FOM, {"q": 0.0}),
+            "adaptive ×0.1": (AdaptiveUFOM(scale=0.1, sweep=sweep, cost=cost), {}),
+            "Reptile": (REPTILE, {}),
+        }
+        return fixed[cell["method"]]
     tasks = problem.sample(cell["fixed_tasks"], torch.Generator().manual_seed(1000 * cell["seed"] + 1))
     moments = measure_moments(problem, one_theta(problem), tasks)
-    cost = CostModel(r=cell["r"], as_printed=True)
     q = float(optimal_q(moments, cost, outer=f"adam:{cell['rate']}", batch=cell["batch"]).q)
-    return UFOM(q, Sweep.stored()), {"q": q, "d2": float(moments.d2), "v2": float(moments.v2)}
+    return UFOM(q, sweep), {"q": q, "d2": float(moments.d2), "v2": float(moments.v2)}
 
 
 def run_cell(cell: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -57,13 +57,13 @@ def test_the_first_example_prints_what_it_promises(tmp_path, capsys):
         ("table_1", "UFOM − exact, equal calls, states recomputed", "is {0:.1f} points of test accuracy\n  ahead"),
         ("table_1", "UFOM − exact, equal calls, states recomputed", "({1:.1f} to {2:.1f})"),
         ("table_1", "UFOM − exact, equal calls, states stored", "(−{3:.1f} to {2:.1f})"),
+        ("table_2", "FOM's bias costs", "costs {0:.1f} points of test\n  accuracy ({1:.1f} to {2:.1f})"),
         (
-            "few_shot",
-            "adaptive ×0.1 − exact, omniglot",
-            "is {0:.1f} points ahead of the exact gradient ({1:.1f} to {2:.1f})",
+            "table_2",
+            "UFOM − exact, equal calls, states stored",
+            "is {0:.1f} behind the exact gradient there, undecided",
         ),
-        ("few_shot", "adaptive ×0.1 − FOM, omniglot", "{0:.1f} behind\n  FOM"),
-        ("few_shot", "adaptive ×0.1 − FOM, omniglot", "(−{2:.1f} to {3:.1f})"),
+        ("table_2", "UFOM − exact, equal calls, states stored", "(−{2:.1f} to {3:.1f})"),
     ],
 )
 def test_the_numbers_of_the_studies_are_the_stored_ones(study, subject, words):
@@ -105,10 +105,12 @@ SAID = {"yes": "pays", "no": "does not pay", "inconclusive": "undecided"}
         ("table_1-paper", "at the paper's size, stored", "UFOM", "stored"),
         ("table_1", "step rule on that proxy, recomputed", "step rule", "recomputed"),
         ("table_1", "step rule on that proxy, stored", "step rule", "stored"),
-        ("few_shot", "adaptive ×0.1, states recomputed", "adaptive ×0.1", "recomputed"),
-        ("few_shot", "adaptive ×0.1, states stored", "adaptive ×0.1", "stored"),
-        ("few_shot", "q* at the start, recomputed", "UFOM", "recomputed"),
-        ("few_shot", "q* at the start, stored", "UFOM", "stored"),
+        ("table_1-paper", "adaptive ×0.1 at the paper's size, recomputed", "adaptive ×0.1", "recomputed"),
+        ("table_1-paper", "adaptive ×0.1 at the paper's size, stored", "adaptive ×0.1", "stored"),
+        ("table_2", "adaptive ×0.1, states recomputed", "adaptive ×0.1", "recomputed"),
+        ("table_2", "adaptive ×0.1, states stored", "adaptive ×0.1", "stored"),
+        ("table_2", "q* at the start, recomputed", "UFOM", "recomputed"),
+        ("table_2", "q* at the start, stored", "UFOM", "stored"),
     ],
 )
 def test_the_page_of_the_papers_tables_has_the_stored_verdicts(study, row, method, account):
@@ -119,7 +121,47 @@ def test_the_page_of_the_papers_tables_has_the_stored_verdicts(study, row, metho
         start = f"UFOM pays: test accuracy (points), {method} − {other}, equal calls, states {account}"
         (v,) = (v for v in stored if v["subject"].startswith(start))
         cells.append(f"{SAID[v['agrees']]}, {v['measured']:+.1f} ± {v['tolerance']:.1f}".replace("-", "−"))
-    assert f"| {row} | {cells[0]} | {cells[1]} |" in PAGE.split("## Table")[1 + (study == "few_shot")]
+    assert f"| {row} | {cells[0]} | {cells[1]} |" in PAGE.split("## Table")[1 + (study == "table_2")]
+
+
+def test_what_is_said_of_the_papers_size_is_in_the_stored_table():
+    from studies import __main__ as main
+    from studies import table_1
+    from studies.shared.accounts import budgets
+    from studies.shared.paying import at_equal
+
+    table, config = main._results("table_1", "paper", "paper").read(table_1.study)
+    test = at_equal(table[table.method.isin(["exact", "UFOM", "FOM"])], "stored", budgets(config)).test.unstack(
+        "method"
+    )
+    lost, (good, start) = test.loc[2], (test.loc[[1, 3], m] for m in (["exact", "UFOM"], "FOM"))
+    page = " ".join(PAGE.split())
+    assert f"come to {good.min(axis=None):.1f} to {good.max(axis=None):.1f} % on two seeds" in page
+    assert f"from the {start.min():.1f} to {start.max():.1f} % of no cleaning" in page
+    assert f"they fall from {lost.FOM:.1f} to {lost.exact:.1f} and {lost.UFOM:.1f} %" in page
+
+
+def test_what_is_said_of_few_shot_learning_is_in_the_stored_table():
+    from studies import __main__ as main
+    from studies import table_2
+    from studies.shared.accounts import budgets
+    from studies.shared.paying import at_equal
+    from studies.shared.training import interval
+
+    table, config = main._results("table_2", "standard", "standard").read(table_2.study)
+    limits, page = budgets(config), " ".join(PAGE.split())
+    exact, fom, ufom = (
+        interval(at_equal(table, "stored", limits).accuracy.loc[m], 1) for m in ("exact", "FOM", "UFOM")
+    )
+    q = table.q[table.method == "UFOM"].mean()
+    assert f"the exact gradient ends at {exact} %, FOM at {fom} %, UFOM with q* = {q:.2f} at {ufom} %" in page
+    last = {}
+    for account, limit in limits.items():  # the last of 24 budgets at which FOM's mean is above the exact gradient's
+        for calls in np.linspace(limit / 24, limit, 24):
+            means = at_equal(table, account, {account: calls}).accuracy.groupby("method").mean()
+            last[account] = round(calls, -3) if means["FOM"] > means["exact"] else last.get(account)
+    assert f"FOM is ahead up to {last['recomputed']:,.0f} calls with recomputed states" in page
+    assert f"and up to {last['stored']:,.0f} with stored ones" in page
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ import pytest
 import torch
 from torch import nn
 
-from tests.grids import slow_unless
 from tests.oracles import unrolled_gradient
 from tests.runtime.conftest import F64, coupled
 from ufom_runtime import EXACT, UFOM, BilevelProblem, Estimator, FlatModule, hypergradient
@@ -133,10 +132,7 @@ WAYS = {
 }
 
 
-FURTHER = {"a global found by name", "a deque", "an array in place", "a tensor's list"}
-
-
-@pytest.mark.parametrize("way", slow_unless(lambda way: way not in FURTHER, WAYS))
+@pytest.mark.parametrize("way", WAYS)
 def test_no_step_is_stale(monkeypatch, way):
     monkeypatch.setattr(Base, "lam", 0.5)
     monkeypatch.setitem(globals(), "LAM", 0.5)

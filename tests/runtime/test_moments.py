@@ -130,7 +130,7 @@ def test_two_suprema_at_different_thetas_have_nothing_in_common():
 
 
 def test_interval_covers_the_true_q():
-    problem, cost = quadratic(dim=4, r=4, alpha=0.05), CostModel(r=10)
+    problem, cost, truth = quadratic(dim=4, alpha=0.02), CostModel(r=10), None
     truth = optimal_q(problem.moments(problem.initial), cost, m=2).q
     assert truth < 1
     covered = 0
@@ -148,7 +148,7 @@ def test_bootstrap_from_the_samples_agrees_with_the_interval():
 
 
 def test_errors_of_the_mean_gradient_are_calibrated():
-    problem = quadratic(dim=4, r=3)
+    problem = quadratic(dim=4)
     values, sems = [], []
     for seed in range(100):
         m = measure_moments(problem, problem.initial, problem.sample(50, rng(seed)), chunk=50)
@@ -161,7 +161,7 @@ def test_errors_of_the_mean_gradient_are_calibrated():
 
 def test_supremum_without_the_optimism_of_picking_the_largest():
     """At ±u, by symmetry, D² is the same: the largest of 16 noisy means is too large, the split value is not."""
-    problem = quadratic(dim=2, r=3, noise=1.0)
+    problem = quadratic(dim=2, noise=1.0)
     signs = torch.tensor([1.0, -1.0], dtype=F64)
     thetas = problem.initial * signs.repeat(8)[:, None]
     truth = problem.moments(problem.initial).d2

@@ -36,13 +36,8 @@ CLOCK = ["seconds", "seconds_sem", "effort_seconds"]
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return Store(tmp_path_factory.mktemp("cells"))
-
-
-@pytest.fixture(scope="module")
-def table(store):
-    return study.measure(TINY, store)
+def table(tmp_path_factory):
+    return study.measure(TINY, Store(tmp_path_factory.mktemp("cells")))
 
 
 def row(table, name, method, r=4):
@@ -293,11 +288,11 @@ def test_same_config_same_table(table, tmp_path):
     pd.testing.assert_frame_equal(same.drop(columns=CLOCK), again.drop(columns=CLOCK), check_dtype=False)
 
 
-def test_missing_data_are_left_out_loudly(table, store, monkeypatch):
+def test_missing_data_are_left_out_loudly(table, tmp_path, monkeypatch):
     monkeypatch.delenv("UFOM_DATA", raising=False)
     monkeypatch.setitem(study.LOADERS, "omniglot", data_folder)
     with pytest.warns(UserWarning, match="few-shot, Omniglot, r = 2 is left out: UFOM_DATA is not set"):
-        found = study.measure(replace(TINY, settings=(OMNIGLOT, SYNTHETIC)), store)
+        found = study.measure(replace(TINY, settings=(OMNIGLOT, SYNTHETIC)), Store(tmp_path))
     assert "Left out: few-shot, Omniglot, r = 2" in study.answer(found)
     assert "few-shot, Omniglot, r = 2 was left out" in study.caption(found)
     assert not any("Omniglot" in v.subject for v in study.judge(found))

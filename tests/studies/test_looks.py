@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from studies import table_1, table_2
 from studies.landscape_figure import LOOK
 from studies.shared.drawing import SIZE
-from studies.shared.training import ADAPTIVE
 from ufom_runtime.command import style
 
 STUDIES = sorted(Path(__file__).parents[2].joinpath("studies").glob("*.py"))
@@ -23,7 +23,7 @@ def test_no_study_has_a_colour_of_its_own(path):
 
 
 def test_every_method_of_the_studies_has_a_look():
-    assert {*ADAPTIVE, *LOOK.values()} <= set(style.LOOKS)
+    assert {*table_1.SHOWN, *table_2.METHODS, *LOOK.values()} <= set(style.LOOKS)
 
 
 def test_printed_7_inches_wide_no_type_is_smaller_than_7_points():

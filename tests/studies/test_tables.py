@@ -1,6 +1,7 @@
 """The paper's two tables at a tiny size: what a run is charged in both accounts, and judges that can say no."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -10,10 +11,11 @@ from studies import table_1, table_1_cell, table_2, table_2_cell
 from studies.engine.sweep import Store
 from studies.shared.accounts import OnZero, Price, budgets
 from studies.shared.paying import judge_paying, said_of
-from studies.shared.training import Charged, interval
+from studies.shared.training import interval
 from ufom_runtime import UFOM, AdaptiveUFOM, Implicit, outer_sgd
+from ufom_runtime.methods.adaptive import AdaptiveState
 from ufom_runtime.problems.hypercleaning import digits_hypercleaning
-from ufom_theory import CostModel, Sweep, Truncated, UfomError
+from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, optimal_q
 
 R, K = 5, 2
 ONE = table_1_cell.Config("digits", 20, 20, 3, 0.5, (10.0, 100.0), 1, 3, 2, 2, 2, (1, 2), r=R)
@@ -59,10 +61,30 @@ def test_a_run_with_stored_states_is_charged_what_a_recomputing_one_makes(proble
 
 @pytest.mark.parametrize("options", [{}, {"scale": 0.1}, {"scale": 0.1, "variant": "released"}])
 def test_on_a_zero_proxy_a_coin_of_0_needs_no_inner_loop(problem, options):
-    quick, whole = (run(problem, rule(q_min=0.3, **options), 8, seed=3) for rule in (OnZero, Charged))
+    whole_rule = AdaptiveUFOM(q_min=0.3, sweep=Sweep.stored(), cost=CostModel(r=R, as_printed=True), **options)
+    quick, whole = (run(problem, rule, 8, seed=3) for rule in (OnZero(q_min=0.3, **options), whole_rule))
     assert 0 < whole.log.exact.sum() < 8
     pd.testing.assert_frame_equal(quick.log.drop(columns="seconds"), whole.log.drop(columns="seconds"), rtol=1e-3)
     torch.testing.assert_close(quick.theta, whole.theta, rtol=1e-3, atol=1e-6)
+
+
+def data_free_q(method, updates):
+    """q of a rule before its first update and after each, where G_FO = 0 and V² stays: no data come in."""
+    rule = table_1_cell.RULES[method]
+    states = [AdaptiveState(rule.q_min)]
+    for _ in range(updates):
+        states.append(rule.update(states[-1], 1.0, 1.0, 100))
+    return [state.q for state in states]
+
+
+def test_the_rules_choose_q_without_data():
+    for method in ("adaptive", "adaptive ×0.1"):
+        assert data_free_q(method, 3) == [0.05, *[pytest.approx(table_1.settled_q(method, 100))] * 3]
+    assert table_1.settled_q("adaptive", 100) == 1.0
+    *_, q = data_free_q("released ×0.1", 1000)  # the last q gives itself: D²/V² = scale·(1/q − 1)²
+    moments = Moments(0.1 * (1 / q - 1) ** 2, 1.0)
+    assert optimal_q(moments, CostModel(r=100), m=2).q == pytest.approx(q, abs=1e-3)
+    assert q < 1
 
 
 def test_exact_and_reptile_have_the_papers_prices():
@@ -87,7 +109,7 @@ def two(tmp_path_factory):
 
 def test_every_run_spends_both_budgets(one, two):
     for table, limits in ((one[0], budgets(ONE)), (two, budgets(TWO))):
-        spent = table.groupby(["method", "seed"]).last()
+        spent = table[table.method != "printed sum"].groupby(["method", "seed"]).last()
         assert all((spent[account] >= limit).all() for account, limit in limits.items())
         exact = spent.loc["exact"].stored
         assert (exact == limits["stored"]).all()
@@ -97,9 +119,9 @@ def test_gamma_is_chosen_on_a_seed_that_does_not_judge(one):
     table = one[0]
     chosen = table[(table.seed == 0) & (table.method == "exact")].groupby("gamma").validation.last().idxmin()
     judged = table[table.seed > 0]
-    assert set(judged[judged.method != "adaptive ×0.1"].gamma) == {chosen}
+    assert set(judged[~judged.method.isin(["adaptive ×0.1", "printed sum"])].gamma) == {chosen}
     assert set(table[table.seed == 0].method) == {"exact"}
-    assert set(judged.method) == {"FOM", *table_1.METHODS}
+    assert set(judged.method) == {"FOM", "printed sum", *table_1.METHODS}
     assert judged[judged.method == "FOM"].moved.max() == 0
 
 
@@ -133,6 +155,51 @@ def test_the_judges_follow_the_tables(study, one, two):
         assert said_of(found).count({"yes": " pays", "no": "not pay", "inconclusive": "undecided"}[agrees]) == 6
 
 
+def test_the_judge_of_what_the_paper_leaves_out_can_say_no(one):
+    table = one[0]
+
+    def agrees(words, method, **columns):
+        planted = table.assign(**{c: table[c].mask(table.method == method, v) for c, v in columns.items()})
+        (found,) = (v.agrees for v in table_1.judge(planted, ONE) if words in v.subject)
+        return found
+
+    assert (table[table.method == "printed sum"].validation > 0).all()
+    for loss, expected in ((1.0, "no"), (20.0, "yes"), (torch.finfo(torch.float32).max, "yes")):
+        assert agrees("printed sum", "printed sum", validation=loss) == expected
+    for q, expected in ((table_1.settled_q("adaptive ×0.1", R), "yes"), (0.7, "no"), (math.nan, "inconclusive")):
+        assert agrees("q of adaptive ×0.1", "adaptive ×0.1", q=q, d2=1.0) == expected
+    for moved, expected in ((0.0, "yes"), (1.0, "no")):
+        assert agrees("no cleaning", "FOM", moved=moved) == expected
+
+
+def test_the_printed_sum_is_the_mean_at_n_times_the_step_and_may_overflow():
+    (cell,) = table_1._cells(ONE, "printed sum", [10.0], [1])
+    assert table_1_cell.of_printed_sum({**cell, "alpha": 1e30}) == torch.finfo(torch.float32).max
+    longer = table_1_cell.make_problem({**cell, "alpha": 20 * cell["alpha"]})
+    expected = table_1_cell.evaluate(longer, longer.initial)["validation"]
+    assert table_1_cell.of_printed_sum(cell) == pytest.approx(expected)
+
+
+def test_without_mnist_the_digits_are_taken_and_it_is_said(monkeypatch):
+    def absent():
+        raise UfomError("train-images is missing")
+
+    monkeypatch.setattr(table_1, "mnist", absent)
+    with pytest.warns(UserWarning, match="train-images is missing; the embedded digits"):
+        assert table_1.present("mnist") == "digits"
+
+
+def test_a_failed_cell_is_an_error(tmp_path):
+    with pytest.raises(UfomError, match=r"cells failed; .*, γ = 10: UfomError: .*inner loop"):
+        table_1.measure(replace(ONE, alpha=1e30), Store(tmp_path))
+
+
+def test_the_papers_size_is_the_papers():
+    paper = table_2_cell.SIZES["paper"]
+    assert (paper.data, paper.ways) in table_2.PAPER_TABLE
+    assert (paper.r, paper.filters) == (10, 64)
+
+
 def test_one_seed_alone_is_not_judged(two):
     assert judge_paying(two[two.seed == 0], ("UFOM",), "accuracy", "accuracy", budgets(TWO), {}) == []
 
@@ -150,6 +217,13 @@ def test_convergence_can_fail(two):
     for slope, agrees in ((0.0, "yes"), (10.0, "no")):
         rising = steps.assign(accuracy=slope * steps.step, stored=steps.step, seconds=steps.step)
         assert [v.agrees for v in table_2.judge(rising, TWO) if "converged" in v.subject] == [agrees]
+
+
+def test_where_the_bias_costs_nothing_it_is_said(two):
+    for points, agrees in ((48.0, "yes"), (52.0, "no")):
+        level = two.assign(accuracy=two.accuracy.where(two.method != "exact", 50.0))
+        given = level.assign(accuracy=level.accuracy.where(two.method != "FOM", points))
+        assert [v.agrees for v in table_2.judge(given, TWO) if "FOM's bias costs" in v.subject] == [agrees]
 
 
 @pytest.mark.parametrize("study", ["one", "two"])

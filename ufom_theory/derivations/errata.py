@@ -118,10 +118,10 @@ def hypercleaning_condition(whole: sp.Expr, tenth: sp.Expr) -> str:
     return worst(vanishes(optimum.condition().subs(D2, V2) - whole, scaled - tenth), signs)
 
 
-@claim("erratum-9c", "§5.2", "measured", study="hypercleaning-standard")
+@claim("erratum-9c", "§5.2", "measured", study="table_1-paper")
 def printed_sum_diverges(verdicts: Verdicts) -> str:
     """The inner loss as printed, a sum over the images, diverges at α = 1: its validation cross-entropy at θ_0 is above
-    that of guessing. The mean is stable. By the stored verdicts of `python -m studies hypercleaning`."""
+    that of guessing. The mean is stable. By the stored verdicts of `python -m studies table_1 --size paper`."""
     return studied(verdicts, "log validation CE of the printed sum")
 
 
