@@ -115,7 +115,10 @@ def build(*wanted: tuple[GraphModule, Sequence[Tensor], Found | None]) -> list[G
         if device.type == "cuda":  # small steps are bound by their launches: CUDA graphs
             compiled = [_with_cuda_graphs(traced, arguments) for traced, arguments, _ in wanted]
         else:  # straight to inductor: dynamo's guards, checked at every call, take a tenth of a small step
-            with built_together():
+            try:
+                with built_together():
+                    compiled = [_by_inductor(traced, arguments) for traced, arguments, _ in wanted]
+            except Exception:  # of a torch whose inductor builds its kernels in another way: let it
                 compiled = [_by_inductor(traced, arguments) for traced, arguments, _ in wanted]
     return [_completed(graph, device, like) for graph, (_, _, like) in zip(compiled, wanted, strict=True)]
 
