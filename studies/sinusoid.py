@@ -72,8 +72,8 @@ SIZES = {
 def measure(config: Config, store: Store, progress: Progress = silent) -> pd.DataFrame:
     """One row for each K, r, method, seed and record.
 
-    Columns: K, r, method ("exact", "UFOM q", "FOM" or a rule), seed, step, loss (none once a run is lost, since its
-    gradients overflowed), corrected (tasks so far), q in force;
+    Columns: K, r, method ("exact", "UFOM q", "FOM" or a rule), seed, step, loss (none where it is not finite, or once
+    a run is lost, since its gradients overflowed), corrected (tasks so far), q in force;
     in the last record gradient_sq (‖∇M‖², a U-statistic), d2 and v2 on the test tasks.
     """
     shared = asdict(config)
@@ -214,7 +214,9 @@ def _lost(table: pd.DataFrame) -> str:
     ends = table[(table.step == table.step.max()) & table.loss.isna()]
     counts = ends.groupby(["K", "r", "method"], sort=False).size()
     said = ", ".join(f"{n} of {method} at K = {k}, r = {r}" for (k, r, method), n in counts.items())
-    return f"Lost, since their gradients overflowed, and shown as –: {said}. " if said else ""
+    return (
+        f"Lost, since their gradients overflowed, so that a curve ends and a – stands below: {said}. " if said else ""
+    )
 
 
 study = Study(question, SIZES, measure, judge, draw, caption, answer, jobs=1)
