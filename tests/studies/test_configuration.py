@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from studies import __main__ as main
-from studies import divergence, few_shot, optimal_q, regret
+from studies import divergence, optimal_q, regret, sinusoid
 from studies.engine.configuration import keys, read_config
 from ufom_theory import UfomError
 
@@ -67,8 +67,7 @@ def test_the_studies_own(tmp_path):
     quick = optimal_q.SIZES["quick"]
     assert read(tmp_path, "seeds = 2\nalphas = [0.01]", quick) == replace(quick, seeds=2, alphas=(0.01,))
     assert read(tmp_path, "low = -3", divergence.SIZES["quick"]).low == -3.0
-    settings = 'settings = [["digits", 5], ["omniglot", 20]]'
-    assert read(tmp_path, settings, few_shot.SIZES["quick"]).settings == (("digits", 5), ("omniglot", 20))
+    assert read(tmp_path, "settings = [[5, 2], [10, 3]]", sinusoid.SIZES["quick"]).settings == ((5, 2), (10, 3))
     text = """
     grid = [0.1]
     [[settings]]
