@@ -115,7 +115,7 @@ def inputs(reader: Reader, folder: Path, number: int, seed: int) -> Iterator[str
         yield f"mutated {i}, seed {seed}"
 
 
-def try_out(reader: Reader, number: int, seed: int) -> Found:
+def try_out(reader: Reader, number: int, seed: int, most_seconds: float = SECONDS) -> Found:
     """Give `number` inputs to a reader."""
     found = Found()
     with tempfile.TemporaryDirectory() as name:
@@ -137,7 +137,7 @@ def try_out(reader: Reader, number: int, seed: int) -> Found:
             found.seconds = max(found.seconds, seconds)
             more = peak() - before if peak() > written else 0  # writing the input may have taken more than reading it
             found.bytes = max(found.bytes, more)
-            if not said and seconds > SECONDS:
+            if not said and seconds > most_seconds:
                 said = f"{seconds:.2f} s"
             if not said and more > BYTES:
                 said = f"{more / 2**20:.0f} MiB"
@@ -172,9 +172,9 @@ def apart(function: Callable[[], object]) -> Any:
     return json.loads(content)
 
 
-def fuzz(reader: Reader, number: int, seed: int = 0) -> Found:
+def fuzz(reader: Reader, number: int, seed: int = 0, most_seconds: float = SECONDS) -> Found:
     """`try_out` in a separate process."""
-    return Found(**apart(lambda: asdict(try_out(reader, number, seed))))
+    return Found(**apart(lambda: asdict(try_out(reader, number, seed, most_seconds))))
 
 
 def main() -> None:

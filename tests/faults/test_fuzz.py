@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_reader_reads_or_refuses(name):
-    found = fuzz(READERS[name], 60)
+    found = fuzz(READERS[name], 60, most_seconds=10.0)  # on a busy machine
     assert found.failures == []
     assert found.inputs == found.refused + found.read == 60
     assert found.refused > 30
