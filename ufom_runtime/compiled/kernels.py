@@ -1,6 +1,6 @@
 """The C++ kernels of a graph, built as one file, and those of several graphs at the same time.
 
-Inductor builds each kernel as a file of its own. But the compiler takes 5 s to read torch's headers, or 13 s to
+Inductor builds a file for each kernel. But the compiler takes 5 s to read torch's headers, or 13 s to
 precompile them, and less than a second for a kernel.
 """
 
@@ -64,7 +64,7 @@ def _begin(scope: dict[str, Any], kernels: dict[str, _Kernel], submit: Any) -> C
         def _get_uncompiled_header(cls, device: str) -> None:
             return None
 
-    OneFile.cache = {}  # not shared with the kernels that are files of their own
+    OneFile.cache = {}  # not shared with the kernels that are separate files
     load = OneFile.load_async(_one_file(list(kernels.values()), Bindings), submit_fn=submit)
 
     def finish() -> None:
