@@ -4,13 +4,24 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tests.grids import slow_unless
 from tests.oracles import unrolled_gradient
 from tests.runtime.conftest import F64
 from tests.runtime.test_steps import failing, few_shot, hypercleaning, sines
-from ufom_runtime import EXACT, UFOM, BilevelProblem, Estimator, count_calls, hypergradient, measure_cost, peak_bytes
+from ufom_runtime import (
+    EXACT,
+    UFOM,
+    BilevelProblem,
+    Estimator,
+    FlatModule,
+    count_calls,
+    hypergradient,
+    measure_cost,
+    peak_bytes,
+)
 from ufom_runtime.algorithms import first_state
 from ufom_runtime.compiled.residuals import split
 from ufom_runtime.problem import Tasks, kept
@@ -82,8 +93,19 @@ def test_noise_is_not_drawn_again():
 
 @pytest.fixture
 def uncompiled(monkeypatch):
-    """The halves as they were traced and cut, without minutes of compiling; test_steps compiles some."""
-    monkeypatch.setattr(torch._inductor, "compile", lambda graph, _: graph)
+    """The halves as they were traced and cut, without minutes of compiling; test_steps compiles some.
+
+    As those that are compiled, they take tensors with the strides of the first call alone.
+    """
+
+    def traced(graph, shapes):
+        def run(*given):
+            assert [t.stride() for t in given] == [t.stride() for t in shapes]
+            return graph(*given)
+
+        return run
+
+    monkeypatch.setattr(torch._inductor, "compile", traced)
 
 
 def written_in_place():
@@ -146,6 +168,22 @@ def test_gradients_from_residuals_are_those_of_the_unrolled_loop_and_counted_ali
     coins, ufom = torch.ones(n, dtype=torch.bool), UFOM(0.5, sweep, Truncated(1))
     found = hypergradient(problem, theta, tasks, ufom, coins=coins, per_task=True, compile=True)
     assert (found - (2 * exact - last)).norm() <= 1e-10 * max(1e-3, exact.norm())
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_state_that_is_kept_in_place_of_residuals_may_be_one_theta_for_all_tasks():
+    net = FlatModule(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1)))
+    drawn = torch.Generator().manual_seed(0)
+    theta = torch.randn(net.vector().shape, generator=drawn, dtype=F64)
+    tasks = tuple(torch.randn(3, 200, size, generator=drawn, dtype=F64) for size in (4, 1))
+
+    def loss(theta, phi, task):
+        return (net(phi, task[0]) - task[1]).square().mean()
+
+    problem = BilevelProblem(loss, loss, lambda theta, task: theta, [0.1] * 3, tasks=tasks)
+    found = hypergradient(problem, theta, tasks, EXACT, per_task=True, compile=True, chunk=3)
+    assert (found - unrolled_gradient(problem, theta, tasks)).norm() <= 1e-12
+    assert [t.shape for t in records(problem, theta, tasks)[1]] == [(3, len(theta))]  # φ: the residuals are larger
 
 
 @pytest.mark.usefixtures("uncompiled")

@@ -40,9 +40,6 @@ class _Made:
     keeps_state: bool = False
 
 
-_Make = Callable[[Step, Tasks, tuple[Tensor, ...]], _Made | None]
-
-
 class Graphs:
     """The compiled steps at rows of θ, shape (n, s).
 
@@ -72,7 +69,7 @@ class Graphs:
         """The step, compiled; or as it is, where it cannot be or what the losses read keeps changing."""
         arguments = self._arguments(tasks, state)
         if step not in self._ready:
-            self._ready[step] = self._find(step, tasks, arguments, self._whole)
+            self._ready[step] = self._find(step, tasks, arguments, halve=False)
         made = self._ready[step]
         return made.whole(*arguments) if made else self._plain(step, tasks)(*arguments)
 
@@ -85,12 +82,13 @@ class Graphs:
         if step not in self._ready:
             generator = torch.Generator().manual_seed(0)
             b2 = torch.randn(phi.shape, generator=generator, dtype=phi.dtype, device="cpu").to(phi.device)
-            self._ready[step] = self._find(step, tasks, self._arguments(tasks, (phi, alpha, b2)), self._in_two)
+            self._ready[step] = self._find(step, tasks, self._arguments(tasks, (phi, alpha, b2)), halve=True)
         made = self._ready[step]
         if made is None:
             return None
-        following, *residuals = made.graphs[0](*self._arguments(tasks, (phi, alpha)))
-        return cast(Tensor, following), [*cast(list[Tensor], residuals), *([phi] if made.keeps_state else [])]
+        arguments = self._arguments(tasks, (phi, alpha))
+        following, *residuals = made.graphs[0](*arguments)
+        return cast(Tensor, following), [arguments[-2]] if made.keeps_state else cast(list[Tensor], residuals)
 
     def second(self, step: Step, tasks: Tasks, alpha: Tensor, b2: Tensor, residuals: list[Tensor]) -> Found:
         """The second half: what the step gives besides the next φ."""
@@ -112,17 +110,17 @@ class Graphs:
 
         return cast(Graph, plain)
 
-    def _find(self, step: Step, tasks: Tasks, arguments: tuple[Tensor, ...], make: _Make) -> _Made | None:
+    def _find(self, step: Step, tasks: Tasks, arguments: tuple[Tensor, ...], halve: bool) -> _Made | None:
         if self._known.get("changes", 0) > _MOST_CHANGES:
             return None
         kinds = ((t.shape, t.dtype, t.device) for t in arguments)
-        key = (step, make == self._in_two and self._unrolled, tasks.form, self._state, *kinds)
+        key = (step, halve and self._unrolled, tasks.form, self._state, *kinds)
         made: _Made | None = self._graphs.get(key)
         if key not in self._graphs:
-            made = self._graphs[key] = make(step, tasks, arguments)
+            made = self._graphs[key] = (self._in_two if halve else self._whole)(step, tasks, arguments)
         elif made and not self._reached.followed and _how_different(made, self._plain(step, tasks), arguments):
             self._forget()
-            return self._find(step, tasks, arguments, make)
+            return self._find(step, tasks, arguments, halve)
         return made
 
     def _forget(self) -> None:
@@ -165,15 +163,14 @@ class Graphs:
             most = math.inf if self._unrolled else phi.nbytes
             first, second, keeps_state = split(in_small_operations(traced, given), most)
             with torch.no_grad():
-                residuals = first(*given[:-1])[1:]
-            state = given[-3:-2] if keeps_state else ()
-            later = (*inputs, alpha, b2, *residuals, *state)
+                residuals = given[-3:-2] if keeps_state else first(*given[:-1])[1:]
+            later = (*inputs, alpha, b2, *residuals)
             forward, backward = build((first, given[:-1], None), (second, later, expected[1:]))
 
             def whole(*tensors: Tensor) -> Found:
-                following, *kept = forward(*tensors[:-1])
-                state = tensors[-3:-2] if keeps_state else ()
-                return (following, *backward(*tensors[:-3], *tensors[-2:], *cast(list[Tensor], kept), *state))
+                following, *residuals = forward(*tensors[:-1])
+                record = tensors[-3:-2] if keeps_state else cast(list[Tensor], residuals)
+                return (following, *backward(*tensors[:-3], *tensors[-2:], *record))
 
             return _Made(whole, (forward, backward), coarsest(traced, given), keeps_state)
 

@@ -13,9 +13,6 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-OPTIONS = {"cpp_cache_precompile_headers": False}
-"""Inductor's options for what is built here."""
-
 
 @dataclass(frozen=True)
 class _Kernel:
@@ -31,8 +28,11 @@ class _Kernel:
 @contextmanager
 def built_together() -> Iterator[None]:
     """Inside the block inductor's C++ kernels are begun; they are ready where it ends, and not to be called before."""
-    from torch._inductor import async_compile
+    from torch._inductor import async_compile, config
 
+    options: dict[str, Any] = {"cpp_cache_precompile_headers": False}
+    if config.cpp.vec_isa_ok is None:  # else a program is built, and run in each process, to try the vector units
+        options["cpp.vec_isa_ok"] = True
     made: Any = async_compile.AsyncCompile
     begun: list[Callable[[], None]] = []
     binding, wait = made.cpp_pybinding, made.wait
@@ -42,13 +42,14 @@ def built_together() -> Iterator[None]:
         if kernels := {name: value for name, value in scope.items() if isinstance(value, _Kernel)}:
             begun.append(_begin(scope, kernels, self.submit))
 
-    made.cpp_pybinding, made.wait = lambda self, types, code: _Kernel(types, code), begin
-    try:
-        yield
-    finally:
-        made.cpp_pybinding, made.wait = binding, wait
-    for finish in begun:
-        finish()
+    with config.patch(options):
+        made.cpp_pybinding, made.wait = lambda self, types, code: _Kernel(types, code), begin
+        try:
+            yield
+        finally:
+            made.cpp_pybinding, made.wait = binding, wait
+        for finish in begun:
+            finish()
 
 
 def _begin(scope: dict[str, Any], kernels: dict[str, _Kernel], submit: Any) -> Callable[[], None]:

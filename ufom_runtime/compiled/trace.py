@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from ufom_runtime.compiled.cache import keep_privately
 from ufom_runtime.compiled.convolutions import rewrite_convolutions
-from ufom_runtime.compiled.kernels import OPTIONS, built_together
+from ufom_runtime.compiled.kernels import built_together
 
 Found = tuple[Tensor | None, ...]
 Graph = Callable[..., Found]  # of tensors
@@ -157,16 +157,12 @@ def _with_cuda_graphs(traced: GraphModule, arguments: Sequence[Tensor]) -> Calla
 def _by_inductor(traced: GraphModule, arguments: Sequence[Tensor]) -> Callable[..., list[Tensor]]:
     """Compiled, or found in inductor's cache, which keeps what has a shape environment, though no shape here varies."""
     from torch._guards import TracingContext, tracing
-    from torch._inductor import config
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     fake = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     shapes: list[Any] = [fake.from_tensor(t, static_shapes=True) for t in arguments]
-    options: dict[str, Any] = dict(OPTIONS)
-    if config.cpp.vec_isa_ok is None:  # else a program is built, and run in each process, to try the vector units
-        options["cpp.vec_isa_ok"] = True
-    with tracing(TracingContext(fake)), config.patch(options):
+    with tracing(TracingContext(fake)):
         compiled: Callable[..., list[Tensor]] = torch._inductor.compile(traced, shapes)
     return compiled
 
