@@ -7,7 +7,7 @@ part of its name: give the configuration a version, if the code may change.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,8 +162,7 @@ class Store:
 
     def seconds(self) -> float:
         """The time of all cells that are done, in whatever run, one after the other."""
-        done = (Cell(self.folder, id) for id, state in self.states().items() if state == "done")
-        return sum(float(cell.check(cell.done)["seconds"]) for cell in done)
+        return sum(float(content["seconds"]) for _, content in self._done())
 
     def states(self) -> dict[str, str]:
         """Each cell's id, and whether it is done, failed, damaged or missing: wanted, and none of these.
@@ -183,13 +182,16 @@ class Store:
 
     def everything(self) -> pd.DataFrame:
         """The rows of all cells that are done, by id, beside the configuration; what is nested, as JSON."""
-        rows = []
-        for id, state in self.states().items():
-            if state == "done":
-                content = Cell(self.folder, id).check(self.folder / f"{id}.json")
-                rows += [{"cell": id, **content["config"], **row} for row in content["rows"]]
+        rows = [{"cell": id, **content["config"], **row} for id, content in self._done() for row in content["rows"]]
         nested = [{k: canonical(v) if isinstance(v, dict | list) else v for k, v in row.items()} for row in rows]
         return pd.DataFrame(nested)
+
+    def _done(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The id and the content of each cell that is done, by id."""
+        for id, state in self.states().items():
+            if state == "done":
+                cell = Cell(self.folder, id)
+                yield id, cell.check(cell.done)
 
 
 def _here(cells: dict[str, Cell], function: Function) -> Generator[str, None, None]:
