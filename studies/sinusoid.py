@@ -19,19 +19,19 @@ import pandas as pd
 
 from studies.engine.study import Progress, Study, silent
 from studies.engine.sweep import Store
+from studies.shared.accounts import SWEEPS
 from studies.shared.drawing import markdown, new_figure, plain_number, seaborn
 from studies.shared.training import interval
 from studies.shared.verdicts import Verdict, halves
 from studies.sinusoid_cell import run_cell
 from ufom_runtime.command.style import LOOKS
-from ufom_theory import CostModel, Sweep
+from ufom_theory import CostModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 question = "Does UFOM pay on sinusoid regression, and what does FOM's bias cost there?"
 RULES = ("adaptive", "law of one step")
-SWEEPS = {"recomputed": Sweep.recomputed(), "stored": Sweep.stored()}
 
 
 @dataclass(frozen=True)

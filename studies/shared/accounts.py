@@ -25,7 +25,7 @@ from ufom_runtime.problem import BilevelProblem, Task, Tasks, one_theta
 from ufom_theory import CostModel, Sweep, Truncated
 
 UNROLLED = Estimator(1.0, Sweep.unrolled())  # the quickest exact gradient; its calls are those of the stored sweep
-SWEEPS = (Sweep.recomputed(), Sweep.stored())  # of the accounts that are named after them
+SWEEPS = {"recomputed": Sweep.recomputed(), "stored": Sweep.stored()}  # of the accounts of calls
 ACCOUNTS = {"recomputed": "states recomputed", "stored": "states stored", "seconds": "seconds"}
 
 
@@ -120,7 +120,7 @@ def budgets(config: Any) -> dict[str, float]:
     `recomputed` and `stored` are outer steps of the exact gradient, each on `batch` tasks, or on one.
     """
     values = config if isinstance(config, Mapping) else vars(config)
-    costs = {sweep.kind: CostModel(values["r"], sweep=sweep, as_printed=True) for sweep in SWEEPS}
+    costs = {name: CostModel(values["r"], sweep=sweep, as_printed=True) for name, sweep in SWEEPS.items()}
     batch = values.get("batch", 1)
     return {name: float(values[name] * batch * (cost.c_det + cost.c_rnd)) for name, cost in costs.items()}
 
