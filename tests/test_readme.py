@@ -73,11 +73,17 @@ def test_the_numbers_of_the_studies_are_the_stored_ones(study, subject, words):
     assert words.format(abs(mean), abs(mean) - half, abs(mean) + half, half - abs(mean)) in README
 
 
+def stored(module, stem):
+    """The stored table of a study and its configuration."""
+    from studies.engine.results import Results
+
+    return Results(ROOT / "studies" / "results" / f"{stem}.csv").read(module.study)
+
+
 def test_what_is_said_of_the_synthetic_pair_is_in_the_stored_table():
-    from studies import __main__ as main
     from studies import optimal_q as study
 
-    table, config = main._results("optimal_q", "standard", "standard").read(study.study)
+    table, config = stored(study, "optimal_q-standard")
     found = study.basins(table, config.r)
     assert (found.regret <= np.log(1.05)).all()
     largest, slowest = (found.q_star_paper / found.best).max(), np.exp(found.regret_paper.max())
@@ -125,12 +131,11 @@ def test_the_page_of_the_papers_tables_has_the_stored_verdicts(study, row, metho
 
 
 def test_what_is_said_of_the_papers_size_is_in_the_stored_table():
-    from studies import __main__ as main
     from studies import table_1
     from studies.shared.accounts import budgets
     from studies.shared.paying import at_equal
 
-    table, config = main._results("table_1", "paper", "paper").read(table_1.study)
+    table, config = stored(table_1, "table_1-paper")
     test = at_equal(table[table.method.isin(["exact", "UFOM", "FOM"])], "stored", budgets(config)).test.unstack(
         "method"
     )
@@ -142,13 +147,12 @@ def test_what_is_said_of_the_papers_size_is_in_the_stored_table():
 
 
 def test_what_is_said_of_few_shot_learning_is_in_the_stored_table():
-    from studies import __main__ as main
     from studies import table_2
     from studies.shared.accounts import budgets
     from studies.shared.paying import at_equal
     from studies.shared.training import interval
 
-    table, config = main._results("table_2", "standard", "standard").read(table_2.study)
+    table, config = stored(table_2, "table_2-standard")
     limits, page = budgets(config), " ".join(PAGE.split())
     exact, fom, ufom = (
         interval(at_equal(table, "stored", limits).accuracy.loc[m], 1) for m in ("exact", "FOM", "UFOM")
