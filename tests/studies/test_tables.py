@@ -240,6 +240,13 @@ def test_figures_and_captions(study, one, two):
     assert module.answer(table, config).endswith(".")
 
 
+def test_a_method_that_lacks_a_seed_is_not_drawn(two):
+    (_, axes) = table_2.draw(two[(two.method != "UFOM") | (two.seed == 0)], TWO).axes
+    named = {name for text in axes.texts for name in text.get_text().split(", ")}
+    assert {"exact", "FOM"} <= named
+    assert "UFOM" not in named
+
+
 def test_without_omniglot_the_remedy_is_named(monkeypatch, tmp_path):
     def absent():
         raise UfomError("images_background_small1.zip is missing")
