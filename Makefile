@@ -33,9 +33,10 @@ docs: $(VENV)/.docs
 # the CUDA tests, then studies/results/gpu-standard.csv and .json, which `python -m studies draw` reads.
 # `make gpu GPU_SIZE=quick` tries it out on a CPU.
 GPU_SIZE ?= standard
+gpu: export PYTHONPATH = .
 gpu:
-	-PYTHONPATH=. timeout 150 $(PYTHON) -m pytest -q -W default -p no:cacheprovider tests/runtime/test_cuda.py
-	PYTHONPATH=. timeout 320 $(PYTHON) -m studies run gpu --size $(GPU_SIZE) --executor local --jobs 1 --cell-minutes 1.2
+	-timeout 150 $(PYTHON) -m pytest -q -W default -p no:cacheprovider $$($(PYTHON) -c "import xdist" 2>/dev/null && echo "-n 4") tests/runtime/test_cuda.py
+	timeout 320 $(PYTHON) -m studies run gpu --size $(GPU_SIZE) --executor local --jobs 1 --cell-minutes 1.5
 
 $(VENV)/.docs: $(STAMP)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'

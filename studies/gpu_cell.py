@@ -41,7 +41,7 @@ PEERS: dict[str, dict[str, Callable[..., Tensor]]] = {
     "torchopt": {"exact, unrolled": peers.torchopt},
     "learn2learn": {"exact, unrolled": peers.learn2learn},
 }
-GROUPS = ("ours", "others", "stored, compiled", "first-order, compiled", "unrolled, compiled")
+GROUPS = ("ours", "stored, compiled", "others", "unrolled, compiled", "first-order, compiled")
 
 
 @dataclass(frozen=True)

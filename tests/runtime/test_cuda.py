@@ -1,5 +1,7 @@
 """The runtime on a GPU against the CPU."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -73,6 +75,18 @@ def test_cuda_graphs_agree_with_the_plain_path(estimator):
         for c in (False, True)
     )
     torch.testing.assert_close(compiled, plain, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("compile", [False, True], ids=["plain", "compiled"])
+def test_convolutions_in_tf32_run_together(compile):
+    problem = digits_few_shot(r=2, device="cuda")
+    tasks = problem.sample(5, torch.Generator().manual_seed(0))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "the tasks of this problem run|the plain path is used|no residuals are kept")
+        found = hypergradient(problem, problem.initial, tasks, EXACT, compile=compile)
+    on_cpu = digits_few_shot(r=2, dtype=F64)
+    exact = hypergradient(on_cpu, on_cpu.initial, Tasks.of(tuple(t.cpu() for t in tasks)).to(F64), EXACT)
+    assert (found.cpu() - exact).norm() < 0.05 * exact.norm()
 
 
 def test_moments_bounds_and_training_agree_with_the_cpu():

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from ufom_runtime.compiled.cache import keep_privately
 from ufom_runtime.compiled.convolutions import rewrite_convolutions
 from ufom_runtime.compiled.kernels import built_together
+from ufom_runtime.inspection import tf32
 
 Found = tuple[Tensor | None, ...]
 Graph = Callable[..., Found]  # of tensors
@@ -102,7 +103,8 @@ def coarsest(traced: GraphModule, arguments: Sequence[Tensor]) -> float:
     """The largest rounding error, relative, of the floating-point types that the graph computes in."""
     values = [*arguments, *(node.meta.get("val") for node in traced.graph.nodes)]
     kinds = {v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()}
-    return max(torch.finfo(kind).eps for kind in kinds)
+    eps = max(torch.finfo(kind).eps for kind in kinds)
+    return max(eps, tf32.EPS) if arguments[0].is_cuda and torch.float32 in kinds and tf32.used_by(traced) else eps
 
 
 def build(*wanted: tuple[GraphModule, Sequence[Tensor], Found | None]) -> list[Graph]:

@@ -13,14 +13,15 @@ has detached on purpose. Held to it are three things.
    intention, and its second derivative is what autograd says.
 
 All of it is done at a generic point near the one asked for: zeros, equal weights, and a module's own parameters are
-special ones, where much that is wrong comes out right.
+special ones, where much that is wrong comes out right. On a GPU it is done without TF32, whose rounding would hide
+what is wrong, and make what is right look wrong.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +34,7 @@ from ufom_runtime.derivatives import LOOPS, count_calls, start, watch_losses
 from ufom_runtime.inspection.draws import REMEDY, generators, generators_put_back, moved
 from ufom_runtime.inspection.hidden import refuse_hidden
 from ufom_runtime.inspection.points import Found, Point, noise
+from ufom_runtime.inspection.tf32 import switched_off
 from ufom_runtime.problem import BilevelProblem, Tasks, all_finite, kept
 from ufom_theory import UfomError
 
@@ -57,7 +59,7 @@ def check_first_use(problem: BilevelProblem, theta: Tensor, tasks: Tasks, produc
     key = (len(theta) > 1, *((t.shape[1:], t.dtype, t.device) for t in (theta, *tasks.parts)))
     if passed.get(key, -1) >= products:
         return
-    with _aside():
+    with _aside(), switched_off() if theta.is_cuda else nullcontext():
         before = generators()
         rows = _few(problem, theta.detach(), tasks)
         why, same = "", problem.update is None and problem.inner_batch is None
