@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from studies.engine.study import Progress, Study, of_table, silent
-from studies.engine.sweep import Store
-from studies.gpu_cell import Config, run_cell, version
+from studies.engine.sweep import Outcome, Store
+from studies.gpu_cell import Config, run_cell
 from studies.performance_problems import QUICK
 from studies.performance_problems import Config as Images
 from studies.performance_problems import images as where_from
@@ -54,13 +54,13 @@ def measure(config: Config, store: Store, progress: Progress = silent) -> pd.Dat
     for i, cell in enumerate(cells, 1):
         named = {"workload": f"{WORKLOADS[cell['workload']]}: {cell['workload']}, {where_from(cell['workload'])}"}
         named |= {"tasks": cell["tasks"], "r": cell["r"]}
-        if time.monotonic() > end:
-            rows.append({**named, "method": cell["group"], "library": "ufom", "note": "no time was left"})
-            continue
-        outcome = store.run([cell], run_cell)
-        if outcome.failed:
-            rows.append({**named, "method": cell["group"], "library": "ufom", "note": outcome.failed[0][1][:200]})
-        rows += [{**named, "version": version(row["library"]), **row} for row in store.load(cell) or []]
+        late = time.monotonic() > end
+        outcome = Outcome(0, 0, ()) if late else store.run([cell], run_cell)
+        found = store.load(cell)
+        if outcome.failed or found is None:  # what is done already is taken, however late it is
+            why = outcome.failed[0][1][:200] if outcome.failed else "no time was left"
+            found = [{"method": cell["group"], "library": "ufom", "note": why}]
+        rows += [{**named, **row} for row in found]
         progress(i / len(cells))
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -95,7 +95,7 @@ def judge(table: pd.DataFrame) -> list[Verdict]:
 
 def draw(table: pd.DataFrame) -> Figure:
     """Time against memory, a panel a workload."""
-    shown = table[table.seconds.notna() & table.bytes.notna()]
+    shown = table[table.seconds.notna() & table.bytes.notna()].drop_duplicates(["workload", "library", "method"])
     panels = list(shown.groupby("workload"))
     figure = new_figure(0.4 + 4.2 * len(panels))
     several = figure.subplots(len(panels), 1, squeeze=False).ravel()
@@ -105,7 +105,8 @@ def draw(table: pd.DataFrame) -> Figure:
         colours = [LOOKS["UFOM"]["color"] if mine else GREY for mine in ours]
         x, y = rows["bytes"].clip(lower=4096) / 2**20, 1e3 * rows.seconds
         axes.scatter(x, y, c=colours, s=25)
-        axes.set(title=f"{workload}, {rows.tasks.iloc[0]} task(s), r = {rows.r.iloc[0]}", xscale="log", yscale="log",
+        tasks = "1 task" if rows.tasks.iloc[0] == 1 else f"{rows.tasks.iloc[0]} tasks"
+        axes.set(title=f"{workload}, {tasks}, r = {rows.r.iloc[0]}", xscale="log", yscale="log",
                  xlabel="peak memory of a call, MiB", ylabel="time of a call, ms")  # fmt: skip
         axes.margins(0.25, 0.15)
         plain_ticks(axes)

@@ -70,13 +70,14 @@ class Config:
 
 
 def run_cell(cell: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Memory of each method first, then the times, in turns; what fails has a row that says why."""
+    """Memory of each method, then the times, in turns; what fails has a row that says why."""
     problem, theta, tasks = _problem(cell, double=False)
     same = differences(cell) if cell["group"] in ("ours", "others") else {}
+    hypergradient(problem, theta, tasks, FOM)  # the libraries' work spaces, which stay, are no method's
     calls: dict[tuple[str, str], Callable[[], object]] = {}
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for key, make in _methods(cell["group"]).items():
-        rows[key] = {"method": key[1], "library": key[0], **same.get(key, {})}
+        rows[key] = {"method": key[1], "library": key[0], "version": _version(key[0]), **same.get(key, {})}
         try:
             call, base = make(problem, theta, tasks), torch.cuda.memory_allocated() if theta.is_cuda else 0
             rows[key]["first"] = seconds(partial(_waited, call, theta))
@@ -168,6 +169,6 @@ def _waited(call: Callable[[], object], theta: Tensor) -> None:
         torch.cuda.synchronize()
 
 
-def version(library: str) -> str:
+def _version(library: str) -> str:
     """Of a library that is installed; else empty."""
     return next((m.version for m in METHODS.values() if m.library == library), "")

@@ -168,6 +168,30 @@ def test_what_is_said_of_few_shot_learning_is_in_the_stored_table():
     assert f"and up to {last['stored']:,.0f} with stored ones" in page
 
 
+def test_what_is_said_of_a_gpu_is_in_the_stored_table():
+    from studies import gpu
+
+    table, _ = stored(gpu, "gpu-standard")
+    found = table.drop_duplicates(["workload", "library", "method"]).set_index(["workload", "library", "method"])
+    few, cleaning = (found.loc[workload] for workload in sorted(table.workload.unique()))
+    ms, mb = (lambda row: f"{1e3 * row.seconds:.0f} ms"), (lambda row: f"{row.bytes / 1e6:.0f} MB")
+    compiled = ("ufom", "exact, stored, compiled")
+    hand, torchopt, jax = (
+        cleaning.loc[("torch", "exact, by hand")],
+        cleaning.loc[("torchopt", "exact, unrolled")],
+        cleaning.loc[("jax", "exact, scan, vmapped")],
+    )
+    page = " ".join((ROOT / "docs" / "time-and-memory.md").read_text().split())
+    for words in (
+        f"takes {ms(cleaning.loc[compiled])}, against {ms(hand)} by hand, {ms(torchopt)} by torchopt and {ms(jax)} by",
+        f"holds {mb(cleaning.loc[compiled])}, the unrolled graph {mb(hand)}",
+        f"{ms(few.loc[compiled])}, plain {ms(few.loc[('ufom', 'exact, stored')])}",
+        f"FOM {ms(few.loc[('ufom', 'first-order')])}",
+        f"compiles for {cleaning.loc[compiled, 'first']:.0f} s and {few.loc[compiled, 'first']:.0f} s",
+    ):
+        assert words in page
+
+
 @pytest.mark.parametrize(
     ("here", "there"),
     [
