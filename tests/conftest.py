@@ -1,5 +1,6 @@
 """Shared set-up of the tests."""
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a worker: workers that share cores slow each other tenfold
@@ -25,3 +26,8 @@ def steady_clock():
 def pytest_make_parametrize_id(val, argname):
     """Bytes are named by their argument: an archive holds the time it was made, and every worker makes its own."""
     return argname if isinstance(val, bytes) else None
+
+
+def pytest_collection_finish():
+    """What was imported stays: a collection of garbage need not look at it, and many tests count bytes after one."""
+    gc.freeze()
