@@ -253,10 +253,10 @@ study = Study(
 
 
 if __name__ == "__main__":
-    import torch
-
     config, job = Config(**json.loads(sys.argv[1])), json.loads(sys.argv[2])
     if hasattr(os, "sched_setaffinity"):  # jax takes all the cores it sees
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.threads])
+    import torch
+
     torch.set_num_threads(config.threads)
     print("\n" + json.dumps(work(config, job)))

@@ -90,7 +90,7 @@ def ufom_time(config: Config) -> Rows:
     problem, theta, drawn = build(config, "few-shot", config.steps)
     tasks = Tasks.of(drawn)
     one, estimator = tasks.take(slice(1)), UFOM(Q)
-    n, rounds = len(tasks), max(3, config.rounds // 5)
+    n, rounds = len(tasks), -(-config.rounds // 5)
 
     def run(chosen: Any, coins: list[int]) -> float:
         return seconds(lambda: hypergradient(problem, theta, chosen, estimator, coins=torch.tensor(coins) == 1))
@@ -179,7 +179,7 @@ def _foreseen(config: Config, workload: str, r: int, estimator: Estimator) -> Ro
         foretold = expected.bytes
         return seconds(run), expected.seconds
 
-    yield {"method": "time over its forecast", **_over_predicted(max(3, config.rounds // 3), pair)}
+    yield {"method": "time over its forecast", **_over_predicted(-(-config.rounds // 3), pair)}
     most = peak_bytes(run, (theta, *one.parts))
     yield {"method": "bytes over their forecast", "live_bytes": most, "ratio": most / foretold}
 

@@ -16,7 +16,10 @@ from tests.oracles import unrolled_gradient
 from ufom_runtime.measure.clock import UnsureTime
 from ufom_runtime.problem import Tasks
 
-TINY = replace(performance.SIZES["quick"], filters=2, images=8, hidden=3, steps=2, rounds=2, outer_steps=10)
+TINY = replace(
+    performance.SIZES["quick"], ways=2, filters=1, images=4, hidden=2, steps=2, lengths=(3,), rounds=1,
+    outer_steps=10,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
