@@ -145,8 +145,8 @@ class Steps:
         unrolled.
         """
         if self._graphs:
-            found = self._graphs.first(self._step(joint_step, x, j), self._seen(j), x, self._rates[j])
-            if found:
+            step, outer = self._step(joint_step, x, j), Step(outer_step, layout=self._layout)
+            if found := self._graphs.first(step, self._seen(j), x, self._rates[j], (outer, self.tasks)):
                 count_rows("gradients", len(x))
                 return found
         return self.inner(x, j), x

@@ -1,6 +1,7 @@
 """What a compiled step keeps for its backward step: the fewest bytes, and never a wrong gradient."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -198,6 +199,30 @@ def test_a_stored_sweep_holds_its_residuals_and_no_state():
     size = sum(t.nbytes for t in kept)
     assert size < 0.9 * phi.nbytes
     assert peak(20) - peak(10) == pytest.approx(10 * size, rel=0.02)
+
+
+@pytest.mark.parametrize("fails", ["its trace", "the compiler"])
+def test_an_outer_step_that_cannot_be_compiled_leaves_the_halves_as_they_are(fails, monkeypatch):
+    problem, theta, tasks = wide()
+
+    def outer(theta, phi, task):
+        loss = problem.outer_loss(theta, phi, task).sinh()
+        return loss * (loss.detach().item() > -1) if fails == "its trace" else loss
+
+    def compiled(graph, shapes):
+        if "sinh" in graph.code:
+            raise RuntimeError("no sinh")
+        return graph
+
+    monkeypatch.setattr(torch._inductor, "compile", compiled)
+    changed = replace(problem, outer_loss=outer)
+    with pytest.warns(match="outer_step cannot be compiled") as said:
+        found = hypergradient(changed, theta, tasks, EXACT, compile=True)
+    assert len(said) == 1
+    torch.testing.assert_close(found, hypergradient(changed, theta, tasks, EXACT), rtol=1e-12, atol=1e-12)
+    halves, outer_step = kept(changed, "graphs").values()
+    assert len(halves.graphs) == 2
+    assert outer_step is None
 
 
 def test_an_operation_that_writes_into_its_input_is_refused():

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import cast
+from functools import partial
+from itertools import chain
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from ufom_runtime.compiled.reached import reach
 from ufom_runtime.compiled.residuals import split
-from ufom_runtime.compiled.trace import Found, Graph, build, coarsest, difference, in_small_operations, trace
+from ufom_runtime.compiled.trace import Found, Graph, Part, build, coarsest, difference, in_small_operations, trace
 from ufom_runtime.derivatives import watch_losses
 from ufom_runtime.problem import BilevelProblem, Tasks, kept
 from ufom_theory import UfomError
 
+T = TypeVar("T")
+Tensors = tuple[Tensor, ...]
 Step = Callable[..., Found]  # of the problem, θ, the tasks and other tensors; φ and α are the first two of these
 _MOST_CHANGES = 2
 _CHANGING = (
@@ -38,6 +43,20 @@ class _Made:
     graphs: tuple[Graph, ...]
     eps: float
     keeps_state: bool = False
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A step that is to be compiled, and what to say where it cannot be.
+
+    `making` traces it, asks for the compiled parts and gives what was made of them.
+    """
+
+    step: Step
+    plain: Graph
+    arguments: Tensors
+    making: Generator[list[Part], list[Graph], _Made]
+    otherwise: str
 
 
 class Graphs:
@@ -69,20 +88,24 @@ class Graphs:
         """The step, compiled; or as it is, where it cannot be or what the losses read keeps changing."""
         arguments = self._arguments(tasks, state)
         if step not in self._ready:
-            self._ready[step] = self._find(step, tasks, arguments, halve=False)
+            self._ready[step] = self._find(step, tasks, arguments)
         made = self._ready[step]
         return made.whole(*arguments) if made else self._plain(step, tasks)(*arguments)
 
-    def first(self, step: Step, tasks: Tasks, phi: Tensor, alpha: Tensor) -> tuple[Tensor, list[Tensor]] | None:
+    def first(
+        self, step: Step, tasks: Tasks, phi: Tensor, alpha: Tensor, beside: tuple[Step, Tasks]
+    ) -> tuple[Tensor, list[Tensor]] | None:
         """The first half of a step of φ, α and b2 that is cut in two: the next φ, and the residuals.
 
         These are φ itself where the others take more bytes, unless the sweep is unrolled. None where the second
-        derivative is zero, or, with a warning, where the halves cannot be made.
+        derivative is zero, or, with a warning, where the halves cannot be made. `beside` is another step, of φ alone,
+        that will be wanted: it is compiled at the same time.
         """
         if step not in self._ready:
             generator = torch.Generator().manual_seed(0)
             b2 = torch.randn(phi.shape, generator=generator, dtype=phi.dtype, device="cpu").to(phi.device)
-            self._ready[step] = self._find(step, tasks, self._arguments(tasks, (phi, alpha, b2)), halve=True)
+            other = (*beside, self._arguments(beside[1], (phi,)))
+            self._ready[step] = self._find(step, tasks, self._arguments(tasks, (phi, alpha, b2)), True, other)
         made = self._ready[step]
         if made is None:
             return None
@@ -96,7 +119,7 @@ class Graphs:
         assert made is not None
         return made.graphs[1](*self._arguments(tasks, (alpha, b2)), *residuals)
 
-    def _arguments(self, tasks: Tasks, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _arguments(self, tasks: Tasks, state: Tensors) -> Tensors:
         return (self._theta, *(t.contiguous() for t in (*tasks.parts, *state)))
 
     def _plain(self, step: Step, tasks: Tasks) -> Graph:
@@ -110,18 +133,33 @@ class Graphs:
 
         return cast(Graph, plain)
 
-    def _find(self, step: Step, tasks: Tasks, arguments: tuple[Tensor, ...], halve: bool) -> _Made | None:
+    def _find(
+        self,
+        step: Step,
+        tasks: Tasks,
+        arguments: Tensors,
+        halve: bool = False,
+        beside: tuple[Step, Tasks, Tensors] | None = None,
+    ) -> _Made | None:
         if self._known.get("changes", 0) > _MOST_CHANGES:
             return None
-        kinds = ((t.shape, t.dtype, t.device) for t in arguments)
-        key = (step, halve and self._unrolled, tasks.form, self._state, *kinds)
-        made: _Made | None = self._graphs.get(key)
+        key = self._key(step, tasks, arguments, halve)
         if key not in self._graphs:
-            made = self._graphs[key] = (self._in_two if halve else self._whole)(step, tasks, arguments)
-        elif made and not self._reached.followed and _how_different(made, self._plain(step, tasks), arguments):
+            wanted = {key: (self._in_two if halve else self._whole)(step, tasks, arguments)}
+            if beside and (other := self._key(*beside)) not in self._graphs:
+                with suppress(Exception):  # an error of the user's own comes out where that step is run
+                    wanted[other] = self._whole(*beside)
+            self._graphs.update(_compiled(wanted))
+            return cast(_Made | None, self._graphs[key])
+        made: _Made | None = self._graphs[key]
+        if made and not self._reached.followed and _how_different(made, self._plain(step, tasks), arguments):
             self._forget()
-            return self._find(step, tasks, arguments, halve)
+            return self._find(step, tasks, arguments, halve, beside)
         return made
+
+    def _key(self, step: Step, tasks: Tasks, arguments: Tensors, halve: bool = False) -> tuple[object, ...]:
+        kinds = ((t.shape, t.dtype, t.device) for t in arguments)
+        return (step, halve and self._unrolled, tasks.form, self._state, *kinds)
 
     def _forget(self) -> None:
         """Drop the steps that are stale, and whether the update uses j; after too many times, for good."""
@@ -131,22 +169,22 @@ class Graphs:
         if self._known["changes"] == _MOST_CHANGES + 1:
             warnings.warn(_CHANGING, stacklevel=2)
 
-    def _whole(self, step: Step, tasks: Tasks, arguments: tuple[Tensor, ...]) -> _Made | None:
+    def _whole(self, step: Step, tasks: Tasks, arguments: Tensors) -> _Wanted | None:
         plain = self._plain(step, tasks)
         expected = plain(*arguments)  # first, so that an error of the user's own comes out as it is
         if not any(tensor is not None for tensor in expected):
             return None
 
-        def compiled() -> _Made:
+        def making() -> Generator[list[Part], list[Graph], _Made]:
             traced = trace(plain, arguments)
-            (graph,) = build((traced, arguments, expected))
+            (graph,) = yield [(traced, arguments, expected)]
             graph(*arguments)
             return _Made(graph, (graph,), coarsest(traced, arguments))
 
-        made = _attempt(compiled, f"the plain path is used, since the {step.__name__} cannot be compiled")
-        return _held(step, made, plain, arguments)
+        otherwise = f"the plain path is used, since the {step.__name__} cannot be compiled"
+        return _Wanted(step, plain, arguments, making(), otherwise)
 
-    def _in_two(self, step: Step, tasks: Tasks, arguments: tuple[Tensor, ...]) -> _Made | None:
+    def _in_two(self, step: Step, tasks: Tasks, arguments: Tensors) -> _Wanted | None:
         *inputs, phi, alpha, b2 = arguments
         generator = torch.Generator().manual_seed(1)
         noise = torch.randn(phi.shape, generator=generator, dtype=phi.dtype, device="cpu").to(phi.device)
@@ -158,14 +196,14 @@ class Graphs:
         if not any(tensor is not None for tensor in expected[1:]):
             return None
 
-        def compiled() -> _Made:
+        def making() -> Generator[list[Part], list[Graph], _Made]:
             traced = trace(plain, given)
             most = math.inf if self._unrolled else phi.nbytes
             first, second, keeps_state = split(in_small_operations(traced, given), most)
             with torch.no_grad():
                 residuals = given[-3:-2] if keeps_state else first(*given[:-1])[1:]
             later = (*inputs, alpha, b2, *residuals)
-            forward, backward = build((first, given[:-1], None), (second, later, expected[1:]))
+            forward, backward = yield [(first, given[:-1], None), (second, later, expected[1:])]
 
             def whole(*tensors: Tensor) -> Found:
                 following, *residuals = forward(*tensors[:-1])
@@ -174,22 +212,41 @@ class Graphs:
 
             return _Made(whole, (forward, backward), coarsest(traced, given), keeps_state)
 
-        made = _attempt(compiled, "no residuals are kept, since the steps cannot be traced and compiled together")
-        return _held(step, made, plain, given)
+        otherwise = "no residuals are kept, since the steps cannot be traced and compiled together"
+        return _Wanted(step, plain, given, making(), otherwise)
 
 
-def _how_different(made: _Made, plain: Graph, arguments: tuple[Tensor, ...]) -> str:
+def _compiled(wanted: dict[T, _Wanted | None]) -> dict[T, _Made | None]:
+    """Steps compiled at the same time; each does what the plain one does, else `UfomError`."""
+    traced = {k: parts for k, w in wanted.items() if w and (parts := _attempt(partial(next, w.making), w.otherwise))}
+    graphs: dict[T, list[Graph]] = {}
+    if len(traced) > 1:
+        with suppress(Exception):  # one of them cannot be compiled: which one is seen where each is compiled alone
+            built = iter(build(*chain(*traced.values())))
+            graphs = {k: [next(built) for _ in parts] for k, parts in traced.items()}
+    found: dict[T, _Made | None] = dict.fromkeys(wanted)
+    for key, parts in traced.items():
+        w = cast(_Wanted, wanted[key])
+        made = found[key] = _attempt(partial(_finished, w, parts, graphs.get(key)), w.otherwise)
+        if made and (how := _how_different(made, w.plain, w.arguments)):
+            name = w.step.__name__
+            raise UfomError(f"the compiled {name} differs from the plain one {how}: leave compile=False here")
+    return found
+
+
+def _finished(wanted: _Wanted, parts: list[Part], graphs: list[Graph] | None) -> _Made:
+    try:
+        wanted.making.send(graphs or build(*parts))
+    except StopIteration as stop:
+        return cast(_Made, stop.value)
+    raise AssertionError
+
+
+def _how_different(made: _Made, plain: Graph, arguments: Tensors) -> str:
     return difference(made.whole(*arguments), plain, arguments, made.eps)
 
 
-def _held(step: Step, made: _Made | None, plain: Graph, arguments: tuple[Tensor, ...]) -> _Made | None:
-    """A compiled step that does what the plain one does; else `UfomError`."""
-    if made and (how := _how_different(made, plain, arguments)):
-        raise UfomError(f"the compiled {step.__name__} differs from the plain one {how}: leave compile=False here")
-    return made
-
-
-def _attempt(make: Callable[[], _Made | None], otherwise: str) -> _Made | None:
+def _attempt(make: Callable[[], T], otherwise: str) -> T | None:
     """What is made, or None and a warning: of the compiler's or the tracer's errors none is the user's to mend here."""
     try:
         return make()

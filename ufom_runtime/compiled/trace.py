@@ -22,6 +22,7 @@ from ufom_runtime.inspection import tf32
 
 Found = tuple[Tensor | None, ...]
 Graph = Callable[..., Found]  # of tensors
+Part = tuple[GraphModule, Sequence[Tensor], Found | None]  # a trace, its arguments, and what its results are like
 _NUMBERS = {"item", "tolist", "numpy", "__array__", "__float__", "__int__", "__index__", "__bool__", "__complex__"}
 
 
@@ -107,8 +108,8 @@ def coarsest(traced: GraphModule, arguments: Sequence[Tensor]) -> float:
     return max(eps, tf32.EPS) if arguments[0].is_cuda and torch.float32 in kinds and tf32.used_by(traced) else eps
 
 
-def build(*wanted: tuple[GraphModule, Sequence[Tensor], Found | None]) -> list[Graph]:
-    """Traces, each with its arguments, compiled at the same time; with None again where what it is like has it."""
+def build(*wanted: Part) -> list[Graph]:
+    """Traces, compiled at the same time; with None again where what it is like has it."""
     device = wanted[0][1][0].device
     generators = torch.random.fork_rng([device] if device.type == "cuda" else [])  # the compiler may draw
     with torch.no_grad(), _uncast(device)(), generators, warnings.catch_warnings():
