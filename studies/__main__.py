@@ -212,14 +212,14 @@ def _index() -> str:
 
 
 def _title(name: str, size: str) -> str:
-    return f"{name} at the paper's size" if size == "paper" else name
+    return {"standard": name, "paper": f"{name} at the paper's size"}.get(size, f"{name}, {size}")
 
 
 def _not_run() -> Iterator[str]:
     """A line for each size that has no stored table, but for those that are quick and the study to copy."""
     for name in STUDIES:
-        for size in ("standard", "paper") if name != "template" else ():
-            if size in load(name).sizes and not _results(name, size, size).path.is_file():
+        for size in load(name).sizes:
+            if name != "template" and size != "quick" and not _results(name, size, size).path.is_file():
                 yield f"Not yet run: `python -m studies {name} --size {size}`. {load(name).question}\n"
 
 
@@ -251,9 +251,9 @@ def _counts(verdicts: list[Verdict]) -> str:
 def _stored() -> Iterator[tuple[Study[Any], Results]]:
     """The studies that have a committed table, at each size."""
     for name in STUDIES:
-        for size in ("standard", "paper"):
+        for size in load(name).sizes:
             results = _results(name, size, size)
-            if results.path.is_file():
+            if size != "quick" and results.path.is_file():
                 yield load(name), results
 
 

@@ -68,6 +68,10 @@ SIZES = {
         data="omniglot", ways=5, filters=32, rotations=True, alpha=0.1, rate=3e-3, batch=4, recomputed=400,
         stored=1200, test_tasks=200, fixed_tasks=32, seeds=3, points=24,
     ),
+    "wide": Config(
+        data="omniglot", ways=20, filters=32, rotations=True, alpha=0.1, rate=3e-3, batch=4, recomputed=200,
+        stored=600, test_tasks=100, fixed_tasks=16, seeds=2, points=12,
+    ),
     "paper": Config(
         data="omniglot", ways=30, filters=64, rotations=False, alpha=0.005, rate=1e-3, batch=4, recomputed=5000,
         stored=5000, test_tasks=200, fixed_tasks=64, seeds=3, points=50, device="cuda",

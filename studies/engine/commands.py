@@ -14,7 +14,7 @@ from ufom_runtime.command.printing import print_table
 from ufom_theory import UfomError
 
 CELLS = Path(__file__).parents[1] / "cells"
-Size = Annotated[str, typer.Option(help="quick (kept out of git), standard (minutes) or paper.")]
+Size = Annotated[str, typer.Option(help="quick (kept out of git), standard (minutes), or another.")]
 Kind = Annotated[
     str | None, typer.Option("--executor", help="local (processes) or slurm; otherwise as the study says.")
 ]

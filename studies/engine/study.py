@@ -41,7 +41,7 @@ class Study(Generic[Config]):
 
     Attributes:
         question: a sentence.
-        sizes: configurations by name: "quick" (seconds, for the tests), "standard" and, where one is given, "paper".
+        sizes: configurations by name: "quick" (seconds, for the tests), "standard", and perhaps others, as "paper".
         measure: from a configuration, the store of its cells and where to report progress, to a table: one row for each
             thing measured. What the configuration says is not repeated in the rows.
         judge: what was predicted, what was measured, and whether they agree.
