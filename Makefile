@@ -35,8 +35,8 @@ docs: $(VENV)/.docs
 GPU_SIZE ?= standard
 gpu: export PYTHONPATH = .
 gpu:
-	-timeout 150 $(PYTHON) -m pytest -q -W default -p no:cacheprovider $$($(PYTHON) -c "import xdist" 2>/dev/null && echo "-n 4") tests/runtime/test_cuda.py
-	timeout 320 $(PYTHON) -m studies run gpu --size $(GPU_SIZE) --executor local --jobs 1 --cell-minutes 1.5
+	-timeout 140 $(PYTHON) -m pytest -q -W default -p no:cacheprovider $$($(PYTHON) -c "import xdist" 2>/dev/null && echo "-n 4") tests/runtime/test_cuda.py
+	timeout 340 $(PYTHON) -m studies run gpu --size $(GPU_SIZE) --executor local --jobs 1 --cell-minutes 1.5
 
 $(VENV)/.docs: $(STAMP)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'

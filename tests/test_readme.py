@@ -187,6 +187,7 @@ def test_what_is_said_of_a_gpu_is_in_the_stored_table():
         f"holds {mb(cleaning.loc[compiled])}, the unrolled graph {mb(hand)}",
         f"{ms(few.loc[compiled])}, plain {ms(few.loc[('ufom', 'exact, stored')])}",
         f"FOM {ms(few.loc[('ufom', 'first-order')])}",
+        f"takes {ms(few.loc[('ufom', 'UFOM(0.1)')])}. One coin",
         f"compiles for {cleaning.loc[compiled, 'first']:.0f} s and {few.loc[compiled, 'first']:.0f} s",
     ):
         assert words in page
