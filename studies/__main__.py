@@ -201,12 +201,14 @@ def _index() -> str:
         (table, config), run, stem = results.read(study), results.run(), results.path.stem
         name, _, size = stem.rpartition("-")
         made = ", ".join(str(run[key]) for key in ("device", "date") if key in run)
+        # a table that was put together from cells of an older version has their time nowhere
+        took = f"{run['seconds'] / 60:.0f} min" if run["seconds"] >= 60 else "its time was not kept"
         caption = (results.figures / f"{stem}.txt").read_text().strip()
         parts.append(
             f"## {_title(name, size)}\n\n**{study.question}** {study.answer(table, config)}\n\n"
             f"![{name}](figures/{stem}.png)\n\n"
             f"{caption}\n\nVerdicts: {_counts(study.judge(table, config))} ([all](results/{stem}.verdicts.json)). "
-            f"{size}, {made}, {run['seconds'] / 60:.0f} min: `python -m studies {name} --size {size}`\n"
+            f"{size}, {made}, {took}: `python -m studies {name} --size {size}`\n"
         )
     return "\n".join([*parts, *_not_run()])
 
