@@ -127,7 +127,7 @@ def _steps(path: Path | None, q: float) -> Array:
     """Steps over the exact gradient's, as drawn; nan where they are not known."""
     if path is None:
         return np.full(2, 1.0 if q == 1 else np.nan)
-    ratios = path.ufom(Truncated(), q, "task", 1.0) if q else path.fom()
+    ratios = path.ufom(path.progress[Truncated()], q, "task") if q else path.fom()
     return np.asarray(np.asarray(path.weights) @ ratios)
 
 

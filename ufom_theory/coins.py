@@ -6,7 +6,6 @@ All take `laws.Progress`. Derived in `derivations/stratified.py` and `derivation
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -76,9 +75,9 @@ def with_coins(progress: Progress, q: float, batch: int, coin: Coins) -> Progres
     if coin == "task" or q == 1 or b == 1:
         return p
     if coin == "batch":
-        return replace(p, d2=p.d2 + (b - 1) * bias)
+        return p.changed(d2=p.d2 + (b - 1) * bias)
     noise = _stratified_noise(p, q, b, "B/k" if q * b >= 1 else "1/q")
-    return replace(p, d2=np.maximum(noise, 0.0) * b / (1 / q - 1))
+    return p.changed(d2=np.maximum(noise, 0.0) * b / (1 / q - 1))
 
 
 def best_scale(progress: Progress) -> Number:
@@ -110,8 +109,8 @@ def scaled_proxy(progress: Progress, c: float) -> Progress:
             by_g * p.gradient_sq + noise * p.variance, ours * p.d2, by_f * p.proxy_mean_sq + noise_f * p.proxy_variance
         )
         by_d = plain(np.where(d2 > 0, form / np.where(d2 > 0, d2, 1.0), 0.0))
-    return replace(
-        p, d2=plain(d2), cross=c * p.cross, proxy_mean_sq=c * c * p.proxy_mean_sq,
+    return p.changed(
+        d2=plain(d2), cross=c * p.cross, proxy_mean_sq=c * c * p.proxy_mean_sq,
         proxy_variance=c * c * p.proxy_variance, curvature_correction=by_d,
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ theorem, a local law or a model.
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -149,6 +150,11 @@ def _number(text: str, name: str, value: str) -> float:
     return number
 
 
+def _entry(name: str, value: Number) -> Number:
+    value = finite(name, value)
+    return finite("D² (d2)", value, "≥ 0: it is the mean of a squared norm", 0.0) if name == "d2" else value
+
+
 @dataclass(frozen=True, eq=False)
 class Progress:
     """What the expected progress of one outer step depends on, at one θ; numbers or arrays that broadcast.
@@ -188,9 +194,15 @@ class Progress:
     def __post_init__(self) -> None:
         given = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
         for name, value in given.items():
-            object.__setattr__(self, name, finite(name, value))
-        finite("D² (d2)", self.d2, "≥ 0: it is the mean of a squared norm", 0.0)
+            object.__setattr__(self, name, _entry(name, value))
         broadcast(**{name: np.shape(value) for name, value in given.items()})
+
+    def changed(self, **values: Number | None) -> Progress:
+        """With these values in the place of its own, which are not checked again."""
+        new = copy(self)
+        for name, value in values.items():
+            object.__setattr__(new, name, value if value is None else _entry(name, value))
+        return new
 
     @classmethod
     def of(cls, moments: Moments, **curvatures: Number) -> Progress:

@@ -68,7 +68,7 @@ def test_steps_over_exact_are_sums_over_coordinates():
     whole = (product(exact, exact) / second(exact)).sum()
     assert path.fom()[0, 0] == pytest.approx(whole / (product(exact, first) / second(first)).sum(), rel=1e-12)
     for q in (0.1, 0.5):
-        ratios = path.ufom(Truncated(), q, "task", 1.0)
+        ratios = path.ufom(path.progress[Truncated()], q, "task")
         ours = (product(exact, exact) / second(exact, (1 / q - 1) * d2)).sum()
         assert ratios[0, 0] == pytest.approx(whole / ours, rel=1e-12)
         low, high = interval(ratios[0])

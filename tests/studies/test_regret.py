@@ -169,7 +169,7 @@ def test_a_decision_is_that_of_the_law_at_counted_calls():
     weights = np.asarray(path.weights)
 
     def calls(q):
-        steps = path.ufom(Truncated(), q, "task", 1.0) if q else path.fom()
+        steps = path.ufom(path.progress[Truncated()], q, "task") if q else path.fom()
         return float(weights @ steps[:, 0]) * TINY.batch * (charge.first + q * charge.more)
 
     (q, until), steps = regret_decision._said(TINY, regret_decision.counted(made, TINY.batch), path, "")

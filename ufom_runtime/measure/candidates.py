@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,6 +15,7 @@ from ufom_runtime.measure.chances import DRAWS, Key, Path
 from ufom_runtime.measure.parts import Parts
 from ufom_runtime.methods.roulette import Roulette
 from ufom_theory import Sweep, Truncated, UfomError, optimal_survival
+from ufom_theory.coins import scaled_proxy
 from ufom_theory.laws import Outer, parse_outer
 
 Array = NDArray[np.float64]
@@ -185,10 +186,10 @@ class Search:
         every = [self._way(Estimator(1.0, sweep), "exact") for sweep in self.sweeps(Truncated(), 1.0)]
         return sorted(filter(self.allowed, every), key=lambda way: time_of(way, self.times).seconds)
 
-    def unbiased(self, path: Path, first: int = 0) -> list[Row]:
-        """UFOM with each proxy, sweep and coin, at the q and the scale that are soonest from point `first` on."""
+    def unbiased(self, path: Path, ufoms: Iterable[tuple[Way, Array]], first: int = 0) -> list[Row]:
+        """Of `ufoms`, and of roulettes, the soonest from point `first` on with each proxy, sweep and coin."""
         found: dict[tuple[str, str, str], tuple[float, Row]] = {}
-        for way, ratios in (*self._ufoms(path), *self._roulettes(path, first)):
+        for way, ratios in (*ufoms, *self._roulettes(path, first)):
             if not self.allowed(way):
                 continue
             row = Row((way,) * len(path.steps), ratios)
@@ -200,17 +201,19 @@ class Search:
         return [row for _, row in found.values()]
 
     def _ufoms(self, path: Path) -> Iterator[tuple[Way, Array]]:
+        """UFOM with each proxy, scale, coin, q and sweep, and its steps over exact's."""
         coins: tuple[Coin, ...] = ("task", "batch", "stratified") if self.batch > 1 else ("task",)
+        tossed = [(coin, q) for coin in coins for q in self._qs(coin)]
         for proxy in path.progress:
             sweeps, best = self.sweeps(proxy, 0.5), path.scale(proxy)
             scales = (1.0, best) if 0 < best != 1 else (1.0,)
-            for coin in coins:
-                for q in self._qs(coin):
-                    seconds = [self.parts.expected(q, proxy, sweep, coin) for sweep in sweeps]
-                    for scale in scales:
-                        ratios = path.ufom(proxy, q, coin, scale)
-                        for sweep, spent in zip(sweeps, seconds, strict=True):
-                            yield self._ufom(proxy, q, coin, scale, sweep, spent), ratios
+            for scale in scales:
+                progress = [p if scale == 1 else scaled_proxy(p, scale) for p in path.progress[proxy]]
+                for coin, q in tossed:
+                    ratios = path.ufom(progress, q, coin)
+                    for sweep in sweeps:
+                        seconds = self.parts.expected(q, proxy, sweep, coin)
+                        yield self._ufom(proxy, q, coin, scale, sweep, seconds), ratios
 
     def _qs(self, coin: Coin) -> list[float]:
         """Stratified coins are best where qB is whole: between two such q, A is linear in q, and so is C."""
@@ -269,21 +272,23 @@ class Search:
         fom = Row((self.fom,) * points, path.fom() if path else one * np.nan)
         if not path:
             return [*known, fom]
+        ufoms = list(self._ufoms(path))
         switched = [
             Row((*fom.by_point[:j], *row.by_point[j:]), np.vstack([fom.ratios[:j], row.ratios[j:]]))
             for j in range(1, points)
-            for row in (*known[1:], *self.unbiased(path, j))
+            for row in (*known[1:], *self.unbiased(path, ufoms, j))
         ]
         best = min(switched, key=lambda row: row.time(path.weights, self.times)[0], default=None)
         finite = best and math.isfinite(best.steps(path.weights)[0])
-        return [*known, fom, *self.unbiased(path), *([best] if best and finite else [])]
+        return [*known, fom, *self.unbiased(path, ufoms), *([best] if best and finite else [])]
 
     def shortlist(self, path: Path) -> list[Key]:
         """FOM, and the other proxy that is soonest where each q has its own best step."""
         tuned, fom = replace(self, outer=parse_outer("tuned"), times={}), Truncated()
         alone = {p: replace(path, outer=tuned.outer, progress={p: x}) for p, x in path.progress.items() if p != fom}
-        found = {p: min(row.time(path.weights, {})[0] for row in tuned.unbiased(x)) for p, x in alone.items()}
-        return [fom, *sorted(found, key=lambda p: float(found[p]))[:1]]
+        rows = {p: tuned.unbiased(x, tuned._ufoms(x)) for p, x in alone.items()}
+        found = {p: min(float(row.time(x.weights, {})[0]) for row in rows[p]) for p, x in alone.items()}
+        return [fom, *sorted(found, key=lambda p: found[p])[:1]]
 
 
 def soonest(rows: Sequence[Row], weights: Sequence[float]) -> list[Row]:

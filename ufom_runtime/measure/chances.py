@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ from ufom_runtime.measure.curvature import MeasuredCurvature
 from ufom_runtime.measure.moments import MeasuredMoments
 from ufom_runtime.methods.debiased import Proxy
 from ufom_theory import Truncated
-from ufom_theory.coins import best_scale, scaled_proxy, with_coins
+from ufom_theory.coins import best_scale, with_coins
 from ufom_theory.laws import Outer, Progress
 from ufom_theory.quantities import ENTRIES, Z95
 from ufom_theory.scores import coordinate_fom, coordinate_progress, fom_progress, ufom_progress
@@ -96,14 +96,9 @@ class Path:
         """Steps over exact's of FOM, shape (points, DRAWS + 1); ∞ where it makes no progress."""
         return self._ratios(self._fom(p, i) for i, p in enumerate(self.progress[Truncated()]))
 
-    def ufom(self, proxy: Key, q: float, coin: Coin, scale: float) -> Array:
-        """Steps over exact's of UFOM on a proxy scaled by a fixed number."""
-
-        def progress(p: Progress, i: int) -> Array:
-            p = p if scale == 1 else scaled_proxy(p, scale)
-            return self._ufom(with_coins(p, q, self.batch, coin), q, i)
-
-        return self._ratios(progress(p, i) for i, p in enumerate(self.progress[proxy]))
+    def ufom(self, progress: Iterable[Progress], q: float, coin: Coin) -> Array:
+        """Steps over exact's of UFOM on the proxy of this progress, one a point."""
+        return self._ratios(self._ufom(with_coins(p, q, self.batch, coin), q, i) for i, p in enumerate(progress))
 
     def noisier(self, proxy: Key, excess: Array) -> Array:
         """Steps over exact's of an unbiased estimate that adds excess·D² of this proxy to V²; excess (points, draws).
@@ -113,7 +108,7 @@ class Path:
 
         def progress(p: Progress, i: int) -> Array:
             more = excess[i].reshape(-1, *[1] * (np.ndim(p.d2) - 1))
-            return self._ufom(replace(p, d2=p.d2 * more), 0.5, i)  # 1/q − 1 = 1
+            return self._ufom(p.changed(d2=p.d2 * more), 0.5, i)  # 1/q − 1 = 1
 
         return self._ratios(progress(p, i) for i, p in enumerate(self.progress[proxy]))
 
