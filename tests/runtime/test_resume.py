@@ -4,10 +4,12 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from unittest import mock
 
@@ -27,6 +29,7 @@ from ufom_theory import UfomError
 ADAM = {"optimiser": lambda p: torch.optim.Adam(p, lr=0.03, betas=(0.8, 0.99), weight_decay=0.1)}
 MOMENTUM = {"optimiser": lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.9, nesterov=True)}
 PLAIN = {"step_sizes": lambda k: 1 / (k + 20)}
+PROBLEM = quadratic(dim=3, r=3)
 CASES = {
     "plain": (UFOM(0.4), PLAIN),
     "sequence": (FOM, {"step_sizes": [0.1] * 20}),
@@ -41,11 +44,23 @@ CASES = {
 
 
 def run(estimator=None, **options):
-    problem = quadratic(dim=3, r=3)
     call = {"steps": 10, "batch": 2, "log_every": 3, "seed": 4, **PLAIN, **options}
     if "optimiser" in options:
         call.pop("step_sizes")
-    return outer_sgd(call.pop("problem", problem), problem.initial, estimator or UFOM(0.4), **call)
+    return outer_sgd(call.pop("problem", PROBLEM), PROBLEM.initial, estimator or UFOM(0.4), **call)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Puts a finished run of a case into a folder; each case runs once."""
+
+    @cache
+    def made(name):
+        estimator, steps = CASES[name]
+        run(estimator, checkpoint=(folder := tmp_path_factory.mktemp(name)), **steps)
+        return folder
+
+    return lambda name, folder: shutil.copytree(made(name), folder, dirs_exist_ok=True)
 
 
 class Stops:
@@ -90,7 +105,7 @@ def long_run(name, checkpoint=None):
     return run(estimator, steps=STEPS, evaluate=norm, checkpoint=checkpoint, checkpoint_every=1, **steps)
 
 
-STEPS, KILLED = 40, ("adaptive-adam",)
+STEPS, KILLED = 25, ("adaptive-adam",)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -160,14 +175,14 @@ def test_an_error_leaves_the_last_saved_state(tmp_path):
         ({"problem": quadratic(dim=3, r=3, alpha=0.7)}, "inner step sizes"),
     ],
 )
-def test_a_state_of_another_run_is_refused(other, named, tmp_path):
-    run(checkpoint=tmp_path)
+def test_a_state_of_another_run_is_refused(other, named, tmp_path, finished):
+    finished("plain", tmp_path)
     with pytest.raises(UfomError, match=named):
         run(checkpoint=tmp_path, **other)
 
 
 def test_another_start_or_another_setting_of_the_optimiser_is_refused(tmp_path):
-    problem = quadratic(dim=3, r=3)
+    problem = PROBLEM
 
     def go(theta, rate):
         adam = {"optimiser": lambda p: torch.optim.Adam(p, lr=rate)}
@@ -181,8 +196,8 @@ def test_another_start_or_another_setting_of_the_optimiser_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "altered", "tensors", "missing", "no object"])
-def test_damaged_files_are_named(damage, tmp_path):
-    run(checkpoint=tmp_path)
+def test_damaged_files_are_named(damage, tmp_path, finished):
+    finished("plain", tmp_path)
     state, (tensors,) = tmp_path / "state.json", tmp_path.glob("*.safetensors")
     if damage == "cut":
         state.write_bytes(state.read_bytes()[:-20])
@@ -209,8 +224,8 @@ def resealed(folder, change):
 
 
 @pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "tensors-0.safetensors", "state.json", 3, None])
-def test_a_state_that_names_a_file_elsewhere_is_refused(name, tmp_path):
-    run(checkpoint=tmp_path / "run")
+def test_a_state_that_names_a_file_elsewhere_is_refused(name, tmp_path, finished):
+    finished("plain", tmp_path / "run")
     (tmp_path.parent / "x").write_bytes(next((tmp_path / "run").glob("*.safetensors")).read_bytes())
     resealed(tmp_path / "run", lambda state: state.update(tensors=name))
     with pytest.raises(UfomError, match=r"or names '.*' as its tensors"):
@@ -226,8 +241,8 @@ def test_a_state_that_names_a_file_elsewhere_is_refused(name, tmp_path):
     ],
     ids=str,
 )  # fmt: skip
-def test_a_state_of_other_kinds_is_refused(change, tmp_path):
-    run(checkpoint=tmp_path, **ADAM)
+def test_a_state_of_other_kinds_is_refused(change, tmp_path, finished):
+    finished("adam", tmp_path)
     resealed(tmp_path, lambda state: state.update(change))
     with pytest.raises(UfomError, match="is damaged: it holds no such state"):
         run(checkpoint=tmp_path, **ADAM)
@@ -242,9 +257,9 @@ def test_a_state_of_other_kinds_is_refused(change, tmp_path):
         ("adam", "outer.optimizer.state.0.step"),
     ],
 )  # fmt: skip
-def test_a_forged_tensor_is_refused_before_any_step(name, part, forged, tmp_path):
+def test_a_forged_tensor_is_refused_before_any_step(name, part, forged, tmp_path, finished):
     estimator, steps = CASES[name]
-    run(estimator, checkpoint=tmp_path, **steps)
+    finished(name, tmp_path)
     (file,) = tmp_path.glob("*.safetensors")
     content = safetensors.torch.save({**safetensors.torch.load(file.read_bytes()), part: forged})
     file.write_bytes(content)
@@ -269,9 +284,9 @@ def test_a_forged_tensor_is_refused_before_any_step(name, part, forged, tmp_path
         ([0.3, 0.0, 0.0, -1], r"updates=-1"),
     ],
 )
-def test_a_forged_state_of_a_rule_is_refused_before_any_step(forged, named, tmp_path):
+def test_a_forged_state_of_a_rule_is_refused_before_any_step(forged, named, tmp_path, finished):
     estimator, steps = CASES["adaptive"]
-    run(estimator, checkpoint=tmp_path, **steps)
+    finished("adaptive", tmp_path)
     resealed(tmp_path, lambda state: state.update(step=3, state=forged))
     steps_taken = []
     with pytest.raises(UfomError, match=named):
