@@ -63,13 +63,15 @@ _SETTERS: dict[str, Callable[[Any], None]] = {
 def moved(before: dict[str, Any]) -> list[str]:
     """The generators that have drawn since."""
     now = generators()
-    return [name for name, state in before.items() if _plain(state) != _plain(now[name])]
+    return [name for name, state in before.items() if not _same(state, now[name])]
 
 
-def _plain(state: Any) -> Any:
-    if isinstance(state, Tensor | np.ndarray):
-        return bytes(np.asarray(state))
-    return tuple(map(_plain, state)) if isinstance(state, tuple | list) else state
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor | np.ndarray):
+        return np.array_equal(np.asarray(a), np.asarray(b))
+    if isinstance(a, tuple | list) and any(isinstance(x, Tensor | np.ndarray) for x in a):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return bool(a == b)
 
 
 @contextmanager
