@@ -158,7 +158,7 @@ def judge(table: pd.DataFrame) -> list[Verdict]:
     For every problem and r. A gain is one from a factor of 1.1 on. Expectations are exact sums, so nothing but
     evolution strategies has an interval.
     """
-    from scipy.stats import t  # a study's cost, not the import's
+    from scipy.special import stdtrit  # a study's cost, not the import's
 
     methods, verdicts = table[table.part == "method"], []
     for (name, r), rows in methods.groupby(["name", "r"], sort=False):
@@ -175,7 +175,7 @@ def judge(table: pd.DataFrame) -> list[Verdict]:
             )
         )
         for row in ran[ran.method == "es"].itertuples():
-            half = float(t.ppf(0.975, row.draws - 1)) * row.bias_sq_sem
+            half = float(stdtrit(row.draws - 1, 0.975)) * row.bias_sq_sem
             verdicts.append(Verdict.from_interval(f"squared bias of es, {where}", "<=", 0.01, row.bias_sq, half))
         for row in ran[ran.law.notna()].itertuples():
             subject = f"log-time of {row.method} by the exact law, over the theory's, {where}"

@@ -1,4 +1,4 @@
-"""Malformed inputs for each reader, 60 of them; docs/faults-fuzz.txt is the table of 5,000."""
+"""Malformed inputs for each reader, 30 of them; docs/faults-fuzz.txt is the table of 5,000."""
 
 import os
 import random
@@ -14,10 +14,10 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_reader_reads_or_refuses(name):
-    found = fuzz(READERS[name], 60, most_seconds=10.0)  # on a busy machine
+    found = fuzz(READERS[name], 30, most_seconds=10.0)  # on a busy machine
     assert found.failures == []
-    assert found.inputs == found.refused + found.read == 60
-    assert found.refused > 30
+    assert found.inputs == found.refused + found.read == 30
+    assert found.refused > 15
 
 
 @pytest.mark.parametrize(

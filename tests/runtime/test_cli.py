@@ -11,6 +11,7 @@ import pytest
 
 from ufom_runtime.command import cli
 from ufom_runtime.command.report import _advice, _row, _why
+from ufom_runtime.problems import load_problem
 from ufom_runtime.problems.sources import SOURCES, Source
 from ufom_theory import CostModel, Moments, Sweep, Truncated, optimal_q
 
@@ -247,25 +248,14 @@ def test_measure_a_problem_of_ones_own(tmp_path, capsys, monkeypatch):
     del sys.modules["mine"]
 
 
-LOADED = """
-import os, torch
-from ufom_runtime.problems import load_problem
-
-for name in ("digits-few-shot", "mine:problem"):  # in processes that share the import of torch alone
-    if child := os.fork():
-        assert os.waitpid(child, 0)[1] == 0, name
-    else:
-        load_problem(name)
-        os._exit(0)
-"""
-
-
-def test_a_stray_file_never_stands_in_for_an_installed_module(tmp_path):
-    (tmp_path / "sklearn.py").write_text("raise SystemExit('the stray file ran')")
-    (tmp_path / "mine.py").write_text(
-        "from ufom_runtime.problems.quadratic import quadratic as problem\nimport sklearn"
-    )
-    code = f"import sys; sys.path.append({str(Path(__file__).parents[2])!r})\n{LOADED}"
-    command = [sys.executable, "-I", "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+def test_a_stray_file_never_stands_in_for_an_installed_module(tmp_path, monkeypatch):
+    installed, here = tmp_path / "installed", tmp_path / "here"
+    for folder, text in ((installed, ""), (here, "raise SystemExit('the stray file ran')")):
+        folder.mkdir()
+        (folder / "of_both.py").write_text(text)
+    (here / "mine.py").write_text("from ufom_runtime.problems.quadratic import quadratic as problem\nimport of_both")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(installed)])
+    monkeypatch.chdir(here)
+    load_problem("mine:problem")
+    assert Path(sys.modules.pop("of_both").__file__).parent == installed
+    del sys.modules["mine"]

@@ -1,5 +1,7 @@
 """Theorem 2's study, small: its runs are the runtime's, its gradients the oracle's, its judge can say no."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -58,7 +60,9 @@ def test_the_objective_drawn_has_the_gradient_followed():
 
 
 def test_same_config_same_table_and_every_start_once(table, tmp_path):
-    pd.testing.assert_frame_equal(table, study.measure(TINY, Store(tmp_path)))
+    short = replace(TINY, steps=200)
+    once, again = (study.measure(short, Store(tmp_path / name)) for name in "ab")
+    pd.testing.assert_frame_equal(once, again)
     assert (table.groupby(["estimator", "step"]).start.apply(sorted).map(tuple) == tuple(range(16))).all()
 
 
