@@ -20,13 +20,14 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from ufom_runtime.files import DamagedFile, MissingFile, canonical, digest, read_sealed, sealed, write_whole
 from ufom_theory import UfomError
 from ufom_theory.checks import plain
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Config = Mapping[str, Any]
 _MOST_WORDS = 10_000  # of an error
@@ -121,7 +122,7 @@ class Cell:
         try:
             device = _device(str(config.get("device", "cpu")))
             found = function(config)
-            table = found.to_dict("records") if isinstance(found, pd.DataFrame) else found
+            table = found.to_dict("records") if hasattr(found, "to_dict") else found
             rows = [{name: plain(value) for name, value in row.items()} for row in table]
             content = sealed(
                 {**_record(config), "device": device, "seconds": time.perf_counter() - begin, "rows": rows}

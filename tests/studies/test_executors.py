@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -22,35 +21,21 @@ from studies.engine.cell import Cell, name_of
 from studies.engine.executors import DAY, Local, Slurm, executor
 from studies.engine.study import Study
 from studies.engine.sweep import Store
+from tests.studies.cells import devices, fails_once, squared
 from ufom_theory import UfomError
 
 ROOT = Path(__file__).parents[2]
 CELLS = [{"study": "test", "x": x, "seed": 0, "nested": {"a": [1, 2]}} for x in range(4)]
 
 
-def square(config):
-    return [{"value": config["x"] ** 2}]
-
-
-def fails_once(config):
-    if config["x"] == 2 and not os.environ.get("REPAIRED"):
-        raise ValueError("not repaired")
-    return square(config)
-
-
-def devices(config):
-    time.sleep(0.1)
-    return [{"pid": os.getpid(), "devices": os.environ["CUDA_VISIBLE_DEVICES"]}]
-
-
 def test_other_processes_are_given_names_and_skip_what_is_done(tmp_path):
     store = Store(tmp_path)
-    store.run(CELLS[:1], square)
+    store.run(CELLS[:1], squared)
     for config in CELLS[:3]:
         store.cell(config).want(config)
     before = store.path(CELLS[0]).read_bytes()
     ids = [store.cell(config).id for config in CELLS]
-    assert sorted(Local(2).each(tmp_path, name_of(square), ids)) == sorted(ids)
+    assert sorted(Local(2).each(tmp_path, name_of(squared), ids)) == sorted(ids)
     assert store.path(CELLS[0]).read_bytes() == before
     assert store.load(CELLS[1]) == [{"value": 1}]
     assert store.load(CELLS[3]) is None  # nobody asked for it
@@ -65,8 +50,8 @@ def test_a_wanted_cell_that_was_lost_is_named(tmp_path):
             yield from Local(1).each(folder, function, ids)
 
     with pytest.raises(UfomError, match=r"was not run: .*wanted\.json was lost; run again"):
-        Store(tmp_path, Forgetful()).run(CELLS[:1], square)
-    assert Store(tmp_path).run(CELLS[:1], square).ran == 1
+        Store(tmp_path, Forgetful()).run(CELLS[:1], squared)
+    assert Store(tmp_path).run(CELLS[:1], squared).ran == 1
 
 
 @pytest.mark.parametrize(
@@ -111,7 +96,7 @@ def test_states_tell_cells_apart_and_change_nothing(tmp_path, monkeypatch):
 
 def test_a_copy_is_no_cell(tmp_path):
     store = Store(tmp_path)
-    store.run(CELLS[:1], square)
+    store.run(CELLS[:1], squared)
     for kind in ("copy.json", "failed.copy.json", "json.json"):
         (tmp_path / f"{store.cell(CELLS[0]).id}.{kind}").write_bytes(store.path(CELLS[0]).read_bytes())
     assert list(store.states().values()) == ["done"]
@@ -122,7 +107,7 @@ def test_a_copy_is_no_cell(tmp_path):
 
 def test_everything_is_a_table_of_what_is_done(tmp_path):
     store = Store(tmp_path)
-    store.run(CELLS, square)
+    store.run(CELLS, squared)
     table = store.everything()
     assert list(table.cell) == sorted(store.cell(c).id for c in CELLS)
     assert sorted(table.value) == [0, 1, 4, 9]
@@ -166,10 +151,10 @@ def test_wrong_options_are_named(options, message):
 def test_without_slurm_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UfomError, match="sbatch is missing: run this where SLURM is"):
-        Store(tmp_path / "cells", Slurm(2)).run(CELLS, square)
+        Store(tmp_path / "cells", Slurm(2)).run(CELLS, squared)
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UfomError, match="SLURM needs submitit: pip install"):
-        Store(tmp_path / "cells", Slurm(2)).run(CELLS, square)
+        Store(tmp_path / "cells", Slurm(2)).run(CELLS, squared)
     assert not list((tmp_path / "cells").glob("jobs-*"))
 
 
@@ -197,7 +182,7 @@ def test_slurm_is_asked_for_what_the_options_say_and_jobs_are_given_names_alone(
     cells = [{**cell, "secret": "of the configuration"} for cell in CELLS[1:]]
     store = Store(tmp_path / "cells", Slurm(2, "gpu", 30, 1))
     with pytest.raises(UfomError, match=r"3 cells were not run: their jobs ended early.*run again"):
-        store.run(cells, square)
+        store.run(cells, squared)
     script = (tmp_path / "script").read_text().splitlines()
     for asked in ("partition=gpu", "time=30", "gpus-per-node=1", "array=0-1%2", "signal=USR2@90", "requeue"):
         assert f"#SBATCH --{asked}" in script
@@ -219,7 +204,7 @@ def test_jobs_end_with_a_sweep_that_is_stopped_while_they_are_submitted(tmp_path
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as studies does
     try:
         with pytest.raises(SystemExit):
-            Store(tmp_path / "cells", Slurm(2)).run(CELLS, square)
+            Store(tmp_path / "cells", Slurm(2)).run(CELLS, squared)
     finally:
         signal.signal(signal.SIGTERM, before)
     assert cancelled_by_name(tmp_path)
@@ -232,7 +217,7 @@ def test_jobs_end_with_a_sweep_whose_folder_can_no_longer_be_read(tmp_path, slur
     slurm(sbatch=f"cp $1 {tmp_path}/script; echo Submitted batch job 7")
     monkeypatch.setattr("studies.engine.slurm.os.listdir", failing)
     with pytest.raises(UfomError, match=r"cells cannot be read: Input/output error; the jobs are cancelled"):
-        Store(tmp_path / "cells", Slurm(2)).run(CELLS, square)
+        Store(tmp_path / "cells", Slurm(2)).run(CELLS, squared)
     assert cancelled_by_name(tmp_path)
 
 
@@ -242,7 +227,7 @@ def test_a_slurm_that_no_longer_answers_is_not_waited_for_without_end(tmp_path, 
     monkeypatch.setattr("studies.engine.slurm._PATIENCE", 0)
     slurm(squeue=squeue)
     with pytest.raises(UfomError, match=r"squeue has not answered for .*: scancel 7, which may still run.*run again"):
-        Store(tmp_path / "cells", Slurm(2)).run(CELLS, square)
+        Store(tmp_path / "cells", Slurm(2)).run(CELLS, squared)
     assert cancelled_by_name(tmp_path)
 
 
@@ -301,7 +286,7 @@ def test_the_commands_name_what_they_do_not_know(study):
 
 
 def test_status_and_export_do_without_torch(tmp_path):
-    Store(tmp_path / "cells" / "fake-quick").run(CELLS, square)
+    Store(tmp_path / "cells" / "fake-quick").run(CELLS, squared)
     code = (
         "import sys; from pathlib import Path; from studies.engine import commands; from studies.__main__ import app\n"
         f"commands.CELLS = Path({str(tmp_path / 'cells')!r})\n"

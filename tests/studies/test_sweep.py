@@ -19,48 +19,11 @@ import pytest
 
 from studies.engine.local import Local
 from studies.engine.sweep import Store
+from tests.studies.cells import bad, odd_only, square, threads
 from ufom_runtime.files import write_sealed
 from ufom_theory import UfomError
 
 CELLS = [{"study": "test", "x": x, "seed": seed} for x in (3, 1) for seed in (0, 1)]
-
-
-def square(config):
-    return [{"value": config["x"] ** 2 + config["seed"], "part": part} for part in ("a", "b")]
-
-
-def odd_only(config):
-    if config["seed"] == 0:
-        raise ValueError("no even seed")
-    return square(config)
-
-
-def threads(config):
-    import torch
-
-    return [{"pid": os.getpid(), "threads": torch.get_num_threads(), "omp": os.environ["OMP_NUM_THREADS"]}]
-
-
-class Wordless(Exception):
-    def __str__(self):
-        raise ValueError
-
-
-def bad(config):
-    match config["x"]:
-        case "segmentation fault":
-            os.kill(os.getpid(), signal.SIGSEGV)
-        case "_exit":
-            os._exit(0)
-        case "exit":
-            sys.exit(0)
-        case "long":
-            raise ValueError("é" * 2**24)
-        case "wordless":
-            raise Wordless
-        case "hangs":
-            time.sleep(600)
-    return [{"value": 1}]
 
 
 BAD = {
@@ -139,7 +102,7 @@ def test_a_failure_is_recorded_and_retried_only_on_request(tmp_path, executor):
     with pytest.raises(UfomError, match=r"2 cells are not done.*ValueError: no even seed; run it with retry=True"):
         store.table(CELLS)
     record = json.loads(next(tmp_path.glob("*.failed.json")).read_text())
-    assert record["where"][-1].startswith("test_sweep.py:")
+    assert record["where"][-1].startswith("cells.py:")
     count = Counting()
     store = Store(tmp_path)
     assert store.run(CELLS, count).failed == outcome.failed
