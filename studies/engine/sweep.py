@@ -11,14 +11,15 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from studies.engine.cell import Cell, Config, Function, name_of
 from studies.engine.executors import Executor
 from ufom_runtime.files import MissingFile, canonical, digest, make_folder
 from ufom_theory import UfomError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Rows = list[dict[str, Any]]
 STATES = ("done", "failed", "damaged", "missing")
@@ -158,7 +159,7 @@ class Store:
             error = self.failure(missing[0])
             why = f"failed: {error}; run it with retry=True (python -m studies retry)" if error else "was not run"
             raise UfomError(f"{len(missing)} cells are not done; the first, {dict(missing[0])}, {why}")
-        return pd.DataFrame(rows)
+        return _table(rows)
 
     def seconds(self) -> float:
         """The time of all cells that are done, in whatever run, one after the other."""
@@ -184,7 +185,7 @@ class Store:
         """The rows of all cells that are done, by id, beside the configuration; what is nested, as JSON."""
         rows = [{"cell": id, **content["config"], **row} for id, content in self._done() for row in content["rows"]]
         nested = [{k: canonical(v) if isinstance(v, dict | list) else v for k, v in row.items()} for row in rows]
-        return pd.DataFrame(nested)
+        return _table(nested)
 
     def _done(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """The id and the content of each cell that is done, by id."""
@@ -192,6 +193,12 @@ class Store:
             if state == "done":
                 cell = Cell(self.folder, id)
                 yield id, cell.check(cell.done)
+
+
+def _table(rows: Rows) -> pd.DataFrame:
+    import pandas as pd  # not where cells are run alone, as in each process of a sweep
+
+    return pd.DataFrame(rows)
 
 
 def _here(cells: dict[str, Cell], function: Function) -> Generator[str, None, None]:

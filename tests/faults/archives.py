@@ -99,7 +99,7 @@ def png(text: bytes = b"", size: int = 105) -> bytes:
 
 def drawings(number, contents=(None, None), name="Greek/character{0:02}/0001_{1:02}.png", method=zipfile.ZIP_DEFLATED):
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", method) as archive:
+    with zipfile.ZipFile(out, "w", method, compresslevel=1) as archive:
         for i, content in enumerate(contents, 1):
             path = f"images_background_small{number}/" + name.format(number, i)
             archive.writestr(path, png() if content is None else content)
