@@ -89,7 +89,7 @@ def test_at_a_fixed_theta_the_estimates_are_those_of_the_tasks():
     exact = unrolled_gradient(problem, theta, problem.tasks)
     bias = exact - unrolled_gradient(problem, theta, problem.tasks, kept=0)
     rule = AdaptiveUFOM(q_min=0.1, beta=beta)
-    log = outer_sgd(problem, theta, rule, lambda k: 1e-300, 70, batch=4, log_every=70).log
+    log = outer_sgd(problem, theta, rule, lambda k: 1e-300, 40, batch=4, log_every=40).log
     for name, squares in (("d2", bias.square().sum(1)), ("v2", exact.square().sum(1))):
         error = float(squares.std(unbiased=False)) * math.sqrt(
             (1 - beta) / (1 + beta)

@@ -30,7 +30,7 @@ from ufom_runtime.inner import adam, adamw, chain, clip_by_global_norm, momentum
 from ufom_runtime.problem import Tasks
 from ufom_theory import Sweep, Truncated, UfomError
 
-R, P, N = 6, 4, 2  # inner steps, inner parameters, tasks
+R, P, N = 5, 4, 2  # inner steps, inner parameters, tasks
 
 
 class LearntOptimizer:
@@ -134,7 +134,7 @@ def oracle(problem, theta, tasks, held=False):
 def test_every_sweep_is_the_unrolled_loops_gradient(name):
     problem, (theta, tasks) = problem_of(name), setting()
     expected, phi = oracle(problem, theta, tasks)
-    for sweep, chunk in product(SWEEPS, (None, 1)):
+    for sweep, chunk in (*((sweep, None) for sweep in SWEEPS), (SWEEPS[0], 1), (SWEEPS[-1], 1)):
         found = hypergradient(problem, theta, tasks, Estimator(1.0, sweep), per_task=True, chunk=chunk)
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(adapt(problem, theta, tasks), phi, rtol=0, atol=1e-15)
@@ -203,7 +203,7 @@ def test_live_memory_is_flat_in_r_for_adam():
     theta, tasks = setting()
     for sweep in (Sweep.recomputed(), Sweep.checkpointed(2)):
         peaks = []
-        for r in (6, 14):
+        for r in (5, 10):
             problem = replace(problem_of("adam"), steps=r)
             hypergradient(problem, theta, tasks, Estimator(1.0, sweep))  # checks and layouts are kept
             peaks.append(peak_bytes(lambda p=problem, s=sweep: hypergradient(p, theta, tasks, Estimator(1.0, s))))

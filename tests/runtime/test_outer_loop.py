@@ -59,7 +59,7 @@ def test_a_budget_ends_the_run_and_a_run_that_ended_does_not_go_on(tmp_path):
 
 
 def test_exact_reaches_the_stationary_point_and_fom_its_own():
-    problem = synthetic(alpha=0.1)
+    problem = synthetic(alpha=0.1, r=5)
     start = torch.tensor([0.0], dtype=F64)
     for estimator, end in ((EXACT, problem.pair.theta_star), (FOM, problem.pair.theta_fo)):
         run = outer_sgd(problem, start, estimator, lambda k: 30 / (k + 20), 60, batch=64, log_every=60)

@@ -83,7 +83,7 @@ def test_the_winner_is_what_it_says():
 
 
 def test_less_memory_takes_another_way():
-    problem = quadratic(dim=20, r=5)
+    problem = quadratic(dim=8, r=4)
     tasks = problem.sample(8, torch.Generator().manual_seed(0))
 
     def rows(memory):
@@ -118,12 +118,12 @@ def test_command():
 
 def test_the_parts_of_a_long_loop_are_those_of_its_first_steps():
     """With a clock that counts calls: r + 1 gradients to the end, a product a backward step."""
-    problem, batch = quadratic(dim=4, r=50, alpha=0.02), 3
+    problem, batch = quadratic(dim=4, r=30, alpha=0.02), 3
     tasks = Tasks.of(problem.sample(batch, torch.Generator().manual_seed(0)))
     parts = measure_parts(problem, problem.initial, tasks, seconds=1.0)
-    assert parts.forward == (51, 51 * batch)
+    assert parts.forward == (31, 31 * batch)
     assert parts.back == (1, batch)
-    assert parts.seconds(batch, Truncated(), Sweep.stored()) == batch * (51 + 50)
+    assert parts.seconds(batch, Truncated(), Sweep.stored()) == batch * (31 + 30)
     known = (problem.initial, *tasks.parts)
     for sweep in (Sweep.stored(), Sweep.unrolled()):
         call = partial(hypergradient, problem, problem.initial, tasks, Estimator(1.0, sweep))

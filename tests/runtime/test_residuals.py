@@ -198,15 +198,16 @@ def test_a_stored_sweep_holds_its_residuals_and_no_state():
     phi, kept = records(problem, theta, tasks, unrolled=False)
     size = sum(t.nbytes for t in kept)
     assert size < 0.9 * phi.nbytes
-    assert peak(20) - peak(10) == pytest.approx(10 * size, rel=0.02)
+    assert peak(8) - peak(4) == pytest.approx(4 * size, rel=0.02)
 
 
 @pytest.mark.parametrize("fails", ["its trace", "the compiler"])
 def test_an_outer_step_that_cannot_be_compiled_leaves_the_halves_as_they_are(fails, monkeypatch):
     problem, theta, tasks = wide()
+    outer_loss = problem.outer_loss
 
     def outer(theta, phi, task):
-        loss = problem.outer_loss(theta, phi, task).sinh()
+        loss = outer_loss(theta, phi, task).sinh()
         return loss * (loss.detach().item() > -1) if fails == "its trace" else loss
 
     def compiled(graph, shapes):

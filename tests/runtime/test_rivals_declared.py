@@ -92,8 +92,8 @@ def peak(method, r):
 
 @pytest.mark.parametrize("name", CALLED)
 def test_states_grow_as_declared(name):
-    """In live bytes, between 8 inner steps and 20: with φ of 5000 numbers, all else is small."""
-    long = 41 if name == "reversible" else 20
+    """In live bytes, between 8 inner steps and 14: with φ of 5000 numbers, all else is small."""
+    long = 41 if name == "reversible" else 14
     few, many = (quiet(METHODS[name].make(r)) for r in (8, long))
     if name == "reversible":
         few = many = Reversible("1/4")  # 31 steps fill a word

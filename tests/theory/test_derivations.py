@@ -99,9 +99,14 @@ def test_constant_of_18_bounds_what_it_should():
 
 def test_local_law_at_two_curvatures():
     """c = 5, H = diag(1, 0.2), Σ = diag(1, 2): k·E(M − M_*) → 6.389 by iterating the covariance, not the plain 3.75."""
-    h, noise, c, entries = np.array([1.0, 0.2]), np.array([1.0, 2.0]), 5.0, np.zeros(2)
-    for k in range(10, 400_001):
-        entries = (1 - c / k * h) ** 2 * entries + (c / k) ** 2 * noise
+    h, noise, c = np.array([1.0, 0.2]), np.array([1.0, 2.0]), 5.0
+
+    def entry(curvature, variance, value=0.0):
+        for k in range(10, 400_001):
+            value = (1 - c / k * curvature) ** 2 * value + (c / k) ** 2 * variance
+        return value
+
+    entries = np.array(list(map(entry, h.tolist(), noise.tolist())))
     assert 400_000 * (h * entries).sum() / 2 == pytest.approx(6.389, abs=2e-3)
     law = c * noise / (2 * h - 1 / c)
     assert (h * law).sum() / 2 == pytest.approx(6.389, abs=1e-3)
