@@ -241,8 +241,8 @@ class Estimate:
 
 def _products(x: Tensor, y: Tensor) -> Array:
     """⟨x_i, y_i⟩ of each row in float64, whatever the dtype of the vectors, a few rows at a time."""
-    pieces = torch.split(torch.arange(len(x), device="cpu"), max(1, _PIECE // x.shape[1]))
-    return np.concatenate([(x[i].double() * y[i].double()).sum(1).cpu().numpy() for i in pieces])
+    pieces = zip(*(torch.split(rows, max(1, _PIECE // x.shape[1])) for rows in (x, y)), strict=True)
+    return np.concatenate([(a.double() * b.double()).sum(1).cpu().numpy() for a, b in pieces])
 
 
 @dataclass(frozen=True)
@@ -271,7 +271,8 @@ class _AtTheta:
             found |= {name: Estimate.product_of_means(x[of], y[of], exact_sums) for name, (x, y) in means.items()}
             return found | {"cosine": Estimate(_cosine(proxy[of], exact[of]), np.zeros(1))}
 
-        return cls(tasks["d2"], tasks["v2"], estimates(slice(None)), estimates(judged))
+        whole = estimates(slice(None))
+        return cls(tasks["d2"], tasks["v2"], whole, estimates(judged) if judged.start else whole)
 
 
 def _supremum(
