@@ -55,14 +55,16 @@ def measure(config: Config, store: Store, progress: Progress = silent) -> pd.Dat
     outcome.refuse_failed(lambda cell: cell["method"])
     (times,), table = store.load(clock) or [{}], store.table(cells)
     table["seconds"] = times["c1"] * table.pop("gradients") + times["c2"] * table.pop("hessian_vector_products")
-    return table.drop(columns=["study", *(asdict(config).keys() - {"seeds", "recomputed", "stored"})])
+    known = {"study", "batches", *asdict(config)} - {"recomputed", "stored"}  # rows have columns of these names
+    return table.drop(columns=[*known], errors="ignore")
 
 
 def _cells(config: Config, methods: Any, seeds: int) -> Iterator[dict[str, Any]]:
-    shared = {k: v for k, v in asdict(config).items() if k != "seeds"}
+    shared = {k: v for k, v in asdict(config).items() if k not in ("seeds", "reptile")}
     for seed in range(seeds):
         for method in methods:
-            yield {"study": "table_2", **shared, "method": method, "seed": seed}
+            rate = {"rate": config.reptile, "batches": "in turns"} if method == "Reptile" else {}
+            yield {"study": "table_2", **shared, **rate, "method": method, "seed": seed}
 
 
 def _paper(config: Config) -> dict[str, float]:
@@ -122,9 +124,11 @@ def caption(table: pd.DataFrame, config: Config) -> str:
     return (
         f"Test accuracy over function calls; thick: the mean of {table.seed.nunique()} seeds, thin: a seed. MAML on "
         f"{c.data}{turned}, {c.ways} ways, 1 shot, {c.filters} filters, r = {c.r}, α = {c.alpha:g}, {c.batch} tasks a "
-        f"step, outer Adam, rate {c.rate:g}, untuned. Every run is charged twice. Budgets: {c.recomputed} steps of the "
-        f"exact gradient with the states recomputed, {c.stored} with the states stored. Accuracy on {c.test_tasks} "
-        f"tasks of held-out classes, with batch statistics. {said_of_runs(table, table, METHODS, c)}"
+        f"step, outer Adam, rate {c.rate:g}, untuned; Reptile: outer SGD, rate {c.reptile:g}, chosen on another seed, "
+        f"and in its inner loop the training and the test images in turns. Every run is charged twice. Budgets: "
+        f"{c.recomputed} steps of the exact gradient with the states recomputed, {c.stored} with the states stored. "
+        f"Accuracy on {c.test_tasks} tasks of held-out classes, with batch statistics. "
+        f"{said_of_runs(table, table, METHODS, c)}"
         f"\n\n{markdown(summary(table, config))}\n\n" + said_of(judge(table, config))
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ class Config:
         rotations: whether the training classes are turned by 90°, 180° and 270°, too.
         alpha: inner step size.
         rate: Adam's learning rate.
+        reptile: SGD's learning rate for Reptile, Nichol et al.'s ε, chosen on a seed that does not judge.
         batch: tasks an outer step.
         recomputed: outer steps of the exact gradient whose calls are the budget where states are recomputed.
         stored: outer steps of the exact gradient whose calls are the budget where states are stored; these are run.
@@ -57,6 +58,7 @@ class Config:
     points: int
     r: int = 10
     device: str = "cpu"
+    reptile: float = 0.3
 
 
 SIZES = {
@@ -118,6 +120,19 @@ def _rule(cell: Mapping[str, Any], problem: FewShotProblem) -> tuple[Any, dict[s
     return UFOM(q, sweep), {"q": q, "d2": float(moments.d2), "v2": float(moments.v2)}
 
 
+def reptiles(problem: FewShotProblem) -> FewShotProblem:
+    """The problem as Reptile learns on it: of a task it sees the training and the test images, in turns.
+
+    Gradients of one batch alone would move θ as joint training does, and Reptile has no other use for the test images.
+    """
+
+    def seen(task: Task, j: int) -> Task:
+        images, labels, others, other_labels = task
+        return task if j % 2 else (others, other_labels, images, labels)
+
+    return replace(problem, inner_batch=seen)
+
+
 def run_cell(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One run; of the method "clock", the seconds of a gradient and of a Hessian-vector product."""
     began, problem, r, batch, method = now(), make_problem(cell), cell["r"], cell["batch"], cell["method"]
@@ -129,8 +144,9 @@ def run_cell(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
     guess, most = constant.get("q", 0.1) if method != "Reptile" else 0.0, batch * price.gradients
     each = {"stored": most + batch * guess * r, "recomputed": most + batch * guess * r * (r + 1) / 2}
     steps = max(limit / each[account] for account, limit in budgets(cell).items())  # only how often to log hangs on it
+    reptile = method == "Reptile"
     return run_until_spent(
-        problem,
+        reptiles(problem) if reptile else problem,
         rule,
         price,
         cell,
@@ -138,6 +154,6 @@ def run_cell(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
         lambda theta: accuracy(problem, theta, test),
         began,
         batch,
-        optimiser=lambda p: torch.optim.Adam(p, lr=cell["rate"]),
+        optimiser=lambda p: (torch.optim.SGD if reptile else torch.optim.Adam)(p, lr=cell["rate"]),
         log_every=max(1, round(steps / cell["points"])),
     )
