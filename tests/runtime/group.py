@@ -22,7 +22,7 @@ from ufom_runtime import EXACT, FOM, REPTILE, UFOM, AdaptiveUFOM, Roulette, Swit
 from ufom_runtime.measure import __main__ as measure
 from ufom_runtime.measure import clock
 from ufom_runtime.methods import ES, Forward
-from ufom_runtime.problems.few_shot import digits_few_shot
+from ufom_runtime.problems.few_shot import _few_shot
 from ufom_runtime.problems.quadratic import quadratic
 from ufom_runtime.training import processes
 from ufom_theory import Sweep, Truncated, UfomError
@@ -32,9 +32,10 @@ PROXIES = (Truncated(0), Truncated(1))
 
 def problems():
     """Name, problem, θ and tasks (None: a finite Ω)."""
-    few_shot = digits_few_shot(filters=2, r=2, dtype=torch.float64)
     plain = quadratic(dim=4, r=3)
     rng = torch.Generator().manual_seed(0)
+    images = torch.rand(10, 6, 1, 8, 8, generator=rng, dtype=torch.float64)
+    few_shot = _few_shot(images, images, 5, 1, 2, 0.1, 2, 0, torch.float64)
     yield "few-shot", few_shot, few_shot.initial, few_shot.sample(7, rng)
     yield "three θ", plain, plain.initial * torch.tensor([[1.0], [2.0], [-1.0]]), plain.sample(9, rng)
 
