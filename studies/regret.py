@@ -151,8 +151,9 @@ def predictions(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for name, level, runs in _cells(table):
         steps, predicted = f"steps_{level}", f"predicted_{level}"
+        runs = runs.assign(logs=np.log(runs[steps].clip(lower=1)))
         each = runs[(runs.until == 0) & ((runs.q == 0) | (runs.q >= LEAST))].groupby("candidate")
-        measured = np.exp(each[steps].agg(lambda x: np.log(x.clip(lower=1)).mean()))
+        measured = np.exp(each.logs.mean())
         known, most = each[predicted].first(), each.steps_most.first()
         whole = each[steps].count() == runs.seed.nunique()
         if not whole["exact"] or known.drop("exact").isna().all():

@@ -138,6 +138,7 @@ def test_a_study_is_measured_with_the_values_of_a_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(command, "HERE", tmp_path)
     monkeypatch.setattr(command.commands, "CELLS", tmp_path / "cells")
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
     (tmp_path / "mine.toml").write_text("starts = 3\nsteps = 40\ncells = 1\n")
     command.app(["divergence", "--config", str(tmp_path / "mine.toml")], standalone_mode=False)
     table = pd.read_csv(tmp_path / "results" / "quick" / "divergence-mine.csv")
