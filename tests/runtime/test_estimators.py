@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 
+from tests.grids import slow_unless
 from tests.oracles import unrolled_gradient
 from tests.runtime.conftest import F64, REAL, coupled, make_case, needs_data
 from ufom_runtime import (
@@ -43,8 +44,11 @@ def oracle(case):
     return functools.cache(functools.partial(unrolled_gradient, *case))
 
 
-@pytest.mark.parametrize("sweep", SWEEPS, ids=str)
-@pytest.mark.parametrize("chunk", [None, 1, 3])
+@pytest.mark.parametrize(
+    ("sweep", "chunk"),
+    slow_unless(lambda case: case[1] is None or case[0] == SWEEPS[0], itertools.product(SWEEPS, (None, 1, 3))),
+    ids=str,
+)
 def test_exact_sweeps_agree_with_the_unrolled_loop(case, oracle, sweep, chunk):
     problem, theta, tasks = case
     found = hypergradient(problem, theta, tasks, Estimator(1.0, sweep), per_task=True, chunk=chunk)
@@ -68,8 +72,11 @@ def test_proxies_agree_with_the_truncated_loop(case, oracle, sweep):
         assert_agree(found, oracle(k), 1e-10)
 
 
-@pytest.mark.parametrize("sweep", SWEEPS, ids=str)
-@pytest.mark.parametrize("k", [0, 2])
+@pytest.mark.parametrize(
+    ("sweep", "k"),
+    slow_unless(lambda case: case[1] or case[0] == SWEEPS[0], itertools.product(SWEEPS, (0, 2))),
+    ids=str,
+)
 def test_unbiased_with_the_second_moment_of_lemma_1(case, oracle, sweep, k):
     problem, theta, tasks = case
     n, q = len(Tasks.of(tasks)), 0.3
