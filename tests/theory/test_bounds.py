@@ -86,7 +86,7 @@ class SineProblem:
         return float(self.c_out @ np.sin(self.u[1] @ theta + self.v[1] @ phi))
 
 
-@pytest.mark.parametrize("seed", range(14))
+@pytest.mark.parametrize("seed", slow_unless(lambda seed: seed < 7, range(14)))
 def test_bounds_hold_on_random_problems(seed):
     problem, rng = SineProblem(seed), np.random.default_rng(100 + seed)
     thetas = rng.normal(size=(150, 2)) * 4

@@ -115,7 +115,7 @@ def test_local_law_of_the_last_iterate():
 
     γ_k = c·k^(−s) with c = 2/M'', so that 2·c·M'' > 1 as the law needs at s = 1. The moments vary only by k^(−s).
     """
-    problem, count = TOY_D_TO_F, 40_000
+    problem, count = TOY_D_TO_F, 20_000
     s, q = np.array([0.5, 0.6, 0.75, 0.9, 1.0]), np.geomspace(0.02, 1, 41)
     records = np.unique(np.geomspace(50, count, 100).astype(int))
     steps = (2 / problem.curvature * float(k) ** -s[:, None] for k in range(1, count + 1))
