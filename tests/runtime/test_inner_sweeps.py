@@ -30,7 +30,7 @@ from ufom_runtime.inner import adam, adamw, chain, clip_by_global_norm, momentum
 from ufom_runtime.problem import Tasks
 from ufom_theory import Sweep, Truncated, UfomError
 
-R, P, N = 5, 4, 2  # inner steps, inner parameters, tasks
+R, P, N = 6, 4, 2  # inner steps, inner parameters, tasks
 
 
 class LearntOptimizer:
