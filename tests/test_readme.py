@@ -162,11 +162,13 @@ def test_what_is_said_of_few_shot_learning_is_in_the_stored_table():
 
     table, config = stored(table_2, "table_2-standard")
     limits, page = budgets(config), " ".join(PAGE.split())
-    exact, fom, ufom = (
-        interval(at_equal(table, "stored", limits).accuracy.loc[m], 1) for m in ("exact", "FOM", "UFOM")
+    exact, fom, ufom, reptile = (
+        f"{interval(at_equal(table, 'stored', limits).accuracy.loc[m], 1)} %"
+        for m in ("exact", "FOM", "UFOM", "Reptile")
     )
     q = table.q[table.method == "UFOM"].mean()
-    assert f"the exact gradient ends at {exact} %, FOM at {fom} %, UFOM with q* = {q:.2f} at {ufom} %" in page
+    said = f"the exact gradient ends at {exact}, FOM at {fom}, UFOM with q* = {q:.2f} at {ufom}, Reptile at {reptile}."
+    assert said in page
     last = {}
     for account, limit in limits.items():  # the last of 24 budgets at which FOM's mean is above the exact gradient's
         for calls in np.linspace(limit / 24, limit, 24):
