@@ -198,7 +198,7 @@ class Progress:
         broadcast(**{name: np.shape(value) for name, value in given.items()})
 
     def changed(self, **values: Number | None) -> Progress:
-        """With these values in the place of its own, which are not checked again."""
+        """A copy with these values; those that stay are not checked again."""
         new = copy(self)
         for name, value in values.items():
             object.__setattr__(new, name, value if value is None else _entry(name, value))
