@@ -1,7 +1,7 @@
-"""The C++ kernels of a graph, built as one file, and those of several graphs at the same time.
+"""The C++ kernels of several graphs, built as two files at the same time.
 
-Inductor builds a file for each kernel. But the compiler takes 5 s to read torch's headers, or 13 s to
-precompile them, and less than a second for a kernel.
+Inductor builds a file for each kernel. But the compiler takes 5 s to read torch's headers, or 13 s to precompile them,
+and less than a second for a kernel. The first graph's kernels are begun while the others are lowered.
 """
 
 from __future__ import annotations
@@ -35,12 +35,16 @@ def built_together() -> Iterator[None]:
         options["cpp.vec_isa_ok"] = True
     made: Any = async_compile.AsyncCompile
     begun: list[Callable[[], None]] = []
+    others: list[tuple[dict[str, Any], str]] = []
     binding, wait = made.cpp_pybinding, made.wait
 
     def begin(self: Any, scope: dict[str, Any]) -> None:
         wait(self, scope)  # for what is not ours
-        if kernels := {name: value for name, value in scope.items() if isinstance(value, _Kernel)}:
-            begun.append(_begin(scope, kernels, self.submit))
+        places = [(scope, name) for name, value in scope.items() if isinstance(value, _Kernel)]
+        if begun:
+            others.extend(places)
+        elif places:
+            begun.append(_begin(places, made.submit))
 
     with config.patch(options):
         made.cpp_pybinding, made.wait = lambda self, types, code: _Kernel(types, code), begin
@@ -48,12 +52,14 @@ def built_together() -> Iterator[None]:
             yield
         finally:
             made.cpp_pybinding, made.wait = binding, wait
+        if others:
+            begun.append(_begin(others, made.submit))
         for finish in begun:
             finish()
 
 
-def _begin(scope: dict[str, Any], kernels: dict[str, _Kernel], submit: Any) -> Callable[[], None]:
-    """Begin to build the kernels; what is returned waits for them and puts them in their places."""
+def _begin(places: list[tuple[dict[str, Any], str]], submit: Any) -> Callable[[], None]:
+    """Begin to build the kernels in these places; what is returned waits for them, and puts them there."""
     from torch._inductor.codecache import CppPythonBindingsCodeCache as Bindings
 
     class OneFile(Bindings):
@@ -66,11 +72,11 @@ def _begin(scope: dict[str, Any], kernels: dict[str, _Kernel], submit: Any) -> C
             return None
 
     OneFile.cache = {}  # not shared with the kernels that are separate files
-    load = OneFile.load_async(_one_file(list(kernels.values()), Bindings), submit_fn=submit)
+    load = OneFile.load_async(_one_file([scope[name] for scope, name in places], Bindings), submit_fn=submit)
 
     def finish() -> None:
         library = load()
-        for i, name in enumerate(kernels):  # a module of the library for each
+        for i, (scope, name) in enumerate(places):  # a module of the library for each
             one: Any = type("One", (Bindings,), {"entry_function": f"kernel{i}"})
             scope[name] = getattr(one._load_library_inner(library.path, library.key), f"kernel{i}")
 
