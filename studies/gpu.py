@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from studies.engine.study import Progress, Study, of_table, silent
-from studies.engine.sweep import Outcome, Store
+from studies.engine.sweep import Store
 from studies.gpu_cell import Config, run_cell
 from studies.performance_problems import QUICK
 from studies.performance_problems import Config as Images
@@ -54,12 +54,12 @@ def measure(config: Config, store: Store, progress: Progress = silent) -> pd.Dat
     for i, cell in enumerate(cells, 1):
         named = {"workload": f"{WORKLOADS[cell['workload']]}: {cell['workload']}, {where_from(cell['workload'])}"}
         named |= {"tasks": cell["tasks"], "r": cell["r"]}
-        late = time.monotonic() > end
-        outcome = Outcome(0, 0, ()) if late else store.run([cell], run_cell)
-        found = store.load(cell)
-        if outcome.failed or found is None:  # what is done already is taken, however late it is
-            why = outcome.failed[0][1][:200] if outcome.failed else "no time was left"
-            found = [{"method": cell["group"], "library": "ufom", "note": why}]
+        if time.monotonic() <= end:
+            store.run([cell], run_cell)
+        found = store.load(cell)  # what is done already is taken, however late it is
+        if found is None:
+            why = store.failure(cell) or "no time was left"
+            found = [{"method": cell["group"], "library": "ufom", "note": why[:200]}]
         rows += [{**named, **row} for row in found]
         progress(i / len(cells))
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -21,8 +21,9 @@ from studies.jax_peer import scanned
 from studies.methods import METHODS
 from studies.performance_problems import Config as Images
 from studies.performance_problems import build
-from studies.shared.timing import alternate, seconds, spread
+from studies.shared.timing import alternate, spread
 from ufom_runtime import EXACT, FOM, RECOMPUTED, UFOM, Estimator, hypergradient
+from ufom_runtime.measure.clock import took
 from ufom_runtime.memory import peak_bytes
 from ufom_runtime.problem import BilevelProblem, Tasks, one_theta
 from ufom_theory import Sweep
@@ -80,13 +81,14 @@ def run_cell(cell: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         rows[key] = {"method": key[1], "library": key[0], "version": _version(key[0]), **same.get(key, {})}
         try:
             call, base = make(problem, theta, tasks), torch.cuda.memory_allocated() if theta.is_cuda else 0
-            rows[key]["first"] = seconds(partial(_waited, call, theta))
+            rows[key]["first"] = took(call, theta.device)
             rows[key]["bytes"] = _bytes(call, theta, tasks, base) if key[0] != "jax" else None
             calls[key] = call
         except Exception as error:  # of another's library, or of its compiler: whatever it raises, the row says it
             rows[key]["note"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    waited = [partial(_waited, call, theta) for call in calls.values()]
-    times = alternate(waited, cell["rounds"], cell["patience"], least=3)
+    times = alternate(
+        [*calls.values()], cell["rounds"], cell["patience"], least=3, took=lambda call: took(call, theta.device)
+    )
     for key, taken in zip(calls, times.T, strict=True):
         found = spread(taken)
         rows[key] |= {"seconds": found["ratio"], "low": found["low"], "high": found["high"], "turns": len(taken)}
@@ -159,14 +161,8 @@ def _bytes(call: Callable[[], Tensor], theta: Tensor, tasks: Tasks, base: int) -
     if not theta.is_cuda:
         return float(peak_bytes(call, (theta, *tasks.parts)))
     torch.cuda.reset_peak_memory_stats()
-    _waited(call, theta)
-    return float(torch.cuda.max_memory_allocated() - base)
-
-
-def _waited(call: Callable[[], object], theta: Tensor) -> None:
     call()
-    if theta.is_cuda:
-        torch.cuda.synchronize()
+    return float(torch.cuda.max_memory_allocated() - base)
 
 
 def _version(library: str) -> str:

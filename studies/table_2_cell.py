@@ -138,13 +138,13 @@ def run_cell(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
     began, problem, r, batch, method = now(), make_problem(cell), cell["r"], cell["batch"], cell["method"]
     if method == "clock":
         return [clock(problem, one_theta(problem), Tasks.of(problem.sample(batch, torch.Generator().manual_seed(0))))]
+    reptile = method == "Reptile"
     rule, constant = _rule(cell, problem)
-    price = Price.reptile(r) if method == "Reptile" else Price.truncated(r)
+    price = Price.reptile(r) if reptile else Price.truncated(r)
     test = problem.sample_test_tasks(cell["test_tasks"], torch.Generator().manual_seed(1000 * cell["seed"] + 2))
-    guess, most = constant.get("q", 0.1) if method != "Reptile" else 0.0, batch * price.gradients
+    guess, most = 0.0 if reptile else constant.get("q", 0.1), batch * price.gradients
     each = {"stored": most + batch * guess * r, "recomputed": most + batch * guess * r * (r + 1) / 2}
     steps = max(limit / each[account] for account, limit in budgets(cell).items())  # only how often to log hangs on it
-    reptile = method == "Reptile"
     return run_until_spent(
         reptiles(problem) if reptile else problem,
         rule,
