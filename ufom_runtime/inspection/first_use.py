@@ -38,7 +38,7 @@ from ufom_runtime.inspection.tf32 import switched_off
 from ufom_runtime.problem import BilevelProblem, Tasks, all_finite, kept
 from ufom_theory import UfomError
 
-_AT_MOST = 3  # rows that are held to single ones
+_AT_MOST = 4  # rows that are held to single ones
 _POINTS = 3  # points at which vmap must be wrong before it is called so: rounding may cross a kink at one of them
 
 
