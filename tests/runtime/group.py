@@ -153,7 +153,7 @@ def halves():
 
 
 def differing():
-    """Each process has a seed of its own."""
+    """Each process has another seed."""
     with processes.join() as group:
         try:
             trained("ufom", group, seed=group.rank)

@@ -47,7 +47,7 @@ def test_telescopes_are_unbiased_by_enumeration(name, kind):
         mean = sum(p * g for p, g in zip(method.probabilities, found, strict=True))
         assert (mean - exact).norm() <= 1e-12 * exact.norm()
         if len(found) > 1:
-            assert max((g - exact).norm() for g in found) > 0.01 * exact.norm()  # it is no exact method
+            assert max((g - exact).norm() for g in found) > 0.01 * exact.norm()  # it is not an exact method
 
 
 @pytest.mark.parametrize("kind", ["roulette", "single"])

@@ -132,7 +132,7 @@ def test_turns_are_judged_among_right_gradients_of_one_kind(table):
     ours = few.library == "ufom"
     wrong = few.assign(difference=few.difference.where(ours, 1.0))
     assert not [v for v in performance.judge(wrong) if v.subject.startswith("time of ours")]
-    # a first-order gradient takes less time than an exact one, and is no rival to it
+    # a first-order gradient takes less time than an exact one, and is not its rival
     few = few.assign(low=np.where(few.method.str.startswith("first"), 0.1, 1.0))
     for factor, agrees in ((1.2, "no"), (0.9, "yes")):
         ratio = few.low * np.where(ours, factor, 1.0)

@@ -170,7 +170,7 @@ def _of_kept(kept: tuple[int, ...], r: int) -> tuple[str, str]:
 
 
 def _name_fault(g: Tensor, oracle: Oracle) -> str:
-    """What a deterministic gradient that is no G_K is instead, if it is a factor or a usual slip."""
+    """What a deterministic gradient that is not a G_K is instead, if it is a factor or a usual slip."""
     if not g.any():
         return "it is zero: is the graph cut between θ and the outer loss?"
     n, r = len(oracle.tasks), oracle.problem.r

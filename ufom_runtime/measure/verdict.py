@@ -49,6 +49,11 @@ class Outcome:
     noise: float
 
     @property
+    def arrives(self) -> bool:
+        """Whether it makes progress."""
+        return math.isfinite(self.over[0])
+
+    @property
     def last(self) -> Way:
         """What is run, for a switch the second."""
         return self.row.ways[-1]
@@ -143,10 +148,10 @@ def decide(search: Search, path: Path | None, found: list[Outcome], doubt: str) 
         what = "a larger budget" if 2 * best.noise > abs(math.log(best.over[0])) else "more tasks"
         said = f"cannot tell whether {best.written} is sooner than your script, {gains} {law}: {what} would tell"
         return exact.method, f"{said}{notes}." if best is exact else f"{said}. {_whatever(exact, script)}{notes}."
-    gain = f"{_times(1 / best.over)} sooner than your script"
-    others = [_against(best, o) for o in timed if o.name == "FOM" != best.name]
-    others += [_against(best, exact)] if exact not in (best, script) else []
-    return best.method, f"run {best.written}: {', '.join([gain, *others])} {law}{notes}."
+    others = [o for o in timed if o.name == "FOM" != best.name] + ([exact] if exact not in (best, script) else [])
+    ahead = [f"{_times(1 / best.over)} sooner than your script", *(_against(best, o) for o in others if o.arrives)]
+    stuck = "".join(f"; {o.name} makes no progress" for o in others if not o.arrives)
+    return best.method, f"run {best.written}: {', '.join(ahead)} {law}{stuck}{notes}."
 
 
 def _notes(search: Search, path: Path, best: Outcome) -> str:
@@ -187,8 +192,6 @@ def _times(gains: Array) -> str:
 
 
 def _against(best: Outcome, other: Outcome) -> str:
-    if not math.isfinite(other.over[0]):
-        return f"and {other.name} makes no progress"
     with np.errstate(invalid="ignore"):
         gains = np.nan_to_num(other.over / best.over, nan=np.inf)
     return f"{_times(gains)} than {other.name}"
