@@ -17,7 +17,7 @@ from ufom_runtime.problems.few_shot import FewShotProblem, cifar100_few_shot, di
 from ufom_runtime.steps import Steps
 from ufom_theory import CostModel, Sweep, optimal_q
 
-METHODS = ("exact", "FOM", "UFOM", "adaptive ×0.1", "Reptile")
+METHODS = ("exact", "FOM", "UFOM", "adaptive ×0.1", "step rule", "Reptile")
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,7 @@ def _rule(cell: Mapping[str, Any], problem: FewShotProblem) -> tuple[Any, dict[s
             "exact": (UNROLLED, {"q": 1.0}),
             "FOM": (FOM, {"q": 0.0}),
             "adaptive ×0.1": (AdaptiveUFOM(scale=0.1, sweep=sweep, cost=cost), {}),
+            "step rule": (AdaptiveUFOM(law="step", outer=f"adam:{cell['rate']}", sweep=sweep, cost=cost), {}),
             "Reptile": (REPTILE, {}),
         }
         return fixed[cell["method"]]
