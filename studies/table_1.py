@@ -4,9 +4,8 @@ The reading is fixed before the run. MNIST with half of the training labels corr
 θ_k = θ_{k−1} − γ·G. The paper has 5000 images and α = 1; with 500 images and 16 units α = 1 is chaotic, and ‖G‖ reached
 2·10⁷ within two steps. So "standard" takes α = 0.5 and 64 units, where ‖G‖ is 0.03 at θ_0. The inner loss is the mean
 over the images, since the printed sum diverges at α = 1; the paper does not name the width of its net. Seed 0 chooses
-the exact gradient's γ from a short grid by the validation cross entropy at the end of its run; the seeds after it
-judge. Every method takes this γ, but for adaptive ×0.1: its steps are 1/q times as long, with a q that is known
-beforehand, so it takes γ·q.
+each method's γ from a short grid by the validation cross entropy at the end of its run; the seeds after it judge. The
+steps of adaptive ×0.1 are 1/q times as long, with a q that is known beforehand, so its grid is that of γ·q.
 
 FOM's gradient is zero at every θ, so FOM is the start and costs nothing to run. The paper's rules debias it: D² = V²,
 and (21) gives q* = 1. With the factor 0.1 they take q = 0.142, whatever the data. UFOM debiases a proxy that
@@ -64,18 +63,18 @@ def measure(config: Config, store: Store, progress: Progress = silent) -> pd.Dat
     """
     config = replace(config, data=present(config.data))
     clock = next(_cells(config, "clock", [config.gammas[0]], [0]))
-    tuning = list(_cells(config, "exact", config.gammas, [0]))
+    tuning = [cell for m in METHODS if m in config.tuned for cell in _cells(config, m, _grid(config, m), [0])]
     _run(store, [clock, *tuning], lambda share: progress(share / 2))
     table = store.table([clock, *tuning])
     judged = list(_cells(config, "printed sum", [config.gammas[0]], range(1, config.seeds + 1)))
-    ends = table[table.method == "exact"].groupby("gamma").validation.last()
-    best = float(ends.idxmin()) if len(ends) == len(config.gammas) else math.nan
+    ends = table.groupby(["method", "gamma"]).validation.last()
+    chosen = {m: int(ends.loc[m].argmin()) for m in config.tuned if len(ends.get(m, ())) == len(config.gammas)}
     first = ("FOM", "exact", "UFOM", "adaptive ×0.1")  # on all seeds, before the others
-    for methods in (first, [m for m in METHODS if m not in first]) if best > 0 else ():
+    for methods in (first, [m for m in METHODS if m not in first]):
         for seed in range(1, config.seeds + 1):
             for method in methods:
-                own = best * settled_q(method, config.r) if method == "adaptive ×0.1" else best
-                judged += _cells(config, method, [own], [seed])
+                at = chosen.get(method if method in config.tuned else "exact")
+                judged += _cells(config, method, [] if at is None else [_grid(config, method)[at]], [seed])
     _run(store, judged, lambda share: progress((1 + share) / 2))
     c1, c2 = table.loc[table.method == "clock", ["c1", "c2"]].iloc[0]
     table = pd.concat(
@@ -83,7 +82,7 @@ def measure(config: Config, store: Store, progress: Progress = silent) -> pd.Dat
     )
     table["seconds"] = c1 * table.pop("gradients") + c2 * table.pop("hessian_vector_products")
     table.loc[(table.method == "FOM") & (table.stored > 0), "seconds"] = table.seconds.max()  # θ_0 at every budget
-    given = asdict(config).keys() - {"data", "gammas", "seeds", "recomputed", "stored"}
+    given = asdict(config).keys() - {"data", "gammas", "seeds", "recomputed", "stored", "tuned"}
     return table.drop(columns=["study", *given]).reset_index(drop=True)
 
 
@@ -93,6 +92,12 @@ def present(data: str) -> str:
         warnings.warn(f"{reason}; the embedded digits are taken instead", stacklevel=3)
         return "digits"
     return data
+
+
+def _grid(config: Config, method: str) -> list[float]:
+    """The step sizes that are tried."""
+    scale = settled_q(method, config.r) if method == "adaptive ×0.1" else 1.0
+    return sorted(gamma * scale for gamma in config.gammas)
 
 
 def settled_q(method: str, r: int) -> float:
@@ -106,7 +111,7 @@ def _run(store: Store, cells: list[dict[str, Any]], progress: Progress) -> None:
 
 
 def _cells(config: Config, method: str, gammas: Any, seeds: Any) -> Iterator[dict[str, Any]]:
-    shared = {k: v for k, v in asdict(config).items() if k not in ("gammas", "seeds")}
+    shared = {k: v for k, v in asdict(config).items() if k not in ("gammas", "seeds", "tuned")}
     for seed in seeds:
         for gamma in gammas:
             yield {"study": "table_1", **shared, "method": method, "gamma": gamma, "seed": seed}
@@ -171,14 +176,15 @@ def caption(table: pd.DataFrame, config: Config) -> str:
     c, (data,) = config, table.data.unique()
     judged = _judging(table)
     grid = ", ".join(f"{g:g}" for g in c.gammas)
+    whose = "each method" if {*METHODS} <= {*c.tuned} else f"{', '.join(c.tuned)}; the others take the γ of exact"
     reduced = " The paper has 5000 images of each kind and α = 1." if c.n_train < 5000 else ""
     return (
         f"Test accuracy over function calls; thick: the mean of {judged.seed.nunique()} seeds, thin: a seed. {data}: "
         f"{c.n_train} training images, half of the labels corrupted, {c.n_validation} validation images, {c.hidden} "
         f"hidden units, r = {c.r}, α = {c.alpha:g}, the mean inner loss.{reduced} Every run is charged twice. Budgets: "
         f"{c.recomputed} exact gradients with the states recomputed, {c.stored} with the states stored. "
-        f"γ from {grid}, chosen for the exact gradient on a seed that does not judge; adaptive ×0.1 takes γ·q, the "
-        f"others γ. UFOM keeps {c.proxy} backward steps; UFOM, implicit: "
+        f"γ from {grid} (adaptive ×0.1: times its q), chosen on a seed that does not judge, for {whose}. "
+        f"UFOM keeps {c.proxy} backward steps; UFOM, implicit: "
         f"a Neumann series of {c.iterations} products; step rule: q on the way, on UFOM's proxy. FOM is zero at every "
         "θ: its row is the start's. train: accuracy on the uncorrupted training images; CCE: test cross entropy. "
         f"{said_of_runs(table, judged, METHODS, c)}"

@@ -37,13 +37,14 @@ class Config:
         n_validation: clean images of the outer loss.
         hidden: units of the hidden layer.
         alpha: inner step size.
-        gammas: grid of outer step sizes, of the exact gradient on seed 0.
+        gammas: grid of outer step sizes; adaptive ×0.1 has them times its q, since its steps are 1/q times as long.
         recomputed: exact gradients whose calls are the budget where states are recomputed.
         stored: exact gradients whose calls are the budget where states are stored; these are run.
         proxy: K of the truncated proxy.
         iterations: of the implicit proxy's Neumann series.
-        seeds: that judge: 1, 2, …; seed 0 chooses the exact gradient's γ.
+        seeds: that judge: 1, 2, …; seed 0 chooses γ.
         log_every: outer steps between logged rows, for the exact gradient and for a UFOM whose every step moves θ.
+        tuned: methods whose γ is chosen; the others take the exact gradient's.
         r: inner steps.
         device: where to compute.
     """
@@ -60,6 +61,7 @@ class Config:
     iterations: int
     seeds: int
     log_every: tuple[int, int]
+    tuned: tuple[str, ...] = METHODS
     r: int = 100
     device: str = "cpu"
 
@@ -75,7 +77,7 @@ SIZES = {
     ),
     "paper": Config(
         data="mnist", n_train=5000, n_validation=5000, hidden=64, alpha=1.0, gammas=(3e3, 1e4, 3e4), recomputed=6,
-        stored=40, proxy=50, iterations=10, seeds=3, log_every=(2, 6),
+        stored=40, proxy=50, iterations=10, seeds=3, log_every=(2, 6), tuned=("exact",),
     ),
 }  # fmt: skip
 
