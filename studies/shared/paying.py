@@ -83,22 +83,24 @@ def compare_table(
 
 
 def draw_paying(table: pd.DataFrame, methods: Sequence[str], score: str, words: str, budgets: Budgets) -> Figure:
-    """One panel an account of calls: the score over the calls, with the methods named at the ends of their curves.
+    """One panel an account: the score over its calls or seconds, with the methods named at the ends of their curves.
 
     Methods that have not been run on all seeds are left out: the means of different seeds cannot be compared.
     """
-    figure = new_figure(3.8)
-    panels: Any = figure.subplots(1, 2, sharey=True)
+    figure = new_figure(6.4)
+    panels: Any = figure.subplot_mosaic([["recomputed", "stored"], ["seconds", "seconds"]], sharey=True)
     titles = {
         "recomputed": "One state fits: the states are recomputed",
         "stored": "All states fit: they are stored",
+        "seconds": "In time, where all states fit",
     }
     seeds = table.groupby("method").seed.nunique()
     shown = table[table.method.isin({*methods} & {*seeds.index[seeds == seeds.max()]})]
-    for axes, (account, title) in zip(panels, titles.items(), strict=True):
-        draw_learning(axes, shown, account, score, budgets[account])
-        axes.set(title=title, xlabel="function calls", ylabel=words)
-    panels[1].set_ylabel("")
+    ends = {**budgets, "seconds": float(shown.groupby(["method", "seed"]).seconds.max().min())}
+    for account, title in titles.items():
+        draw_learning(panels[account], shown, account, score, ends[account])
+        unit = "CPU seconds of one core, for the calls" if account == "seconds" else "function calls"
+        panels[account].set(title=title, xlabel=unit, ylabel="" if account == "stored" else words)
     return figure
 
 
