@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from studies.engine.study import Progress, Study, silent
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 
 question = "Trained to convergence, does UFOM pay in few-shot learning, against the exact gradient and against FOM?"
+LEADS = ("n_b_recomputed", "n_b_stored", "bias_sq", "bias_sq_sem")
 UFOMS = ("UFOM", "adaptive ×0.1", "step rule")
 PAPER_TABLE = {  # Table 2, test accuracy in %
     ("cifar100", 20): {"exact": 19.9, "Reptile": 18.5, "FOM": 21.3, "adaptive ×0.1": 22.1},
@@ -45,26 +47,31 @@ def measure(config: Config, store: Store, progress: Progress = silent) -> pd.Dat
     Columns: method, seed; step, corrected (tasks so far), stored and recomputed (calls so far in either account),
     seconds (CPU, of the calls made, at this machine's clock); q, d2, v2 (at θ_0 for UFOM, the rule's for adaptive);
     accuracy (in %, on the test tasks) and accuracy_sem (over them); cpu and wall, the seconds of the whole run with its
-    evaluations.
+    evaluations; of FOM alone n_b_recomputed, n_b_stored, bias_sq and bias_sq_sem, by `fom_leads`.
     """
     if config.data == "omniglot" and (reason := missing(omniglot)):
         raise UfomError(f"{reason}; run `ufom data omniglot`")
-    clock = next(_cells(config, ["clock"], 1))
+    clock, leads = next(_cells(config, ["clock"], 1)), list(_cells(config, ["N_b"], config.seeds))
     cells = list(_cells(config, METHODS, config.seeds))
-    outcome = store.run([clock, *cells], run_cell, progress=progress)
+    outcome = store.run([clock, *leads, *cells], run_cell, progress=progress)
     outcome.refuse_failed(lambda cell: cell["method"])
-    (times,), table = store.load(clock) or [{}], store.table(cells)
+    (times,), table, found = store.load(clock) or [{}], store.table(cells), store.table(leads)
     table["seconds"] = times["c1"] * table.pop("gradients") + times["c2"] * table.pop("hessian_vector_products")
+    found = found.reindex(columns=["method", "seed", *LEADS]).assign(method="FOM")
+    table = table.merge(found, on=["method", "seed"], how="left")
     known = {"study", "batches", *asdict(config)} - {"recomputed", "stored"}  # rows have columns of these names
     return table.drop(columns=[*known], errors="ignore")
 
 
 def _cells(config: Config, methods: Any, seeds: int) -> Iterator[dict[str, Any]]:
-    shared = {k: v for k, v in asdict(config).items() if k not in ("seeds", "reptile")}
+    shared = {k: v for k, v in asdict(config).items() if k not in ("seeds", "reptile", "bias")}
+    only: dict[str, dict[str, Any]] = {
+        "Reptile": {"rate": config.reptile, "batches": "in turns"},
+        "N_b": {"bias": list(config.bias)},
+    }
     for seed in range(seeds):
         for method in methods:
-            rate = {"rate": config.reptile, "batches": "in turns"} if method == "Reptile" else {}
-            yield {"study": "table_2", **shared, **rate, "method": method, "seed": seed}
+            yield {"study": "table_2", **shared, **only.get(method, {}), "method": method, "seed": seed}
 
 
 def _paper(config: Config) -> dict[str, float]:
@@ -87,7 +94,33 @@ def judge(table: pd.DataFrame, config: Config) -> list[Verdict]:
     if len(difference) > 1:
         subject = "FOM's bias costs: plateau of the test accuracy (points), exact − FOM, states stored"
         verdicts.append(Verdict.from_paired(subject, ">=", 0.0, difference, widest=1.0))
+    for account, (led, predicted) in leads(table, config).items():
+        if len(led.index) > 1:
+            subject = f"FOM is ahead for N_b task gradients, states {account}: log2 of the measured over these"
+            with np.errstate(all="ignore"):  # where the bias is not above its noise, N_b is ∞
+                verdicts.append(Verdict.from_paired(subject, "=", 0.0, np.log2(led / predicted), margin=1.0))
     return verdicts
+
+
+def leads(table: pd.DataFrame, config: Config) -> dict[str, tuple[pd.Series, pd.Series]]:
+    """FOM's task gradients until the exact gradient overtakes it, a seed an entry, and N_b; for each account.
+
+    Measured at 24 budgets: the last at which FOM's accuracy is above the exact gradient's, or the first. N_b speaks of
+    averaged gradients at one θ, by their distance to ∇M.
+    """
+    found, each = {}, config.r + 1
+    for account, limit in budgets(config).items():
+        ahead = []
+        for calls in np.linspace(limit / 24, limit, 24):
+            scores = at_equal(table, account, {account: calls}).accuracy.unstack("method")
+            if not {"exact", "FOM"} <= {*scores}:
+                return {}
+            ahead.append((scores.exact < scores.FOM).where(scores.exact.notna()) * calls)
+        led = pd.concat(ahead, axis=1).max(axis=1).clip(lower=limit / 24) / each
+        predicted = table[table.method == "FOM"].groupby("seed")[f"n_b_{account}"].first()
+        known = (led / predicted).dropna().index
+        found[account] = led[known], predicted[known]
+    return found
 
 
 def plateau(table: pd.DataFrame, config: Config) -> pd.DataFrame:
@@ -128,9 +161,20 @@ def caption(table: pd.DataFrame, config: Config) -> str:
         f"and in its inner loop the training and the test images in turns. Every run is charged twice. Budgets: "
         f"{c.recomputed} steps of the exact gradient with the states recomputed, {c.stored} with the states stored. "
         f"Accuracy on {c.test_tasks} tasks of held-out classes, with batch statistics. "
-        f"{said_of_runs(table, table, METHODS, c)}"
+        f"{said_of_runs(table, table, METHODS, c)}{_said_of_leads(table, config)}"
         f"\n\n{markdown(summary(table, config))}\n\n" + said_of(judge(table, config))
     )
+
+
+def _said_of_leads(table: pd.DataFrame, config: Config) -> str:
+    found = [
+        f"{interval(led, 0)} with the states {account} (N_b = {interval(n_b, 0)})"
+        for account, (led, n_b) in leads(table, config).items()
+        if len(led)
+    ]
+    steps, tasks = config.bias
+    where = f"N_b: at FOM's θ after {steps} steps, by {tasks} tasks"
+    return f" FOM is ahead of the exact gradient for {' and '.join(found)} task gradients; {where}." if found else ""
 
 
 def answer(table: pd.DataFrame, config: Config) -> str:

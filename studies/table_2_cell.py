@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from studies.shared.accounts import UNROLLED, Price, budgets, clock, now, run_until_spent
-from ufom_runtime import FOM, REPTILE, UFOM, AdaptiveUFOM, measure_moments
+from studies.shared.accounts import SWEEPS, UNROLLED, Price, budgets, clock, now, run_until_spent
+from ufom_runtime import FOM, REPTILE, UFOM, AdaptiveUFOM, measure_moments, train
 from ufom_runtime.algorithms import inner_loop
 from ufom_runtime.problem import Task, Tasks, one_theta
 from ufom_runtime.problems.few_shot import FewShotProblem, cifar100_few_shot, digits_few_shot, omniglot_few_shot
 from ufom_runtime.steps import Steps
 from ufom_theory import CostModel, Sweep, optimal_q
+from ufom_theory.laws import Progress, break_even
 
 METHODS = ("exact", "FOM", "UFOM", "adaptive ×0.1", "step rule", "Reptile")
 
@@ -41,6 +42,7 @@ class Config:
         points: logged rows of a run, about.
         r: inner steps.
         device: where to compute.
+        bias: FOM's steps before its bias is measured, and on how many tasks.
     """
 
     data: str
@@ -59,12 +61,13 @@ class Config:
     r: int = 10
     device: str = "cpu"
     reptile: float = 0.3
+    bias: tuple[int, int] = (300, 256)
 
 
 SIZES = {
     "quick": Config(
         data="digits", ways=3, filters=2, rotations=False, alpha=0.05, rate=3e-3, batch=2, recomputed=2, stored=4,
-        test_tasks=4, fixed_tasks=4, seeds=2, points=2, r=3,
+        test_tasks=4, fixed_tasks=4, seeds=2, points=2, r=3, bias=(2, 4),
     ),
     "standard": Config(
         data="omniglot", ways=5, filters=32, rotations=True, alpha=0.1, rate=3e-3, batch=4, recomputed=400,
@@ -134,12 +137,36 @@ def reptiles(problem: FewShotProblem) -> FewShotProblem:
     return replace(problem, inner_batch=seen)
 
 
+def fom_leads(cell: Mapping[str, Any], problem: FewShotProblem) -> dict[str, float]:
+    """N_b after some steps of FOM, for both accounts; and ‖E d‖², FOM's squared bias, with its standard error.
+
+    Averaged over fewer than N_b tasks, FOM's gradient is nearer to ∇M than the exact one at the same cost.
+    """
+    steps, n = cell["bias"]
+    run = train(
+        problem, one_theta(problem), FOM, steps=steps, optimizer=f"adam:{cell['rate']}", seed=cell["seed"],
+        batch=cell["batch"], log_every=steps,
+    )  # fmt: skip
+    tasks = problem.sample(n, torch.Generator().manual_seed(1000 * cell["seed"] + 3))
+    m = measure_moments(problem, run.theta, tasks)
+    at = {name: float(values[0]) for name, values in m.per_theta.items()}
+    progress = Progress(
+        gradient_sq=at["mean_gradient_sq"], variance=at["v2"] - at["mean_gradient_sq"], d2=at["d2"],
+        cross=at["mean_cross"], proxy_mean_sq=at["mean_proxy_sq"], proxy_variance=at["proxy_sq"] - at["mean_proxy_sq"],
+    )  # fmt: skip
+    costs = {f"n_b_{a}": CostModel(cell["r"], sweep=sweep, as_printed=True) for a, sweep in SWEEPS.items()}
+    found = {name: float(break_even(progress, cost, 1.0)) for name, cost in costs.items()}
+    return {**found, "bias_sq": m.bias_sq, "bias_sq_sem": m.bias_sq_sem}
+
+
 def run_cell(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One run; of the method "clock", the seconds of a gradient and of a Hessian-vector product."""
+    """One run; of the method "clock", the seconds of a gradient and of a product; of "N_b", `fom_leads`."""
     began, problem, r, batch, method = now(), make_problem(cell), cell["r"], cell["batch"], cell["method"]
     if method == "clock":
         return [clock(problem, one_theta(problem), Tasks.of(problem.sample(batch, torch.Generator().manual_seed(0))))]
     reptile = method == "Reptile"
+    if method == "N_b":
+        return [fom_leads(cell, problem)]
     rule, constant = _rule(cell, problem)
     price = Price.reptile(r) if reptile else Price.truncated(r)
     test = problem.sample_test_tasks(cell["test_tasks"], torch.Generator().manual_seed(1000 * cell["seed"] + 2))

@@ -229,11 +229,31 @@ def test_where_the_bias_costs_nothing_it_is_said(two):
         assert [v.agrees for v in table_2.judge(given, TWO) if "FOM's bias costs" in v.subject] == [agrees]
 
 
+@pytest.mark.parametrize(("over", "agrees"), [(1.9, "yes"), (0.6, "yes"), (2.1, "no"), (0.4, "no")])
+def test_foms_lead_is_compared_with_its_break_even(over, agrees):
+    """The exact gradient, rising evenly, overtakes FOM just beyond half of the budget."""
+    limit = budgets(TWO)["stored"]
+    led = limit / 2 / (TWO.r + 1)
+    logs = [
+        pd.DataFrame(
+            {"method": method, "seed": seed, "stored": [0, limit], "accuracy": points, "n_b_stored": led / over}
+        )
+        for seed in (0, 1)
+        for method, points in (("exact", [0, 99]), ("FOM", [50, 50]))
+    ]
+    table = pd.concat(logs).assign(recomputed=lambda t: t.stored, n_b_recomputed=math.inf, step=0, bias_sq=0.0)
+    assert table_2.leads(table, TWO)["stored"][0].tolist() == pytest.approx([led, led])
+    (verdict,) = (
+        v for v in table_2.judge(table, TWO) if v.subject.startswith("FOM is ahead") and "stored" in v.subject
+    )
+    assert (verdict.agrees, verdict.measured) == (agrees, pytest.approx(math.log2(over)))
+
+
 @pytest.mark.parametrize("study", ["one", "two"])
 def test_figures_and_captions(study, one, two):
     table, module, config = (one[0], table_1, ONE) if study == "one" else (two, table_2, TWO)
     panels = module.draw(table, config).axes
-    assert len(panels) == 2
+    assert len(panels) == 3
     assert all(axes.get_xlabel() and axes.get_title() for axes in panels)
     named = {name for text in panels[1].texts for name in text.get_text().split(", ")}
     assert {"exact", "UFOM", "FOM", "adaptive ×0.1"} <= named
@@ -244,7 +264,7 @@ def test_figures_and_captions(study, one, two):
 
 
 def test_a_method_that_lacks_a_seed_is_not_drawn(two):
-    (_, axes) = table_2.draw(two[(two.method != "UFOM") | (two.seed == 0)], TWO).axes
+    (_, axes, _) = table_2.draw(two[(two.method != "UFOM") | (two.seed == 0)], TWO).axes
     named = {name for text in axes.texts for name in text.get_text().split(", ")}
     assert {"exact", "FOM"} <= named
     assert "UFOM" not in named
