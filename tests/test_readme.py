@@ -64,6 +64,7 @@ def test_the_first_example_prints_what_it_promises(tmp_path, capsys):
             "is {0:.1f} behind the exact gradient there, undecided",
         ),
         ("table_2", "UFOM − exact, equal calls, states stored", "(−{2:.1f} to {3:.1f})"),
+        ("table_2", "step rule − FOM, equal calls, states stored", "is {0:.1f} ahead of FOM ({1:.1f} to {2:.1f})"),
     ],
 )
 def test_the_numbers_of_the_studies_are_the_stored_ones(study, subject, words):
@@ -125,6 +126,8 @@ SAID = {"yes": "pays", "no": "does not pay", "inconclusive": "undecided"}
         ("table_2", "adaptive ×0.1, states stored", "adaptive ×0.1", "stored"),
         ("table_2", "q* at the start, recomputed", "UFOM", "recomputed"),
         ("table_2", "q* at the start, stored", "UFOM", "stored"),
+        ("table_2", "step rule, recomputed", "step rule", "recomputed"),
+        ("table_2", "step rule, stored", "step rule", "stored"),
     ],
 )
 def test_the_page_of_the_papers_tables_has_the_stored_verdicts(study, row, method, account):
@@ -162,13 +165,16 @@ def test_what_is_said_of_few_shot_learning_is_in_the_stored_table():
 
     table, config = stored(table_2, "table_2-standard")
     limits, page = budgets(config), " ".join(PAGE.split())
-    exact, fom, ufom, reptile = (
-        f"{interval(at_equal(table, 'stored', limits).accuracy.loc[m], 1)} %"
-        for m in ("exact", "FOM", "UFOM", "Reptile")
+    ends = at_equal(table, "stored", limits).accuracy
+    exact, rule, ufom, fom, reptile = (
+        f"at {interval(ends.loc[m], 1)} %" for m in ("exact", "step rule", "UFOM", "FOM", "Reptile")
     )
     q = table.q[table.method == "UFOM"].mean()
-    said = f"the exact gradient ends at {exact}, FOM at {fom}, UFOM with q* = {q:.2f} at {ufom}, Reptile at {reptile}."
-    assert said in page
+    said = f"the exact gradient ends {exact}, the step rule {rule}, UFOM with q* = {q:.2f} {ufom}, FOM {fom}, Reptile"
+    assert f"{said} {reptile}." in page
+    for account, words in (("stored", "and the exact gradient overtakes FOM"), ("recomputed", "and it overtakes")):
+        led, n_b = (interval(found, 0) for found in table_2.leads(table, config)[account])
+        assert f"{n_b} with {account} states, {words} after {led}" in page
     last = {}
     for account, limit in limits.items():  # the last of 24 budgets at which FOM's mean is above the exact gradient's
         for calls in np.linspace(limit / 24, limit, 24):
