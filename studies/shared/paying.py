@@ -92,7 +92,7 @@ def draw_paying(table: pd.DataFrame, methods: Sequence[str], score: str, words: 
     titles = {
         "recomputed": "One state fits: the states are recomputed",
         "stored": "All states fit: they are stored",
-        "seconds": "In time, where all states fit",
+        "seconds": "All states fit: the time for these calls",
     }
     seeds = table.groupby("method").seed.nunique()
     shown = table[table.method.isin({*methods} & {*seeds.index[seeds == seeds.max()]})]

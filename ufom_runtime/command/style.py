@@ -1,16 +1,16 @@
 """One look for every figure: an estimator has the same colour, mark and dashes everywhere. Plain data, no import.
 
 Colours are Okabe and Ito's, told apart by the colour-blind; they say what the mean is against ∇M: black is exact, the
-blues are unbiased by a coin, orange is the released code's rule, red is biased, green follows another objective.
-Within a colour, marks and dashes differ, so that a figure printed in grey can be read. V² looks as the exact gradient
-whose moment it is, D² as FOM. Grey is for lines of reference, and what is not an estimator (a task, a step size, a
-reading of the theory) has a shade of purple.
+blues and rose are unbiased by a coin, orange is the released code's rule, red is biased, green follows another
+objective. Within a colour, marks and dashes differ, so that a figure printed in grey can be read. V² looks as the exact
+gradient whose moment it is, D² as FOM. Grey is for lines of reference, and what is not an estimator (a task, a step
+size, a reading of the theory) has a shade of purple.
 """
 
 from typing import Any
 
 BLACK, BLUE, SKY, VERMILLION = "#000000", "#0072B2", "#56B4E9", "#D55E00"
-ORANGE, GREEN, GREY, SHADES = "#E69F00", "#009E73", "#777777", "Purples"
+ORANGE, GREEN, ROSE, GREY, SHADES = "#E69F00", "#009E73", "#CC79A7", "#777777", "Purples"
 
 LOOKS: dict[str, dict[str, Any]] = {
     "exact": {"color": BLACK, "marker": "s", "ls": "-"},
@@ -20,7 +20,7 @@ LOOKS: dict[str, dict[str, Any]] = {
     "reversible": {"color": BLACK, "marker": "<", "ls": (0, (5, 1, 1, 1, 1, 1))},
     "UFOM": {"color": BLUE, "marker": "o", "ls": "-"},
     "UFOM, implicit": {"color": BLUE, "marker": "2", "ls": "-."},
-    "step rule": {"color": BLUE, "marker": "3", "ls": (0, (1, 1))},
+    "step rule": {"color": ROSE, "marker": "3", "ls": (0, (1, 1))},
     "telescoping": {"color": BLUE, "marker": "h", "ls": "--"},
     "adaptive": {"color": SKY, "marker": "P", "ls": "-"},
     "adaptive ×0.1": {"color": SKY, "marker": "p", "ls": "--"},
