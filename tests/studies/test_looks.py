@@ -13,7 +13,8 @@ from ufom_runtime.command import style
 STUDIES = sorted(Path(__file__).parents[2].joinpath("studies").glob("*.py"))
 FIGURES = sorted(Path(__file__).parents[2].joinpath("studies", "figures").glob("*.png"))
 OWN = re.compile(
-    r"#[0-9A-Fa-f]{6}\b|\bcolor=\"|\bcolor_palette\b|\bcmap=|import .*\b(?:BLACK|BLUE|SKY|VERMILLION|ORANGE|GREEN|ROSE)\b"
+    r"#[0-9A-Fa-f]{6}\b|\bcolor=\"|\bcolor_palette\b|\bcmap=|"
+    r"import .*\b(?:BLACK|BLUE|SKY|VERMILLION|ORANGE|GREEN|ROSE)\b"
 )
 
 
