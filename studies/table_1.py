@@ -29,7 +29,7 @@ from studies.engine.study import Progress, Study, silent
 from studies.engine.sweep import Store
 from studies.shared.accounts import budgets
 from studies.shared.drawing import markdown
-from studies.shared.paying import compare_table, draw_paying, judge_paying, said_of, said_of_runs
+from studies.shared.paying import compare_table, draw_paying, judge_paying, said_of, said_of_curves, said_of_runs
 from studies.shared.training import interval, missing
 from studies.shared.verdicts import Verdict
 from studies.table_1_cell import METHODS, RULES, SIZES, Config, run_cell
@@ -179,7 +179,7 @@ def caption(table: pd.DataFrame, config: Config) -> str:
     whose = "each method" if {*METHODS} <= {*c.tuned} else f"{', '.join(c.tuned)}; the others take the γ of exact"
     reduced = " The paper has 5000 images of each kind and α = 1." if c.n_train < 5000 else ""
     return (
-        f"Test accuracy over function calls; thick: the mean of {judged.seed.nunique()} seeds, thin: a seed. {data}: "
+        f"{said_of_curves(judged)} {data}: "
         f"{c.n_train} training images, half of the labels corrupted, {c.n_validation} validation images, {c.hidden} "
         f"hidden units, r = {c.r}, α = {c.alpha:g}, the mean inner loss.{reduced} Every run is charged twice. Budgets: "
         f"{c.recomputed} exact gradients with the states recomputed, {c.stored} with the states stored. "

@@ -19,7 +19,15 @@ from studies.engine.study import Progress, Study, silent
 from studies.engine.sweep import Store
 from studies.shared.accounts import budgets
 from studies.shared.drawing import markdown
-from studies.shared.paying import at_equal, compare_table, draw_paying, judge_paying, said_of, said_of_runs
+from studies.shared.paying import (
+    at_equal,
+    compare_table,
+    draw_paying,
+    judge_paying,
+    said_of,
+    said_of_curves,
+    said_of_runs,
+)
 from studies.shared.training import interval, missing
 from studies.shared.verdicts import Verdict
 from studies.table_2_cell import METHODS, SIZES, Config, run_cell
@@ -155,7 +163,7 @@ def caption(table: pd.DataFrame, config: Config) -> str:
     c = config
     turned = ", training classes turned as well" if c.rotations else ""
     return (
-        f"Test accuracy over function calls; thick: the mean of {table.seed.nunique()} seeds, thin: a seed. MAML on "
+        f"{said_of_curves(table)} MAML on "
         f"{c.data}{turned}, {c.ways} ways, 1 shot, {c.filters} filters, r = {c.r}, α = {c.alpha:g}, {c.batch} tasks a "
         f"step, outer Adam, rate {c.rate:g}, untuned; Reptile: outer SGD, rate {c.reptile:g}, chosen on another seed, "
         f"and in its inner loop the training and the test images in turns. Every run is charged twice. Budgets: "

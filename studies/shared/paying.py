@@ -104,6 +104,13 @@ def draw_paying(table: pd.DataFrame, methods: Sequence[str], score: str, words: 
     return figure
 
 
+def said_of_curves(table: pd.DataFrame) -> str:
+    """How a caption begins: what `draw_paying` draws."""
+    n = table.seed.nunique()
+    curves = f"thick: the mean of {n} seeds, thin: a seed" if n > 1 else "one seed"
+    return f"Test accuracy over function calls and, below, over seconds; {curves}."
+
+
 def said_of_runs(table: pd.DataFrame, judged: pd.DataFrame, methods: Sequence[str], config: Any) -> str:
     """What the intervals and seconds of a caption mean, and what has been run so far."""
     runs = [column for column in ("method", "gamma", "seed") if column in table]
@@ -125,4 +132,6 @@ def said_of(verdicts: Sequence[Verdict]) -> str:
             pair, _, rest = v.subject.partition(", ")[2].partition(", equal ")
             account = rest.partition(" (")[0].removeprefix("calls, ")
             lines.setdefault(pair, []).append(f"{account}: {word[v.agrees]} ({v.measured:+.1f} ± {v.tolerance:.1f})")
+    if not lines:
+        return "One seed has no interval: whether UFOM pays is not judged."
     return f"{HEADING}\n\n" + "\n".join(f"- {pair}: {'; '.join(found)}." for pair, found in lines.items())
