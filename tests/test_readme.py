@@ -190,6 +190,32 @@ def test_what_is_said_of_few_shot_learning_is_in_the_stored_table():
     assert f"and up to {last['stored']:,.0f} with stored ones" in page
 
 
+def test_what_is_said_of_20_ways_is_in_the_stored_table():
+    from studies import table_2
+    from studies.shared.accounts import budgets
+    from studies.shared.paying import at_equal
+
+    table, config = stored(table_2, "table_2-wide")
+    (recomputed, kept), page = (
+        (at_equal(table, account, budgets(config)).accuracy.loc[:, 0] for account in ("recomputed", "stored")),
+        " ".join(PAGE.split()),
+    )
+    q = table.q[table.method == "UFOM"].mean()
+    named = (
+        ("the step rule comes", "step rule"), ("adaptive ×0.1", "adaptive ×0.1"), (f"UFOM with q* = {q:.2f}", "UFOM"),
+        ("FOM", "FOM"), ("the exact gradient", "exact"), ("Reptile", "Reptile"),
+    )  # fmt: skip
+    assert ", ".join(f"{said} to {recomputed[m]:.1f} %" for said, m in named) in page
+    assert [m for _, m in named] == [*recomputed.sort_values(ascending=False).index]
+    assert kept.idxmax() == "exact"
+    assert f"the exact gradient is ahead of all: {kept['exact']:.1f} %, against {kept['UFOM']:.1f} % for UFOM" in page
+    for method in ("adaptive ×0.1", "FOM", "Reptile"):
+        assert f"{kept[method]:.1f} % for {method}" in page
+    assert f"{kept['step rule']:.1f} % for the step rule" in page
+    highest = table[(table.method == "step rule") & (table.stored <= budgets(config)["stored"])].accuracy.max()
+    assert f"which was at {highest:.1f} % before it lost ground" in page
+
+
 def test_what_is_said_of_a_gpu_is_in_the_stored_table():
     from studies import gpu
 
