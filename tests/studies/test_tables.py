@@ -20,7 +20,7 @@ from ufom_theory import CostModel, Moments, Sweep, Truncated, UfomError, optimal
 R, K = 5, 2
 TUNED = ("exact", "adaptive ×0.1")
 ONE = table_1_cell.Config("digits", 20, 20, 3, 0.5, (10.0, 100.0), 1, 3, 2, 2, 2, (1, 2), TUNED, r=R)
-TWO = table_2_cell.Config("digits", 3, 2, False, 0.05, 1e-3, 2, 1, 2, 4, 4, 2, 2, r=3)
+TWO = table_2_cell.Config("digits", 3, 2, False, 0.05, 1e-3, 2, 1, 2, 4, 4, 2, 2, r=3, bias=(2, 4))
 
 
 @pytest.fixture(scope="module")
