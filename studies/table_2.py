@@ -175,11 +175,11 @@ def caption(table: pd.DataFrame, config: Config) -> str:
 
 
 def _said_of_leads(table: pd.DataFrame, config: Config) -> str:
-    found = [
-        f"{interval(led, 0)} with the states {account} (N_b = {interval(n_b, 0)})"
-        for account, (led, n_b) in leads(table, config).items()
-        if len(led)
-    ]
+    found = []
+    for account, (led, n_b) in leads(table, config).items():
+        if len(led):
+            known = interval(n_b, 0) if np.isfinite(n_b).all() else "∞ on a seed whose bias is not above its noise"
+            found.append(f"{interval(led, 0)} with the states {account} (N_b = {known})")
     steps, tasks = config.bias
     where = f"N_b: at FOM's θ after {steps} steps, by {tasks} tasks"
     return f" FOM is ahead of the exact gradient for {' and '.join(found)} task gradients; {where}." if found else ""
