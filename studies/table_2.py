@@ -59,11 +59,11 @@ def measure(config: Config, store: Store, progress: Progress = silent) -> pd.Dat
     """
     if config.data == "omniglot" and (reason := missing(omniglot)):
         raise UfomError(f"{reason}; run `ufom data omniglot`")
-    clock, leads = next(_cells(config, ["clock"], 1)), list(_cells(config, ["N_b"], config.seeds))
+    clock, n_b = next(_cells(config, ["clock"], 1)), list(_cells(config, ["N_b"], config.seeds))
     cells = list(_cells(config, METHODS, config.seeds))
-    outcome = store.run([clock, *leads, *cells], run_cell, progress=progress)
+    outcome = store.run([clock, *n_b, *cells], run_cell, progress=progress)
     outcome.refuse_failed(lambda cell: cell["method"])
-    (times,), table, found = store.load(clock) or [{}], store.table(cells), store.table(leads)
+    (times,), table, found = store.load(clock) or [{}], store.table(cells), store.table(n_b)
     table["seconds"] = times["c1"] * table.pop("gradients") + times["c2"] * table.pop("hessian_vector_products")
     found = found.reindex(columns=["method", "seed", *LEADS]).assign(method="FOM")
     table = table.merge(found, on=["method", "seed"], how="left")
@@ -103,7 +103,7 @@ def judge(table: pd.DataFrame, config: Config) -> list[Verdict]:
         subject = "FOM's bias costs: plateau of the test accuracy (points), exact − FOM, states stored"
         verdicts.append(Verdict.from_paired(subject, ">=", 0.0, difference, widest=1.0))
     for account, (led, predicted) in leads(table, config).items():
-        if len(led.index) > 1:
+        if len(led) > 1:
             subject = f"FOM is ahead for N_b task gradients, states {account}: log2 of the measured over these"
             with np.errstate(all="ignore"):  # where the bias is not above its noise, N_b is ∞
                 verdicts.append(Verdict.from_paired(subject, "=", 0.0, np.log2(led / predicted), margin=1.0))
@@ -116,15 +116,16 @@ def leads(table: pd.DataFrame, config: Config) -> dict[str, tuple[pd.Series, pd.
     Measured at 24 budgets: the last at which FOM's accuracy is above the exact gradient's, or the first. N_b speaks of
     averaged gradients at one θ, by their distance to ∇M.
     """
-    found, each = {}, config.r + 1
+    if not {"exact", "FOM"} <= {*table.method}:
+        return {}
+    found = {}
     for account, limit in budgets(config).items():
+        logs = table.loc[table.method.isin(["exact", "FOM"]), ["method", "seed", account, "accuracy"]]
         ahead = []
         for calls in np.linspace(limit / 24, limit, 24):
-            scores = at_equal(table, account, {account: calls}).accuracy.unstack("method")
-            if not {"exact", "FOM"} <= {*scores}:
-                return {}
+            scores = at_equal(logs, account, {account: calls}).accuracy.unstack("method")
             ahead.append((scores.exact < scores.FOM).where(scores.exact.notna()) * calls)
-        led = pd.concat(ahead, axis=1).max(axis=1).clip(lower=limit / 24) / each
+        led = pd.concat(ahead, axis=1).max(axis=1).clip(lower=limit / 24) / (config.r + 1)
         predicted = table[table.method == "FOM"].groupby("seed")[f"n_b_{account}"].first()
         known = (led / predicted).dropna().index
         found[account] = led[known], predicted[known]

@@ -6,17 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from studies.shared.accounts import SWEEPS, UNROLLED, Price, budgets, clock, now, run_until_spent
 from ufom_runtime import FOM, REPTILE, UFOM, AdaptiveUFOM, measure_moments, train
 from ufom_runtime.algorithms import inner_loop
+from ufom_runtime.measure.chances import draws
 from ufom_runtime.problem import Task, Tasks, one_theta
 from ufom_runtime.problems.few_shot import FewShotProblem, cifar100_few_shot, digits_few_shot, omniglot_few_shot
 from ufom_runtime.steps import Steps
 from ufom_theory import CostModel, Sweep, optimal_q
-from ufom_theory.laws import Progress, break_even
+from ufom_theory.laws import break_even
 
 METHODS = ("exact", "FOM", "UFOM", "adaptive ×0.1", "step rule", "Reptile")
 
@@ -148,15 +150,11 @@ def fom_leads(cell: Mapping[str, Any], problem: FewShotProblem) -> dict[str, flo
         batch=cell["batch"], log_every=steps,
     )  # fmt: skip
     tasks = problem.sample(n, torch.Generator().manual_seed(1000 * cell["seed"] + 3))
-    m = measure_moments(problem, run.theta, tasks)
-    at = {name: float(values[0]) for name, values in m.per_theta.items()}
-    progress = Progress(
-        gradient_sq=at["mean_gradient_sq"], variance=at["v2"] - at["mean_gradient_sq"], d2=at["d2"],
-        cross=at["mean_cross"], proxy_mean_sq=at["mean_proxy_sq"], proxy_variance=at["proxy_sq"] - at["mean_proxy_sq"],
-    )  # fmt: skip
+    moments = measure_moments(problem, run.theta, tasks)
+    measured = draws(moments, None)  # entry 0
     costs = {f"n_b_{a}": CostModel(cell["r"], sweep=sweep, as_printed=True) for a, sweep in SWEEPS.items()}
-    found = {name: float(break_even(progress, cost, 1.0)) for name, cost in costs.items()}
-    return {**found, "bias_sq": m.bias_sq, "bias_sq_sem": m.bias_sq_sem}
+    found = {name: float(np.asarray(break_even(measured, cost, 1.0))[0]) for name, cost in costs.items()}
+    return {**found, "bias_sq": moments.bias_sq, "bias_sq_sem": moments.bias_sq_sem}
 
 
 def run_cell(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
