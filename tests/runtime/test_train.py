@@ -110,6 +110,13 @@ def test_all_of_it_goes_on_to_the_same_bits_and_a_finished_run_is_extended(optio
     assert_same(go(steps=14, log_every=2, checkpoint=tmp_path, **options), whole)
 
 
+def test_a_run_is_stored_and_extended_where_its_last_theta_is_the_best(tmp_path):
+    options = {"keep": "best", "evaluate": lambda theta: {"loss": -float((theta - PROBLEM.initial).norm())}}
+    half = go(steps=3, checkpoint=tmp_path, checkpoint_every=1, **options)
+    assert (half.step, half.log.loss.idxmin()) == (3, 2)  # θ and the best θ are one tensor at every save
+    assert_same(go(steps=5, checkpoint=tmp_path, **options), go(steps=5, **options))
+
+
 def test_ctrl_c_keeps_what_was_done():
     with pytest.raises(KeyboardInterrupt, match="stopped after step 4") as stop:
         go(progress=interrupted(0.5))
@@ -132,6 +139,11 @@ def test_the_best_row_is_kept_and_patience_ends_the_run():
     given = iter([2.0, 9.0, 1.0])
     last = go(evaluate=lambda theta: {"loss": next(given)}, keep="best", log_every=3)
     assert (last.step, last.log.step.tolist()) == (7, [3, 6, 7])  # the row of the last step may be the best
+
+
+def test_evaluate_may_return_tensors_of_one_number(tmp_path):
+    given = go(evaluate=lambda theta: {"norm": theta.norm()}, keep="best", checkpoint=tmp_path)
+    assert_same(given, go(evaluate=norm, keep="best"))
 
 
 def test_a_run_is_said_in_a_line():

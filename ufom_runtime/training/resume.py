@@ -119,7 +119,9 @@ class Checkpoint:
         Raises:
             UfomError: more than `most_bytes` of tensors, values that are not JSON, or a file that cannot be written.
         """
-        content: bytes = _safetensors().save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+        # copied: one tensor under two names, as θ while it is the best, is refused by safetensors
+        whole = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+        content: bytes = _safetensors().save(whole)
         if len(content) > self.most_bytes:
             raise UfomError(f"a state of {len(content)} bytes, more than {self.most_bytes}: run without checkpoint=")
         self.log.append(rows)
