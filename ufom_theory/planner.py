@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ufom_theory.checks import UfomError, byte_count, bytes_text, instance, integer, positive, scalar
+from ufom_theory.checks import UfomError, byte_count, bytes_text, finite, instance, integer, positive, scalar
 from ufom_theory.coins import Coins, coin_moments, stratified_q, stratified_second_moment
 from ufom_theory.cost import CostModel, Sweep, Truncated
 from ufom_theory.laws import Progress, exponent_of
@@ -42,7 +42,8 @@ class Candidate:
     q: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "bytes", scalar(f"the bytes of {self.label}", self.bytes, integer, 0))
+        held = scalar(f"the bytes of {self.label}", self.bytes, finite, "a finite number ≥ 0", 0.0)
+        object.__setattr__(self, "bytes", int(held))
         if not isinstance(self.coin, str) or self.coin not in ("task", "batch", "stratified"):
             raise UfomError(f"coin = {self.coin!r} must be 'task', 'batch' or 'stratified'")
         if self.q is not None and not 0 < scalar("q", self.q) <= 1:
@@ -61,6 +62,14 @@ class Candidate:
             raise UfomError(f"{self.label} has {len(self.levels)} levels: give costs c_0 … c_n, one more than these")
         elif self.coin != "task" or self.q is not None:
             raise UfomError(f"{self.label} is a roulette, one uniform number a task: leave coin and q out")
+        else:
+            positive(f"the costs of {self.label}", self.cost)
+            v2 = [float(moments.v2) for moments in self.levels]
+            if max(v2) > min(v2) * (1 + 1e-6):
+                raise UfomError(
+                    f"the levels of {self.label} have V² from {min(v2):g} to {max(v2):g}, but all have the same exact "
+                    "gradient: measure them at one θ, on the same tasks"
+                )
 
     @property
     def levels(self) -> tuple[Moments, ...]:
@@ -132,6 +141,7 @@ def plan(
     """
     most, b = byte_count("memory", memory), scalar("batch", batch, integer, 1)
     exponent = float(scalar("m", exponent_of(m, outer)[0]))
+    instance("candidates", candidates, Iterable, "give a list of Candidate(label, moments, cost, bytes)")
     given = list(candidates)
     for candidate in given:
         instance("a candidate", candidate, Candidate, "write Candidate(label, moments, cost, bytes)")
@@ -153,7 +163,7 @@ def _best(x: Candidate, m: float, batch: int) -> Choice:
     """The candidate at its best q."""
     if isinstance(x.cost, CostModel):
         assert isinstance(x.moments, Moments)
-        if x.coin == "stratified" and batch > 1 and x.q is None:
+        if x.coin == "stratified" and batch > 1:
             return _stratified(x, x.moments, x.cost, m, batch)
         moments = coin_moments(x.moments, x.coin, batch)
         q = float(optimal_q(moments, x.cost, m).q) if x.q is None else float(x.q)
@@ -166,14 +176,23 @@ def _best(x: Candidate, m: float, batch: int) -> Choice:
 
 
 def _stratified(x: Candidate, moments: Moments, cost: CostModel, m: float, batch: int) -> Choice:
-    """With weight B/k where qB ≥ 1: A^m·C is then best at whole qB, or below 1."""
+    """At the given q, or the best one. With weight B/k where qB ≥ 1 A^m·C is best at whole qB, or below 1."""
     progress = Progress.of(moments)
-    free = stratified_q(progress, cost, batch, m)
-    if free == 0:
-        return Choice(x, 0.0, float(coin_moments(moments, "task", batch).v2) / batch, float(cost.c_det))
-    every = [k / batch for k in range(1, batch + 1)] + [free] * (free * batch < 1)
+    if x.q is None:
+        free = stratified_q(progress, cost, batch, m)
+        if free == 0:
+            return Choice(x, 0.0, float(coin_moments(moments, "task", batch).v2) / batch, float(cost.c_det))
+        every = [k / batch for k in range(1, batch + 1)] + [free] * (free * batch < 1)
+    else:
+        every = [float(x.q)]
     choices = [
-        Choice(x, q, stratified_second_moment(progress, q, batch), float(cost.c_det + q * cost.c_rnd)) for q in every
+        Choice(
+            x,
+            q,
+            stratified_second_moment(progress, q, batch, "B/k" if q * batch >= 1 else "1/q"),
+            float(cost.c_det + q * cost.c_rnd),
+        )
+        for q in every
     ]
     return min(choices, key=lambda choice: choice.log_time(m))
 

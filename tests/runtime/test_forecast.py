@@ -80,6 +80,13 @@ def test_seconds_are_the_mean_over_the_coins(coin, expected):
     assert cost.expected(0.3, coin) == pytest.approx(expected, rel=1e-12)  # stratified: 1 or, with chance .2, 2 of 4
 
 
+def test_the_coins_of_thousands_of_tasks():
+    """Binomial coefficients are beyond floating point there; the mean number of corrections decides the seconds."""
+    n, q = 3000, 0.3
+    cost = CallCost(n, {0: 2.0, 1: 2.5, n: 2.0 + 0.5 * n}, {}, 0)
+    assert cost.expected(q) == pytest.approx(2.0 + 0.5 * n * q, rel=1e-9)
+
+
 def test_the_very_call_is_made(monkeypatch):
     """Its coins, chunk and tasks are those that `hypergradient` will get, and its time is what it took."""
     problem, made = quadratic(dim=2, r=3), []

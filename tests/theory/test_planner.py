@@ -104,6 +104,21 @@ def test_coins_of_a_batch_against_a_grid(coin, m):
     assert found.q == pytest.approx(q[time.argmin()], abs=1e-3)
 
 
+@pytest.mark.parametrize("q", [0.05, 0.125, 0.3, 1.0])
+def test_stratified_coins_at_a_given_q(q):
+    """By the mean over k of B corrections: k = ⌊qB⌋ or one more, with weight B/k where qB ≥ 1, else 1/q."""
+    b, bias, least = 8, 0.5 - 2 * 0.45 + 0.45, int(q * 8)
+    second = 0.0
+    for k, chance in ((least, 1 - q * b + least), (least + 1, q * b - least)):
+        weight = b / k if q * b >= 1 else 1 / q
+        # E‖mean w·ξ·d‖² − ‖E d‖² by pairs of tasks, both corrected with chance k(k − 1)/(B(B − 1))
+        pairs = weight**2 * k * (k - 1) / b**2 * bias
+        second += chance * (weight**2 * k / b**2 * 0.1 + pairs) if k else 0.0
+    second += 0.5 + 0.5 / b - (0.1 / b + (b - 1) / b * bias)
+    (found,) = plan([Candidate("x", BATCH, COST, 10, "stratified", q=q)], 10, m=1, batch=b)
+    assert (found.q, found.second_moment) == (q, pytest.approx(second, rel=1e-12))
+
+
 def test_all_kinds_together():
     """The roulette by `roulette_moments`, a fixed q, an exact proxy; what does not fit is left out."""
     levels = [BATCH, replace(BATCH, d2=0.05, cross=0.975)]
@@ -124,6 +139,8 @@ def test_all_kinds_together():
     assert [c.label for c in plan([useless, every[1]], 100, m=2.0)] == ["exact"]
     (large,) = plan([replace(roulette, bytes=4_200_000)], "50MB", m=1.0)
     assert "which holds 4.2 MB of 50 MB" in large.why
+    (larger,) = plan([replace(roulette, bytes=40 * 10**9)], "80GB", m=1.0)
+    assert "which holds 40 GB of 80 GB" in larger.why
 
 
 @pytest.mark.parametrize(
@@ -155,7 +172,10 @@ def test_states_held(sweep, n, held):
         (lambda: Candidate("x", [BATCH], [1.0, 1.0], 2, "batch"), "leave coin and q out"),
         (lambda: Candidate("x", BATCH, COST, 2, "coin"), "must be 'task'"),
         (lambda: Candidate("x", BATCH, COST, 2, q=0), r"in \(0, 1\]"),
-        (lambda: Candidate("x", BATCH, COST, -2), "at least 0"),
+        (lambda: Candidate("x", BATCH, COST, -2), "finite number ≥ 0"),
+        (lambda: Candidate("x", [BATCH], "11", 2), "not a number"),
+        (lambda: Candidate("x", [BATCH, Moments(0.05, 3.0)], [1.0, 1.0, 1.0], 2), "V² from 1 to 3"),
+        (lambda: plan(5, 5, m=1), "give a list of Candidate"),
     ],
 )
 def test_bad_input_is_named(call, message):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import gammaln, xlog1py, xlogy
 from torch import Tensor
 
 from ufom_runtime.coins import Coin
@@ -58,7 +59,9 @@ def corrected_tasks(n: int, q: float, coin: Coin) -> NDArray[np.float64]:
         least = math.floor(q * n)
         found[least : least + 2] = [1 - (q * n - least), q * n - least][: n + 1 - least]
     else:
-        found = np.array([math.comb(n, k) * q**k * (1 - q) ** (n - k) for k in range(n + 1)])
+        k = np.arange(n + 1)  # in logarithms: the coefficients of a thousand tasks are beyond floating point
+        ways = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
+        found = np.exp(ways + xlogy(k, q) + xlog1py(n - k, -q))
     return found
 
 
