@@ -105,6 +105,8 @@ def test_the_very_call_is_made(monkeypatch):
     cost = measure_cost(problem, problem.initial, tasks, UFOM(0.1), seconds=0.05, repeats=5)
     assert 4 * cost.c_det == pytest.approx(0.004)
     assert 4 * cost.c_rnd == pytest.approx(0.016)
+    with pytest.raises(UfomError, match="has no coins"):
+        measure_cost(problem, problem.initial, tasks, Roulette((0, 3), (0.5,)))
 
 
 def test_an_unsure_cost_is_refused(monkeypatch):

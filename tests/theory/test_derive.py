@@ -132,6 +132,8 @@ def test_it_is_lazy():
         (lambda: derive("20", batch=1.5), "integer ≥ 1"),
         (lambda: derive("local", s=1.5), r"\(0, 1\]"),
         (lambda: derive("21", c_det=float("inf")), "finite"),
+        (lambda: derive("20", c_det=float("nan")), "c_det = nan must be finite"),
+        (lambda: derive("local", s=sp.nan), "s = nan must be finite"),
     ],
 )
 def test_bad_input_is_named(call, message):

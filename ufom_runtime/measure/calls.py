@@ -65,6 +65,12 @@ def corrected_tasks(n: int, q: float, coin: Coin) -> NDArray[np.float64]:
     return found
 
 
+def refuse_without_coins(estimator: object) -> None:
+    """`UfomError` for what is not UFOM, nor one of its ends, FOM and EXACT."""
+    if not isinstance(estimator, Estimator | Debiased):
+        raise UfomError(f"estimator = {estimator!r:.100} has no coins: give UFOM(q), FOM or EXACT")
+
+
 @typed
 def measure_calls(
     problem: BilevelProblem,
@@ -94,8 +100,7 @@ def measure_calls(
     Raises:
         UfomError: as `hypergradient`; an estimator without coins; a time whose error stays larger than a fifth of it.
     """
-    if not isinstance(estimator, Estimator | Debiased):
-        raise UfomError(f"estimator = {estimator!r:.100} has no coins: give UFOM(q), FOM or EXACT")
+    refuse_without_coins(estimator)
     tasks = check(problem, theta, tasks)
     n, q = len(tasks), estimator.q
     can_be = {0, 1, n} if 0 < q < 1 else {n if q else 0}

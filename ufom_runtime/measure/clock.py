@@ -112,8 +112,9 @@ def _as_run(
     chunk: int | None,
     compile: bool,
 ) -> CostModel:
-    from ufom_runtime.measure.calls import measure_calls  # it is built on this file
+    from ufom_runtime.measure.calls import measure_calls, refuse_without_coins  # they are built on this file
 
+    refuse_without_coins(estimator)
     both = replace(estimator, q=0.5)  # at q = 0 or 1 one of the two calls would never be made
     cost = measure_calls(problem, theta, tasks, both, seconds=seconds, repeats=repeats, chunk=chunk, compile=compile)
     n = cost.tasks

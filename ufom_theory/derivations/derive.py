@@ -120,8 +120,8 @@ def _given(name: str, value: Any, default: sp.Expr) -> sp.Expr:
         return default
     if not isinstance(value, int | float | np.number | sp.Expr):
         raise UfomError(f"{name} = {value!r} must be a number or a sympy expression: sympy.Symbol('x') leaves it open")
-    expression = sp.nsimplify(value, rational=True) if not isinstance(value, sp.Expr) else value
-    if expression.is_extended_positive is False or expression.is_finite is False:
+    expression = value if isinstance(value, sp.Expr) else sp.nsimplify(value, rational=True)
+    if expression is sp.nan or expression.is_extended_positive is False or expression.is_finite is False:
         raise UfomError(f"{name} = {value} must be finite and > 0")
     return expression
 
