@@ -150,7 +150,8 @@ def decide(search: Search, path: Path | None, found: list[Outcome], doubt: str) 
         return exact.method, f"{said}{notes}." if best is exact else f"{said}. {_whatever(exact, script)}{notes}."
     others = [o for o in timed if o.name == "FOM" != best.name] + ([exact] if exact not in (best, script) else [])
     ahead = [f"{_times(1 / best.over)} sooner than your script", *(_against(best, o) for o in others if o.arrives)]
-    stuck = "".join(f"; {o.name} makes no progress" for o in others if not o.arrives)
+    still = [o for o in others if not o.arrives and not (o.name == "FOM" and path.vanishes)]
+    stuck = "".join(f"; {o.name} makes no progress" for o in still)
     return best.method, f"run {best.written}: {', '.join(ahead)} {law}{stuck}{notes}."
 
 
