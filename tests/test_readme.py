@@ -196,6 +196,20 @@ def test_what_is_said_of_few_shot_learning_is_in_the_stored_table():
     assert f"and up to {last['stored']:,.0f} with stored ones" in page
 
 
+def test_what_is_said_of_a_run_that_falls_is_in_the_stored_table():
+    from studies import table_2
+
+    table, _ = stored(table_2, "table_2-standard")
+    mine = table[(table.method == "adaptive ×0.1") & (table.seed == 2)].set_index("step")
+    first, last = mine.index[-4], mine.index[-1]
+    page = " ".join(PAGE.split())
+    grows = float(f"{mine.d2[mine.index[-4:]].max() / mine.d2[first]:.2g}")
+    assert f"In its last {last - first} steps the rule's average of D² grows {grows:.0f}-fold" in page
+    assert f"falls from {mine.accuracy[first]:.1f} to {mine.accuracy[last]:.1f} %" in page
+    others = table[(table.method == "adaptive ×0.1") & (table.seed != 2) & (table.step > first)]
+    assert others.d2.max() < mine.d2.max() / 100
+
+
 def test_what_is_said_of_20_ways_is_in_the_stored_table():
     from studies import table_2
     from studies.shared.accounts import budgets
