@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from tests.oracles import unrolled_gradient
 from tests.runtime.conftest import F64, coupled
@@ -27,7 +28,7 @@ from ufom_runtime import (
     peak_bytes,
     train,
 )
-from ufom_runtime.command.cli import main
+from ufom_runtime.command.cli import app, main
 from ufom_runtime.command.compare import _affordable
 from ufom_runtime.measure import compare as module
 from ufom_runtime.measure.as_run import AsRun
@@ -432,6 +433,15 @@ def test_bad_input_is_named(fixed_costs, changes, message):
     right = {"theta": problem.initial, "tasks": problem.sample(8, rng()), "outer": "tuned", "batch": BATCH, "budget": 1}
     with pytest.raises(UfomError, match=message):
         compare(problem, **{**right, **changes})
+
+
+@pytest.mark.parametrize(
+    ("option", "message"), [(("--budget", "-1"), "budget.* = -1 must be"), (("--tasks", "0"), "n = 0 tasks")]
+)
+def test_the_command_names_bad_input(option, message):
+    shown = CliRunner().invoke(app, ["compare", "quadratic", "--outer", "sgd:0.1", *option])
+    with pytest.raises(UfomError, match=message):
+        raise shown.exception
 
 
 def test_as_many_tasks_are_drawn_as_are_paid_for(monkeypatch):

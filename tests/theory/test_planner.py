@@ -187,6 +187,16 @@ def run(*arguments):
     return CliRunner().invoke(app, ["plan", "--m", "2", *arguments])
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(("--moments", "0:0.1:1", "--batch", "4"), "--batch would change nothing with --moments"),
+     (("digits-few-shot", "-r", "5", "--c1", "1"), "-r, --c1 would change nothing with digits-few-shot")],
+)  # fmt: skip
+def test_options_that_would_be_ignored_are_refused(options, message):
+    with pytest.raises(UfomError, match=message):
+        raise run(*options).exception
+
+
 def test_command():
     shown = run("--moments", "0:0.1:1", "--moments", "20:0.02:1", "-r", "100", "--memory", "2")
     assert shown.exit_code == 0

@@ -10,6 +10,7 @@ import typer
 
 from ufom_runtime.command.options import HtmlOption, ThetaOption, read_theta, refuse_folder
 from ufom_runtime.command.plain import json_text
+from ufom_theory.checks import positive, scalar
 from ufom_theory.laws import parse_outer
 
 if TYPE_CHECKING:
@@ -51,13 +52,14 @@ def compare_command(
     from ufom_runtime.training.seeds import seeded
 
     parse_outer(outer)  # refused before any data are read
+    budget = scalar("budget, the seconds of timing,", budget, positive)
     if html is not None:
         refuse_folder(html)
     loaded = load_problem(problem, device)
     at = read_theta(theta, loaded)
     drawn = None
     if loaded.tasks is None:
-        n = tasks or _affordable(loaded, at, seed, budget / 2, chunk, compiled)
+        n = tasks if tasks is not None else _affordable(loaded, at, seed, budget / 2, chunk, compiled)
         drawn = loaded.sample(n, seeded(seed))
     found = compare(
         loaded, at, drawn, outer, batch, memory, steps=steps, seconds=seconds, pilot=pilot, budget=budget, seed=seed,

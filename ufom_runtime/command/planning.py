@@ -13,6 +13,7 @@ from ufom_theory.checks import byte_count
 
 
 def plan_command(
+    context: typer.Context,
     problem: Annotated[
         str | None, typer.Argument(help="A built-in problem, or module:object of your own: all is measured on it.")
     ] = None,
@@ -37,6 +38,7 @@ def plan_command(
     """
     if (problem is None) == (not moments):
         raise UfomError("give a problem, on which all is measured, or --moments K:D2:V2")
+    _refuse_unused(context, problem)
     if problem is not None:
         rows = _measured(problem, memory, m, outer, batch, tasks, seed)
     else:
@@ -47,6 +49,17 @@ def plan_command(
         from ufom_runtime.command.printing import print_plan
 
         print_plan(rows)
+
+
+def _refuse_unused(context: typer.Context, problem: str | None) -> None:
+    """`UfomError` for options that would change nothing here."""
+    unused = {"batch": "--batch", "tasks": "--tasks", "seed": "--seed"}
+    if problem is not None:
+        unused = {"state_bytes": "--state-bytes", "r": "-r", "c1": "--c1", "c2": "--c2"}
+    told = [option for name, option in unused.items() if context.get_parameter_source(name).name != "DEFAULT"]  # type: ignore[union-attr]
+    if told:
+        where = "--moments, which are of one task" if problem is None else f"{problem}, on which all is measured"
+        raise UfomError(f"{', '.join(told)} would change nothing with {where}: leave it out")
 
 
 def _counted(
