@@ -11,9 +11,10 @@ from ufom_runtime.algorithms import first_state, inner_loop
 from ufom_runtime.batching import rows_together
 from ufom_runtime.derivatives import inner_tasks, phi_of, row_losses
 from ufom_runtime.inspection.draws import refuse_draws
-from ufom_runtime.problem import BilevelProblem, Task, Tasks, all_finite, check
+from ufom_runtime.inspection.non_finite import refuse_non_finite
+from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_runtime.steps import Steps
-from ufom_theory import Sweep, UfomError
+from ufom_theory import Sweep
 from ufom_theory.checks import typed
 
 
@@ -45,10 +46,12 @@ def adapt(
         UfomError: as `hypergradient`.
     """
     tasks = check(problem, theta, tasks)
-    found = [(phi_of(problem, rows, x, piece), x) for rows, piece, x in _ends(problem, theta, tasks, chunk, compile)]
+    found: list[tuple[Tensor, Tensor]] = []
+    for rows, piece, x in _ends(problem, theta, tasks, chunk, compile):
+        found.append((phi_of(problem, rows, x, piece), x))
+        names = range(sum(len(phi) for phi, _ in found[:-1]), len(tasks))
+        refuse_non_finite(problem, rows, piece, [x], names=names, what="φ_r")
     phi = torch.cat([phi for phi, _ in found])
-    if not all_finite(phi):
-        raise UfomError("the adapted parameters are not finite: the inner loop diverged; take smaller inner step_sizes")
     return (phi, torch.cat([x[:, phi.shape[1] :] for _, x in found])) if with_state else phi
 
 
@@ -63,7 +66,8 @@ def losses(
 ) -> tuple[Tensor, Tensor]:
     """L_in(θ, φ_r, T) and L_out(θ, φ_r, T) of each task, shapes (n,) and (n,).
 
-    With an `inner_batch` the inner loss is that of the data that the last step saw. Arguments and errors as `adapt`'s.
+    With an `inner_batch` the inner loss is that of the data that the last step saw. Arguments and errors as `adapt`'s,
+    but that losses which are not finite are returned as they are.
 
     >>> from ufom_runtime.problems.quadratic import quadratic
     >>> problem = quadratic()

@@ -288,6 +288,8 @@ def pulled_back(
 def start(problem: BilevelProblem, theta: Tensor, tasks: Tasks) -> Tensor:
     """x_0, shape (n, P): φ_0 = V(θ, T) and the state before the first step; with its graph if θ asks for one."""
     phi: Tensor = by_row(problem, "start", problem.start, theta, tasks=tasks)
+    if not isinstance(phi, Tensor):
+        raise UfomError(f"start returned a {type(phi).__name__}: it must return φ_0 as a tensor, shape (p,)")
     phi = phi[None] if len(theta) == 1 else phi
     if not phi.is_floating_point():
         raise UfomError(f"start returned {phi.dtype}: φ_0 must be a vector of floating-point numbers")

@@ -207,6 +207,9 @@ def _hyper(name: str, value: Any, least: float, below: float = float("inf")) -> 
     """A float or a tensor within [least, below), checked; a function of θ as it is."""
     if callable(value):
         return value  # type: ignore[no-any-return]
+    several = isinstance(value, list | tuple) or getattr(value, "ndim", False)
+    if several and not (isinstance(value, Tensor) and value.is_floating_point()):
+        raise UfomError(f"{name} = {value!r:.100}: give one float, or one a step in a tensor of floats, shape (r,)")
     if not isinstance(value, Tensor) or not value.ndim:
         number = float(scalar(name, value.item() if isinstance(value, Tensor) else value))
         if not least <= number < below:

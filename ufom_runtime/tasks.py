@@ -33,8 +33,9 @@ class Tasks:
             return tasks
         parts = tasks if isinstance(tasks, tuple) else (tasks,)
         if not parts or not all(isinstance(t, Tensor) for t in parts):
+            inside = f" of {', '.join(sorted({type(t).__name__ for t in parts}))}" if isinstance(tasks, tuple) else ""
             raise UfomError(
-                f"tasks must be a tensor or a tuple of tensors, not a {type(tasks).__name__}: "
+                f"tasks must be a tensor or a tuple of tensors, not a {type(tasks).__name__}{inside}: "
                 "torch.stack the tasks' inputs, their targets and so on, each in the leading dimension"
             )
         for t in parts:

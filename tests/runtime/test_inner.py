@@ -145,6 +145,8 @@ def test_a_parameter_without_a_gradient_gets_no_nan():
         (lambda: adam(betas=0.9), "give two"),
         (lambda: sgd(torch.ones(3, requires_grad=True)), "make it a part of θ"),
         (lambda: sgd("fast"), "lr"),
+        (lambda: sgd([0.1, 0.2]), r"lr = \[0.1, 0.2\]: give one float, or one a step in a tensor of floats"),
+        (lambda: sgd(torch.tensor([1, 2])), "one a step in a tensor of floats"),
         (lambda: chain(), "one or more"),
         (lambda: chain(sgd(0.1), torch.optim.SGD), "chain takes updates"),
         (lambda: sgd(torch.tensor([0.1, float("nan")])), "lr = nan"),

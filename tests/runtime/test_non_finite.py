@@ -5,7 +5,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ufom_runtime import EXACT, FOM, BilevelProblem, Estimator, FlatModule, Forward, hypergradient, measure_moments
+from ufom_runtime import (
+    EXACT,
+    FOM,
+    BilevelProblem,
+    Estimator,
+    FlatModule,
+    Forward,
+    adapt,
+    hypergradient,
+    measure_moments,
+)
 from ufom_theory import Sweep, UfomError
 
 UNROLLED = Estimator(1.0, Sweep.unrolled())
@@ -87,3 +97,13 @@ def test_a_loss_over_no_labels_is_refused(empty, method):
     tasks = (x, none, labels) if empty == 0 else (x, labels, none)
     with pytest.raises(UfomError, match=r"In task 2 .*loss is nan at φ_.*are all labels ignored"):
         hypergradient(made, net.vector(), tasks, method)
+    if empty == 0:
+        with pytest.raises(UfomError, match=r"φ_r is not finite. In task 2 .*inner_loss is nan at φ_0"):
+            adapt(made, net.vector(), tasks, chunk=1)
+
+
+def test_a_start_that_is_no_finite_vector_is_named():
+    with pytest.raises(UfomError, match=r"In task 0 .*start returned a φ_0 that is not finite"):
+        adapt(problem(start=lambda theta, t: theta / 0), THETA, TASKS)
+    with pytest.raises(UfomError, match=r"start returned a float: it must return φ_0 as a tensor, shape \(p,\)"):
+        adapt(problem(start=lambda theta, t: 1.0), THETA, TASKS)

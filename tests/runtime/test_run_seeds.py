@@ -42,7 +42,7 @@ def test_the_summary_has_students_interval(runs):
             low, high = ttest_1samp(values, 0).confidence_interval(0.9)
             assert found.loc[name].tolist() == pytest.approx([np.mean(values), low, high, 3])
     assert np.isnan(runs.summary("norm", 1e9)["mean"]).all()  # no run reaches it
-    one = run_seeds(PROBLEM, {"FOM": FOM}, seeds=[5], evaluate=norm, **STEPS).summary("norm")
+    one = run_seeds(PROBLEM, {"FOM": FOM}, seeds=np.array([5]), evaluate=norm, **STEPS).summary("norm")
     assert (one.n.item(), one.high.item()) == (1, np.inf)
 
 
@@ -64,6 +64,7 @@ def test_bytes_are_those_of_a_step_with_every_coin_one():
         "exact": EXACT,
         "rare": UFOM(0.01, EXACT.sweep),
         "rule": AdaptiveUFOM(),
+        "step rule": AdaptiveUFOM(law="step"),  # told by `optimizer` who takes the outer steps
         "forward": Forward(),
     }
     table = run_seeds(PROBLEM, methods, seeds=1, memory=True, **STEPS).table.groupby("method").bytes.first()
@@ -88,6 +89,7 @@ def test_a_checkpoint_folder_for_each_run(tmp_path):
         (lambda runs: run_seeds(PROBLEM, {}, **STEPS), "give at least one of each, by name"),
         (lambda runs: run_seeds(PROBLEM, {"FOM": FOM}, seeds=[], **STEPS), "give at least one of each"),
         (lambda runs: run_seeds(PROBLEM, {"FOM": FOM}, seeds=0, **STEPS), "seeds = 0 must be at least 1"),
+        (lambda runs: run_seeds(PROBLEM, {"FOM": FOM}, seeds=np.array([5, 2, 5]), **STEPS), "holds one twice"),
         (lambda runs: run_seeds(PROBLEM, FOM, **STEPS), "by name"),
         (lambda runs: run_seeds([1], {"FOM": FOM}, **STEPS), "must be of type BilevelProblem"),
         (lambda runs: run_seeds(PROBLEM, {"x": 0.3}, **STEPS), "0.3 is a number"),

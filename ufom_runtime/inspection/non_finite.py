@@ -42,6 +42,7 @@ def refuse_non_finite(
     gradients: Sequence[Tensor],
     seen: Losses | None = None,
     names: Sequence[int] | None = None,
+    what: str = "the hypergradient",
 ) -> None:
     """Refuse gradients of rows of θ, shape (n, s), that are not finite, or a loss on the way to them that was not.
 
@@ -54,6 +55,7 @@ def refuse_non_finite(
         gradients: what a sweep gave.
         seen: the losses that it met; if not given, or empty, as of compiled steps, the inner losses at φ_0 are taken.
         names: numbers of the tasks in the batch that they are of; 0 … n − 1 if not given.
+        what: what the message calls them.
 
     Raises:
         UfomError: it says where the first number that is not finite stands.
@@ -64,18 +66,20 @@ def refuse_non_finite(
             phi = phi_of(problem, theta, start(problem, theta, tasks), tasks)
             total = row_losses(problem, "inner_loss", theta, phi, inner_tasks(problem, tasks, 0)).sum()
     if not (all_finite(total) and all(map(all_finite, gradients))):
-        raise UfomError(where_not_finite(problem, theta, tasks, range(len(tasks)) if names is None else names))
+        raise UfomError(where_not_finite(problem, theta, tasks, range(len(tasks)) if names is None else names, what))
 
 
 @torch.enable_grad()
-def where_not_finite(problem: BilevelProblem, theta: Tensor, tasks: Tasks, names: Sequence[int]) -> str:
+def where_not_finite(
+    problem: BilevelProblem, theta: Tensor, tasks: Tasks, names: Sequence[int], what: str = "the hypergradient"
+) -> str:
     """In words: which task, which step j, and what of it is the first that is not finite, and what gives that."""
     with count_calls(), watch_losses(None):
         for i, name in enumerate(names):
             if said := _of_task(problem, theta[i : i + 1].detach(), tasks.take(slice(i, i + 1))):
-                return f"the hypergradient is not finite. In task {name} of the batch (from 0), {said}"
+                return f"{what} is not finite. In task {name} of the batch (from 0), {said}"
     return (
-        "the hypergradient is not finite, though each task by itself is: numbers overflow where tasks are summed or "
+        f"{what} is not finite, though each task by itself is: numbers overflow where tasks are summed or "
         "run together; scale the outer loss down, or take float64"
     )
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from ufom_runtime.coins import Draws
 from ufom_runtime.estimators import Method, refuse_other
 from ufom_runtime.memory import peak_bytes
+from ufom_runtime.methods.adaptive import AdaptiveUFOM
 from ufom_runtime.problem import BilevelProblem
-from ufom_runtime.training.seeds import generator
+from ufom_runtime.training.seeds import check_seed, generator
 from ufom_runtime.training.train import train
 from ufom_theory import UfomError
 from ufom_theory.checks import integer, typed
@@ -128,19 +129,24 @@ def run_seeds(
         options: what else `train` takes.
 
     Raises:
-        UfomError: no method, no seed, or what `train` raises.
+        UfomError: no method, no seed, a seed given twice, or what `train` raises.
     """
     import pandas as pd
 
-    chosen = seeds if isinstance(seeds, Sequence) else range(integer("seeds", seeds, 1))
+    given = seeds.tolist() if isinstance(seeds, np.ndarray) else seeds
+    chosen = given if isinstance(given, Sequence) else range(integer("seeds", given, 1))
     if not isinstance(methods, Mapping) or not methods or not chosen:
         raise UfomError(f"methods = {methods!r:.200}, seeds = {seeds!r:.200}: give at least one of each, by name")
+    if len({check_seed(seed) for seed in chosen}) < len(chosen):
+        raise UfomError(f"seeds = {seeds!r:.200} holds one twice: its runs are the same, so give each once")
     start = problem.initial if theta is None else theta
     if start is None:
         raise UfomError("the problem has no initial: give theta=")
     tables = []
     for name, method in methods.items():
         refuse_other(method)
+        if isinstance(method, AdaptiveUFOM):
+            method = method.trained_by(options.get("optimizer"))
         for seed in chosen:
             folder = None if checkpoint is None else Path(checkpoint) / str(name) / str(seed)
             log = train(problem, start, method, seed=seed, checkpoint=folder, **options).log
