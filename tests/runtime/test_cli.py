@@ -162,7 +162,10 @@ def test_missing_data_are_one_line(capsys, monkeypatch):
     data.mnist.cache_clear()
     code, _, err = run(capsys, monkeypatch, "measure", "mnist-hypercleaning", "--m", "2")
     assert code == 2
-    assert err == "ufom: UFOM_DATA is not set: point it at the folder that holds mnist/, omniglot/ and cifar100/\n"
+    assert err == (
+        "ufom: UFOM_DATA is not set: point it at the folder that holds mnist/, omniglot/ and cifar100/, or at an empty "
+        "one for `ufom data`\n"
+    )
 
 
 def test_an_extra_that_is_not_installed_is_named(capsys, monkeypatch):

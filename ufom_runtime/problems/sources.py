@@ -67,16 +67,17 @@ SOURCES = {
 }
 
 
+_REMEDY = "point it at the folder that holds mnist/, omniglot/ and cifar100/, or at an empty one for `ufom data`"
+
+
 def data_folder() -> Path:
     """The folder that UFOM_DATA names."""
     name = os.environ.get("UFOM_DATA")
     if not name:
-        raise UfomError("UFOM_DATA is not set: point it at the folder that holds mnist/, omniglot/ and cifar100/")
+        raise UfomError(f"UFOM_DATA is not set: {_REMEDY}")
     folder = Path(name)
     if not folder.is_dir():
-        raise UfomError(
-            f"UFOM_DATA = {name!r} is not a folder: point it at the one that holds mnist/, omniglot/ and cifar100/"
-        )
+        raise UfomError(f"UFOM_DATA = {name!r} is not a folder: {_REMEDY}")
     return folder
 
 
