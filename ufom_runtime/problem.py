@@ -239,6 +239,8 @@ def check(problem: BilevelProblem, theta: Tensor, tasks: Task | Tasks, dimension
         raise UfomError(f"theta has {theta.shape[-1]} parameters, but problem.initial {problem.initial.shape[-1]}")
     if torch.is_inference_mode_enabled():
         raise UfomError("torch.inference_mode() forbids derivatives: leave it, or use torch.no_grad()")
+    if theta.is_inference():
+        raise UfomError("theta was made in torch.inference_mode(), so it has no derivatives: give theta.clone()")
     stack = Tasks.of(tasks)
     for tensor in stack.parts:
         if tensor.device != theta.device:

@@ -279,8 +279,13 @@ def test_works_where_gradients_are_switched_off():
     with torch.no_grad():
         found = hypergradient(problem, problem.initial, tasks, UFOM(1.0))
     assert torch.equal(found, hypergradient(problem, problem.initial, tasks, UFOM(1.0)))
-    with torch.inference_mode(), pytest.raises(UfomError, match="inference_mode"):
-        hypergradient(problem, problem.initial, tasks, FOM)
+    with torch.inference_mode():
+        made_there = problem.initial.clone()
+        with pytest.raises(UfomError, match="inference_mode"):
+            hypergradient(problem, problem.initial, tasks, FOM)
+    with pytest.raises(UfomError, match=r"theta was made in torch.inference_mode\(\).* give theta.clone\(\)"):
+        hypergradient(problem, made_there, tasks, FOM)
+    assert torch.equal(hypergradient(problem, made_there.clone(), tasks, UFOM(1.0)), found)
 
 
 def test_one_task_for_many_thetas_is_held_once():
