@@ -30,12 +30,12 @@ def plain(value: Any) -> Any:
 
 
 def _numbers(name: str, value: Any, kind: str) -> NDArray[Any]:
-    """`value` as an array of real numbers; masked arrays, complex numbers, dates and text are refused."""
+    """`value` as an array of real numbers; truth values, masked arrays, complex numbers, dates and text are not."""
     reason = ""
     try:
         array = np.asarray(value)
         array = array.astype(np.float64) if array.dtype == object else array
-        if array.dtype.kind in "biuf" and not isinstance(value, np.ma.MaskedArray):
+        if array.dtype.kind in "iuf" and not isinstance(value, np.ma.MaskedArray):
             return array
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # ragged, or a tensor that requires grad
         reason = f": {error}"

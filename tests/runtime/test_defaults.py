@@ -92,6 +92,7 @@ def test_integers_are_probabilities_too():
     ("q", "message"),
     [
         ("0.3", "q = '0.3' is a str: give one real number"),
+        (True, "q = True is a bool: give one real number"),
         (None, "q = None is a NoneType"),
         (1j, "is a complex"),
         (np.array([0.3]), "is a ndarray"),

@@ -196,6 +196,8 @@ def elsewhere(parameters):
         ({"evaluate": 3}, "must be a function"),
         ({"until": 3}, "must be a function"),
         ({"checkpoint": 3}, "must be the path of a folder"),
+        ({"checkpoint": ""}, "must be the path of a folder"),
+        ({"optimizer": True}, "is not a number"),
         ({"checkpoint": "a\0b"}, "cannot be made"),
         ({"estimator": "exact"}, "is a name, and not the method itself"),
     ],

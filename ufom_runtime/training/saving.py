@@ -43,7 +43,7 @@ class Kept:
     @classmethod
     def of(cls, folder: Any, loop: Loop, theta: Tensor, first: Any) -> Kept:
         try:
-            path = Path(folder)
+            path = Path(folder or None)  # type: ignore[arg-type]  # an empty text would be the current folder
         except TypeError as error:
             raise UfomError(f"checkpoint = {folder!r} must be the path of a folder") from error
         loop.keeps = True
