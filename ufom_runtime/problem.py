@@ -276,5 +276,10 @@ def _refuse_other_ranks(problem: BilevelProblem, stack: Tasks) -> None:
 
 def cpu_generator(generator: Generator | None) -> None:
     """Refuse what is not a CPU generator: tasks and coins are drawn there, and moved."""
+    if generator is None:
+        raise UfomError(
+            "no generator is given to what draws: pass generator=torch.Generator(), which must be a CPU one; as UFOM's "
+            "proxy take a method that does not draw"
+        )
     if not isinstance(generator, Generator) or generator.device.type != "cpu":
         raise UfomError("the generator must be a CPU one, torch.Generator(): what is drawn is moved to θ's device")

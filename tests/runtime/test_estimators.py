@@ -16,6 +16,7 @@ from ufom_runtime import (
     UFOM,
     BilevelProblem,
     Estimator,
+    Roulette,
     count_calls,
     hypergradient,
     measure_moments,
@@ -326,6 +327,7 @@ class OnceOnly(torch.autograd.Function):
 once_only = OnceOnly.apply
 TASKS = torch.ones(2, 3, dtype=F64)
 THETA = torch.zeros(3, dtype=F64)
+DRAWS = Roulette((0, 5), (0.5,))
 
 
 @pytest.mark.parametrize(
@@ -361,6 +363,10 @@ THETA = torch.zeros(3, dtype=F64)
         (lambda: hypergradient(coupled(), THETA, TASKS, EXACT, coins=torch.zeros(2).bool()), "corrects always"),
         (lambda: hypergradient(coupled(), THETA, TASKS, UFOM(0.5), coins=[True, True]), "give a bool tensor"),
         (lambda: hypergradient(coupled(), THETA, TASKS, UFOM(0.5), generator=3), "must be a CPU one"),
+        (
+            lambda: hypergradient(coupled(), THETA, TASKS, UFOM(0.5, proxy=DRAWS), coins=TASKS[:, 0] > 0),
+            "proxy take a method that does not draw",
+        ),
         (lambda: hypergradient(coupled(), THETA, TASKS, FOM, chunk=1.5), "must be an integer"),
         (lambda: hypergradient(replaced(start=lambda t, x: x.long()), THETA, TASKS, FOM), "floating-point numbers"),
         (lambda: hypergradient(replaced(inner_loss=lambda t, p, x: {}["key"]), THETA, TASKS, FOM), "KeyError: 'key'"),
