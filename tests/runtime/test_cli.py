@@ -113,6 +113,7 @@ def test_q_from_constants(capsys, monkeypatch):
         ("q --d2 0.1 --v2 1 --d2-sem -1", "standard error"),
         ("q --d2 0.1 --v2 1 --m 2 --plot /proc/nothing.png", "cannot be written"),
         ("plan", "moments"),
+        ("plan --moments 0:0.1:1 --m 2 --memory -3", "memory = '-3': give bytes as a number"),
         ("derive 17", "there are 15, 18, 20, 21, local"),
         ("derive 15 --m 1", "does not depend on m"),
         ("derive 20 --m -1", "finite and > 0"),

@@ -20,7 +20,10 @@ def plan_command(
     moments: Annotated[
         list[str] | None, typer.Option(help="K:D2:V2 of a proxy; repeat for each. K = 0 is FOM.")
     ] = None,
-    memory: Annotated[str, typer.Option(help="What may be held: bytes, as 50MB; with --moments also states.")] = "1",
+    memory: Annotated[
+        str | None,
+        typer.Option(help="What may be held: bytes, as 50MB; with --moments also states.  [default: 1GB, or 1 state]"),
+    ] = None,
     state_bytes: Annotated[int | None, typer.Option(help="Bytes of an inner state; else memory is in states.")] = None,
     r: Annotated[int, typer.Option("-r", help="Inner steps.")] = 10,
     c1: Annotated[float, typer.Option(help="Cost of a gradient.")] = 1.0,
@@ -40,9 +43,9 @@ def plan_command(
         raise UfomError("give a problem, on which all is measured, or --moments K:D2:V2")
     _refuse_unused(context, problem)
     if problem is not None:
-        rows = _measured(problem, memory, m, outer, batch, tasks, seed)
+        rows = _measured(problem, memory or "1GB", m, outer, batch, tasks, seed)
     else:
-        rows = _counted(moments or [], memory, state_bytes, r, c1, c2, m, outer)
+        rows = _counted(moments or [], memory or "1", state_bytes, r, c1, c2, m, outer)
     if as_json:
         print(json_text(rows))
     else:
@@ -72,7 +75,7 @@ def _counted(
     m: float | None,
     outer: str | None,
 ) -> list[dict[str, Any]]:
-    if state_bytes is None and not memory.strip().isdecimal():
+    if state_bytes is None and not memory.strip().lstrip("+-").isdecimal():
         raise UfomError(f"--memory {memory} is in bytes: say how many a state has by --state-bytes, or give states")
     given = dict(map(_parse_proxy, moments))
     if len(given) < len(moments):
