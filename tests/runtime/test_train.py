@@ -5,7 +5,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from torch.optim.lr_scheduler import ConstantLR, ExponentialLR, OneCycleLR, ReduceLROnPlateau, SequentialLR
+from torch.optim.lr_scheduler import ConstantLR, ExponentialLR, LambdaLR, OneCycleLR, ReduceLROnPlateau, SequentialLR
 
 from ufom_runtime import EXACT, FOM, METHODS, UFOM, Run, Stopped, hypergradient, outer_sgd, train
 from ufom_runtime.inner import sgd
@@ -115,6 +115,20 @@ def test_a_run_is_stored_and_extended_where_its_last_theta_is_the_best(tmp_path)
     half = go(steps=3, checkpoint=tmp_path, checkpoint_every=1, **options)
     assert (half.step, half.log.loss.idxmin()) == (3, 2)  # θ and the best θ are one tensor at every save
     assert_same(go(steps=5, checkpoint=tmp_path, **options), go(steps=5, **options))
+
+
+def test_a_run_does_not_go_on_with_a_scheduler_of_another_function(tmp_path):
+    def options(power):
+        return {
+            "optimizer": 0.1,
+            "scheduler": lambda o: LambdaLR(o, lambda k: (1 + k) ** power),
+            "checkpoint": tmp_path,
+        }
+
+    go(steps=3, **options(-1.0))
+    with pytest.raises(UfomError, match=r"gives the rates \[0.05\] after step 3, and the stored run had \[0.025\]"):
+        go(steps=5, **options(-0.5))
+    assert_same(go(steps=5, **options(-1.0)), go(steps=5, **options(-1.0) | {"checkpoint": None}))
 
 
 def test_ctrl_c_keeps_what_was_done():

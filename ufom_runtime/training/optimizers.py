@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,22 +108,33 @@ class OuterSteps:
         scheduled = self.scheduler.state_dict() if self.scheduler else {}
         return copy.deepcopy({"optimizer": self.optimizer.state_dict(), "scheduler": scheduled})
 
-    def load(self, theta: Tensor, state: dict[str, Any]) -> None:
-        """Go on from a stored θ and what `state` gave; the bits and dtypes are those stored.
+    def load(self, theta: Tensor, state: dict[str, Any], step: int) -> None:
+        """Go on after a step from a stored θ and what `state` gave; the bits and dtypes are those stored.
 
         Raises:
+            UfomError: a scheduler that comes to other rates, such as a `LambdaLR` of another function.
             ValueError, KeyError, TypeError, AttributeError, RuntimeError: a state of another form.
         """
         stored = state["optimizer"]
         same_form("outer['optimizer']", stored, self.forms)
+        if self.scheduler:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the optimizer takes no step meanwhile
+                for _ in range(step):
+                    self.scheduler.step()
+            rates = self.scheduler.get_last_lr()
+            self.scheduler.load_state_dict(state["scheduler"])
+            if (last := self.scheduler.get_last_lr()) != rates:
+                raise UfomError(
+                    f"this run's scheduler gives the rates {rates} after step {step}, and the stored run had {last}: "
+                    "give checkpoint= another folder, or remove this one"
+                )
         self.leaf.data.copy_(theta)
         self.optimizer.load_state_dict(copy.deepcopy(stored))
         for found, values in zip(self.optimizer.state.values(), stored["state"].values(), strict=True):
             for name, value in values.items():  # load_state_dict casts all but `step` to θ's dtype
                 if isinstance(value, Tensor):
                     found[name] = value.to(found[name].device, copy=True)
-        if self.scheduler:
-            self.scheduler.load_state_dict(state["scheduler"])
 
     def describe(self) -> str:
         """What tells these steps from others before the first of them, but for γ_k as a function of k."""

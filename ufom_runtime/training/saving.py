@@ -116,7 +116,7 @@ class Kept:
             warm = tensors["warm.states"].to(new.theta.device), tensors["warm.seen"].to(new.theta.device)
             same_form("warm", warm, new.warm)
         theta = tensors["theta"].to(new.theta.device)
-        loop.outer.load(theta, outer)
+        loop.outer.load(theta, outer, step)
         vars(loop.calls).update(calls)
         loop.rows.regular = rows
         best = None
