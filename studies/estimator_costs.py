@@ -206,6 +206,7 @@ def plans(rounds: int, chosen: Sequence[str] = ()) -> Iterator[Row]:
         "MNIST hypercleaning, 200 images, r = 10": (
             lambda: mnist_hypercleaning(n_train=200, n_validation=200, hidden=16, r=10), 1,
         ),
+        "MNIST hypercleaning, 5000 images, r = 100": (mnist_hypercleaning, 1),
         "Omniglot, 5-way, 8 filters, r = 3": (lambda: omniglot_few_shot(ways=5, filters=8, r=3), 4),
     }  # fmt: skip
     for name in chosen or cases:

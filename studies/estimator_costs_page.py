@@ -78,8 +78,9 @@ def _plan(rows: list[Row]) -> str:
         if "refused" in x:
             return [x["problem"], x["memory"], "nothing fits", "", "", ""]
         q = ", ".join(f"{value:.2g}" for value in (x["q"] if isinstance(x["q"], list) else [x["q"]]))
+        times = "; ".join(f"{float(f'{ms:.3g}'):g}" for ms in (x["ms"], x["measured ms"]))
         return [
-            x["problem"], x["memory"], x["choice"], q, f"{x['ms']:.3g}; {x['measured ms']:.3g}",
+            x["problem"], x["memory"], x["choice"], q, times,
             f"{bytes_text(x['bytes'])}; {bytes_text(x['measured bytes'])}",
         ]  # fmt: skip
 
