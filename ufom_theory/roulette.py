@@ -29,7 +29,7 @@ class Survival:
         q: q_1 … q_n, shape (n,); 0.0 where a level adds nothing (its proxy is exact).
         second_moment: A = a_0 + Σ a_i/q_i.
         cost: C = c_0 + Σ c_i·q_i.
-        time: A^m·C.
+        time: A^m·C; 0 or ∞ where that is beyond floating point, which the other three do not mind.
     """
 
     q: Array
@@ -108,7 +108,7 @@ def optimal_survival(d2_by_level: ArrayLike, v2: float, costs: ArrayLike, m: flo
     if not a.any():
         raise UfomError("D² = V² = 0: the gradient vanishes, so every q is equally good; measure at another θ")
     blocks = _pooled(a[1:], c[1:])
-    best = Survival(np.ones(len(a) - 1), max(float(a.sum()), 0.0), float(c.sum()), np.inf)
+    best, least = (np.ones(len(a) - 1), max(float(a.sum()), 0.0), float(c.sum())), np.inf
     for capped in range(len(blocks) + 1):
         ends = [sum(x[i] for x in blocks[:capped]) + first for i, first in ((0, a[0]), (1, c[0]))]
         free = [(max(x, 0.0), y, n) for x, y, n in blocks[capped:]]
@@ -119,10 +119,12 @@ def optimal_survival(d2_by_level: ArrayLike, v2: float, costs: ArrayLike, m: flo
         chosen = np.repeat([value for value, _ in q], [n for _, n in q])
         moment = ends[0] + sum(x / value for (x, *_), (value, _) in zip(free, q[capped:], strict=True) if x)
         cost = c[0] + float(np.sum(c[1:] * chosen))
-        time = moment**m * cost if moment >= 0 else np.inf
-        if time < best.time:
-            best = Survival(chosen, float(moment), float(cost), float(time))
-    return best
+        with np.errstate(divide="ignore", invalid="ignore"):
+            log_time = m * np.log(moment) + np.log(cost)  # A^m itself may be beyond floating point
+        if log_time < least:
+            best, least = (chosen, float(moment), float(cost)), log_time
+    with np.errstate(over="ignore"):
+        return Survival(*best, float(np.float64(best[1]) ** m * best[2]))
 
 
 def _scale(a0: float, c0: float, total: float, m: float) -> float:

@@ -111,4 +111,12 @@ def _truth(value: Any) -> bool:
     return value
 
 
-_RULES = dacite.Config(type_hooks={int: _integer, float: _number, bool: _truth}, cast=[tuple], strict=True)
+def _array(value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):  # a text would be cast to its letters
+        raise _Refused(value, "an array")
+    return tuple(value)
+
+
+_HOOKS: dict[Any, Any] = {int: _integer, float: _number, bool: _truth}
+_HOOKS |= {tuple[kind, ...]: _array for kind in (str, int, float)}  # type: ignore[valid-type]
+_RULES = dacite.Config(type_hooks=_HOOKS, cast=[tuple], strict=True)

@@ -146,7 +146,7 @@ class Store:
         """The rows of all cells, in their order, beside the configuration; where both name a column, the row decides.
 
         Raises:
-            UfomError: a cell that is not done, unless the store is `partial`.
+            UfomError: a cell that is not done, unless the store is `partial`; no row at all.
         """
         rows, missing = [], []
         for config in cells:
@@ -159,6 +159,9 @@ class Store:
             error = self.failure(missing[0])
             why = f"failed: {error}; run it with retry=True (python -m studies retry)" if error else "was not run"
             raise UfomError(f"{len(missing)} cells are not done; the first, {dict(missing[0])}, {why}")
+        if not rows:
+            what = "no cell is done yet" if missing else "a size of 0 or an empty list leaves nothing to measure"
+            raise UfomError(f"the table has no rows: {what}")
         return _table(rows)
 
     def seconds(self) -> float:

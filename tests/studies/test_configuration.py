@@ -25,6 +25,7 @@ class Config:
     several: tuple[Inner, ...] = ()
     pair: tuple[str, int] = ("a", 1)
     rates: tuple[float, ...] = (0.1, 0.2)
+    names: tuple[str, ...] = ()
     compiled: bool = False
     least: float | None = None
 
@@ -47,6 +48,7 @@ def test_what_is_given_is_overridden_and_the_rest_stays(tmp_path):
     n = 4
     rates = [1, 2.5]
     pair = ["b", 2]
+    names = ["exact"]
     compiled = true
     least = 0.25
     several = [{name = "one"}, {name = "two", rate = 2, options = {k = 3}}]
@@ -55,7 +57,7 @@ def test_what_is_given_is_overridden_and_the_rest_stays(tmp_path):
     rate = 1e-3
     """
     expected = Config(
-        4, Inner("y", 1e-3), (Inner("one"), Inner("two", 2.0, {"k": 3})), ("b", 2), (1.0, 2.5), True, 0.25
+        4, Inner("y", 1e-3), (Inner("one"), Inner("two", 2.0, {"k": 3})), ("b", 2), (1.0, 2.5), ("exact",), True, 0.25
     )
     found = read(tmp_path, text)
     assert found == expected
@@ -95,8 +97,11 @@ def test_the_studies_own(tmp_path):
         ("n = 13", r"n = 13: give another"),
         ("n = 1979-05-27", r"n = datetime.date\(1979, 5, 27\) must be an integer"),
         ("compiled = 1", r"compiled = 1 must be true or false"),
-        ("rates = 0.1", r"not iterable|\"rates\""),
+        ("rates = 0.1", r"rates = 0.1 must be an array;"),
         ('rates = [1, "x"]', r"rates.* = 'x' must be a number"),
+        ('names = "exact"', r"names = 'exact' must be an array;"),
+        ('names = ["exact", 3]', r'wrong value type for field "names"'),
+        ('rates = "12"', r"rates = '12' must be an array;"),
         ("rates = [nan]", r"rates.* = nan must be a finite number"),
         ("rates = [-inf]", r"must be a finite number"),
         (f"rates = [{10**400}]", r"must be a finite number"),

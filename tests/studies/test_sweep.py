@@ -306,6 +306,13 @@ def test_a_function_that_cannot_travel_is_named(tmp_path):
         Store(tmp_path).table(CELLS)
 
 
+def test_a_table_without_rows_is_refused(tmp_path):
+    with pytest.raises(UfomError, match="a size of 0 or an empty list leaves nothing to measure"):
+        Store(tmp_path).table([])
+    with pytest.raises(UfomError, match="no cell is done yet"):
+        Store(tmp_path, partial=True).table(CELLS)
+
+
 def test_a_cell_that_could_not_be_read_again_fails_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr("ufom_runtime.files._MOST_VALUES", 1000)
     store, cell = Store(tmp_path), {"n": 1}

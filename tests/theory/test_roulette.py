@@ -97,6 +97,16 @@ def test_edges():
     assert rising.q[0] == rising.q[1] == pytest.approx(optimal_survival([0.1], 1.0, [10.0, 10.0]).q[0])
 
 
+@pytest.mark.parametrize("unit", [1e-200, 1e-80, 1e80, 1e200])
+def test_the_unit_of_the_moments_does_not_matter(unit):
+    """Also where A^m is below or beyond floating point; the first level is at 1."""
+    d2, costs = np.array([3.0, 0.05]), [5.0, 10.0, 40.0]
+    here, there = optimal_survival(d2, 1.0, costs, 4.0), optimal_survival(d2 * unit, unit, costs, 4.0)
+    assert here.q[1] < here.q[0] == 1.0
+    np.testing.assert_allclose(there.q, here.q, rtol=1e-12)
+    assert there.second_moment == pytest.approx(here.second_moment * unit, rel=1e-12)
+
+
 def search(r, last, slots):
     """Fewest steps for the last states of r, over every place of the first state kept."""
 

@@ -118,7 +118,7 @@ def _given(name: str, value: Any, default: sp.Expr) -> sp.Expr:
     """A number or an expression > 0; the symbol if None."""
     if value is None:
         return default
-    if not isinstance(value, int | float | np.number | sp.Expr):
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number | sp.Expr):
         raise UfomError(f"{name} = {value!r} must be a number or a sympy expression: sympy.Symbol('x') leaves it open")
     expression = value if isinstance(value, sp.Expr) else sp.nsimplify(value, rational=True)
     if expression is sp.nan or expression.is_extended_positive is False or expression.is_finite is False:
@@ -142,7 +142,10 @@ def _second_moment(batch: Any) -> sp.Expr:
 
 
 def _bias_bound(kept: Any = None) -> Derived:
-    length = sp.S.Zero if kept is None or kept == 0 else _given("kept", kept, K)
+    none = kept is None or (kept == 0 and not isinstance(kept, bool))
+    length = sp.S.Zero if none else _given("kept", kept, K)
+    if length.is_integer is False:
+        raise UfomError(f"kept = {kept} must be an integer ≥ 0: it is a number of backward steps")
     total = sp.summation(ALPHA * L_EFF * L1 * (1 + ALPHA * L_EFF) ** (R - J), (J, 1, R - length))
     growth = sp.simplify(total / L1)
     value = ((1 + M1) * L1 * growth).subs(L_EFF, sp.Min(L2, sp.sqrt(2 * L1 * L3)))
