@@ -3,6 +3,7 @@
 import gc
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -92,6 +93,18 @@ def test_many_steps_do_not_grow(method):
         problem, problem.initial, method, optimizer="sgd:1e-4", steps=32, batch=2, seed=0, log_every=8, evaluate=count
     )
     assert counts[-1] <= counts[1]
+
+
+@pytest.mark.parametrize(("q", "batch", "finite"), [(0.3, 1, False), (0.3, 3, False), (0.7, 4, True)])
+def test_what_has_no_spread_does_not_move_the_scale(q, batch, finite):
+    """One corrected task, or tasks that are equal: the covariances within the batch are zero but for rounding."""
+    problem = coupled(R)
+    one = problem.sample(1, torch.Generator().manual_seed(0))
+    problem = replace(problem, sample_tasks=None, tasks=one) if finite else problem
+    method = UFOM(q, scale="followed", coin="stratified")
+    run = train(problem, problem.initial, method, optimizer="sgd:0.01", steps=40, batch=batch)
+    assert run.log.exact.max() == (1 if not finite else 3)
+    assert (run.log.c == 1).all()
 
 
 def test_bad_input_is_named():

@@ -20,6 +20,8 @@ from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
 from ufom_theory import UfomError
 from ufom_theory.checks import positive, scalar
 
+_ROUNDING = 1e-10  # of ΣF²: a smaller spread within a batch is not told from rounding
+
 
 @dataclass(frozen=True)
 class FollowedScale:
@@ -27,7 +29,8 @@ class FollowedScale:
 
     UFOM(q, sweep, proxy, scale="followed", coin=coin) makes it. The sums decay by β at each step that corrects a task.
     They are what the coin asks for: with one coin a batch those of the batch's means, with stratified coins covariances
-    within a batch, (E⟨G, F⟩ − ⟨g, f⟩)/Var_F. Before the first of them c is the base's scale. The state is two numbers.
+    within a batch, (E⟨G, F⟩ − ⟨g, f⟩)/Var_F, to which a step that corrects one task adds nothing. Before the first of
+    them c is the base's scale. The state is two numbers.
 
     Attributes:
         base: UFOM with a scale of 1.
@@ -122,5 +125,6 @@ class _Sums:
         if coin == "batch":
             return means
         if coin == "stratified":
-            return self.cross - means[0], max(self.square - means[1], 0.0)
+            spread = self.square - means[1]  # of one task, or of equal ones, it is rounding alone: c would be anything
+            return (self.cross - means[0], spread) if spread > _ROUNDING * self.square else (0.0, 0.0)
         return self.cross, self.square
