@@ -252,6 +252,38 @@ def test_what_is_said_of_20_ways_is_in_the_stored_table():
     assert f"N_b is too small by {short.min():.0f} to {short.max():.0f} times here" in page
 
 
+def test_what_is_said_of_compare_is_in_the_stored_table():
+    from studies import regret
+
+    found = regret.regrets(stored(regret, "regret-standard")[0])
+    told = found[found.told].regret
+    words = f"{told.median():.2f} times the calls of the best (median of {len(told)}), {told.max():.2f} at most"
+    assert f"{words}; FOM alone {found.FOM.median():.2f}, exact alone {found.exact.median():.2f}." in README
+
+
+def test_what_is_said_of_turns_with_other_libraries_is_in_the_stored_table():
+    from studies import performance
+
+    table, _ = stored(performance, "performance-standard")
+    turns = table[(table.group == "in turns") & table.method.str.startswith("exact")]
+    ratios = turns.pivot_table(index=["library", "method"], columns=["workload", "r"], values="ratio")
+    rows = {
+        "unrolled, compiled": [("ufom", "exact, unrolled, compiled")],
+        "stored, compiled": [("ufom", "exact, stored, compiled")],
+        "unrolled": [("ufom", "exact, unrolled")],
+        "torchopt; higher; BOAT": [(name, "exact, unrolled") for name in ("torchopt", "higher", "boat-torch")],
+    }
+    page = (ROOT / "docs" / "time-and-memory.md").read_text(encoding="utf-8").split("| exact, in turns |")[1]
+    for name, measured in rows.items():
+        (said,) = re.findall(rf"^\| {name} \| (.*) \|$", page, re.M)
+        numbers = [[float(x) for x in cell.split(";")] for cell in said.split("|")]
+        np.testing.assert_allclose(numbers, ratios.loc[measured].T, rtol=0, atol=0.0051)
+    ours = ratios.loc[("ufom", "exact, unrolled, compiled")]
+    assert f"take {ours.min():.2f} to {ours.max():.2f} of plain autograd's time".replace("0.", ".") in README
+    torch_libraries = ratios.loc[["torchopt", "higher", "boat-torch", "betty-ml"]]
+    assert torch_libraries.min(axis=None) > 1  # over plain autograd by hand, to which the page's numbers refer
+
+
 def test_what_is_said_of_a_gpu_is_in_the_stored_table():
     from studies import gpu
 
