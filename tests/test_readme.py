@@ -277,7 +277,7 @@ def test_what_is_said_of_turns_with_other_libraries_is_in_the_stored_table():
     for name, measured in rows.items():
         (said,) = re.findall(rf"^\| {name} \| (.*) \|$", page, re.M)
         numbers = [[float(x) for x in cell.split(";")] for cell in said.split("|")]
-        np.testing.assert_allclose(numbers, ratios.loc[measured].T, rtol=0, atol=0.0051)
+        np.testing.assert_allclose(numbers, ratios.loc[measured].T, rtol=0, atol=0.005)
     ours = ratios.loc[("ufom", "exact, unrolled, compiled")]
     assert f"take {ours.min():.2f} to {ours.max():.2f} of plain autograd's time".replace("0.", ".") in README
     torch_libraries = ratios.loc[["torchopt", "higher", "boat-torch", "betty-ml"]]

@@ -34,9 +34,13 @@ def _reach(constants: AssumptionConstants, theta_in_losses: bool) -> float:
     return constants.M1 + (1 if theta_in_losses else 0)
 
 
-def _representable(name: str, value: float) -> float:
+_GROWTH = "(1 + α·L2)^r is too large for a bound to mean anything"
+_UNITS = "its arguments are too large, or ε, δ or the steps too small, for a bound to mean anything"
+
+
+def _representable(name: str, value: float, why: str = _GROWTH) -> float:
     if not math.isfinite(value):
-        raise UfomError(f"{name} exceeds floating point: (1 + α·L2)^r is too large for a bound to mean anything")
+        raise UfomError(f"{name} exceeds floating point: {why}")
     return float(value)
 
 
@@ -160,7 +164,7 @@ def rate_bound(gap: float, smoothness: float, second_moment: float, outer_steps:
         value = np.float64(gap) / gamma.sum() + np.float64(smoothness) * second_moment / 2 * (
             np.sum(gamma**2) / gamma.sum()
         )
-    return _representable("the rate bound", value)
+    return _representable("the rate bound", value, _UNITS)
 
 
 def rate_constant(gap: float, smoothness: float, v2: float, epsilon: float) -> float:
@@ -186,7 +190,7 @@ def rate_constant(gap: float, smoothness: float, v2: float, epsilon: float) -> f
     with np.errstate(over="ignore"):
         noise = sum(weight * math.exp(p - 1) / p for weight, p in ((1, epsilon), (math.sqrt(2), epsilon + 0.5)))
         value = ((1 + math.sqrt(2)) * np.float64(gap) / v2 + np.float64(smoothness) / 2 * noise) / 2
-    return _representable("H(ε)", value)
+    return _representable("H(ε)", value, _UNITS)
 
 
 def time_bound(
@@ -218,4 +222,4 @@ def time_bound(
     time = scalar("the time of one iteration", cost.time(q, moments, m))
     with np.errstate(over="ignore", invalid="ignore"):
         value = np.float64(time) * np.float64(constant / delta) ** m
-    return _representable("the time bound", float(value))
+    return _representable("the time bound", float(value), _UNITS)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ufom_theory.checks import Number, UfomError, finite, instance, integer, plain, positive, scalar
+from ufom_theory.checks import Number, UfomError, broadcast, finite, instance, integer, plain, positive, scalar
 from ufom_theory.quantities import AssumptionConstants
 
 Array = NDArray[np.float64]
@@ -196,14 +196,15 @@ def squared_gradient_norms(
         start: θ_0, a number or an array that broadcasts with q.
 
     Raises:
-        UfomError: q outside [0, 1], a start that is not finite, or a stationary point off the quadratic pieces;
-            all at once, before the first value is asked for.
+        UfomError: q outside [0, 1], a start that is not finite, or a stationary point off the quadratic pieces,
+            before the first value is asked for; a step size that is not > 0 or does not broadcast, when it comes.
     """
-    q = finite("q", q, "in [0, 1]", 0.0)
+    q, theta = finite("q", q, "in [0, 1]", 0.0), finite("θ_0", start)
     if np.any(np.asarray(q) > 1):
         raise UfomError(f"q = {np.max(q):g} must lie in [0, 1]: it is a probability")
     instance("problem", problem, TwoTaskProblem, "write diverging_problem(D, r, alpha)")
-    return _norms(problem, q, step_sizes, finite("θ_0", start) - problem.theta_star)
+    shape = broadcast(q=np.shape(q), start=np.shape(theta))
+    return _norms(problem, q, step_sizes, theta - problem.theta_star, shape)
 
 
 def step_moments(problem: TwoTaskProblem, q: Any) -> tuple[Any, Any, Any, Any, Any]:
@@ -221,10 +222,15 @@ def step_moments(problem: TwoTaskProblem, q: Any) -> tuple[Any, Any, Any, Any, A
     return s1, c1, s2, sc, c2
 
 
-def _norms(problem: TwoTaskProblem, q: Any, step_sizes: Iterable[Any], mean: Any) -> Iterator[Any]:
+def _norms(
+    problem: TwoTaskProblem, q: Any, step_sizes: Iterable[Any], mean: Any, shape: tuple[int, ...]
+) -> Iterator[Any]:
     s1, c1, s2, sc, c2 = step_moments(problem, q)
     second: Any = mean * mean
     for gamma in step_sizes:
+        if not (isinstance(gamma, float) and 0 < gamma < math.inf):  # the check itself takes longer than a step
+            gamma = positive("outer step size γ_k", gamma)
+            broadcast(q_and_start=shape, gamma=np.shape(gamma))
         second = second_moment(second, gamma, s1, s2, c2, mean, c1, sc)
         mean = mean - gamma * (s1 * mean + c1)
         yield problem.curvature**2 * second

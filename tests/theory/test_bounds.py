@@ -272,6 +272,7 @@ def test_time_bound_is_iterations_times_cost():
         (lambda c: bias_bound(c, [0.1], Truncated(2)), "keep K ≤ r"),
         (lambda c: gradient_bound(c, [1e300] * 2), "exceeds floating point"),
         (lambda c: smoothness_bound(c, [1e200] * 2), "exceeds floating point"),
+        (lambda c: rate_bound(1e300, 1, 1, [1e-300]), "the rate bound exceeds floating point: its arguments"),
         (lambda c: rate_bound(-1, 1, 1, [1.0]), "≥ 0"),
         (lambda c: rate_bound(1, 1, 1, [0.0]), "> 0"),
         (lambda c: rate_constant(1, 1, 1, 0.0), r"\(0, 0.5\)"),

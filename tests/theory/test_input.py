@@ -77,6 +77,12 @@ def test_shapes_are_named(call, message):
         (lambda: counted_candidates({FOM: 0.1}, 5, 1, 1, 3), "write Moments"),
         (lambda: counted_candidates([FOM], 5, 1, 1, 3), "of type Mapping"),
         (lambda: squared_gradient_norms(diverging_problem(1, 10, 0.1), 2.0, [0.1]), "probability"),
+        (
+            lambda: squared_gradient_norms(diverging_problem(1, 10, 0.1), [0.1] * 3, [], [1.0, 2.0]),
+            "q .3,., start .2,.",
+        ),
+        (lambda: next(squared_gradient_norms(diverging_problem(1, 10, 0.1), 0.5, [-0.1])), "γ_k = -0.1 must be"),
+        (lambda: next(squared_gradient_norms(diverging_problem(1, 10, 0.1), 0.5, ["a"])), "γ_k = 'a' is not"),
         (lambda: squared_gradient_norms(TwoTaskProblem(0.1, 9, (1, 2), (0, 50), 1), 0.5, [0.1]), "make A larger"),
     ],
 )
