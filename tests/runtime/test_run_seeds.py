@@ -67,10 +67,13 @@ def test_bytes_are_those_of_a_step_with_every_coin_one():
         "step rule": AdaptiveUFOM(law="step"),  # told by `optimizer` who takes the outer steps
         "forward": Forward(),
     }
-    table = run_seeds(PROBLEM, methods, seeds=1, memory=True, **STEPS).table.groupby("method").bytes.first()
+    problem = quadratic(dim=3, r=3)  # no call was checked yet
+    table = run_seeds(problem, methods, seeds=1, memory=True, **STEPS).table.groupby("method").bytes.first()
     assert 0 < table["FOM"] < table["exact"]
     assert table["exact"] <= table["rare"]
     assert (table > 0).all()
+    again = run_seeds(problem, methods, seeds=1, memory=True, **STEPS).table.groupby("method").bytes.first()
+    pd.testing.assert_series_equal(again, table)  # the checks of a first call are not weighed
 
 
 def test_a_checkpoint_folder_for_each_run(tmp_path):
@@ -93,6 +96,8 @@ def test_a_checkpoint_folder_for_each_run(tmp_path):
         (lambda runs: run_seeds(PROBLEM, FOM, **STEPS), "by name"),
         (lambda runs: run_seeds([1], {"FOM": FOM}, **STEPS), "must be of type BilevelProblem"),
         (lambda runs: run_seeds(PROBLEM, {"x": 0.3}, **STEPS), "0.3 is a number"),
+        (lambda runs: run_seeds(PROBLEM, {"..": FOM}, checkpoint="runs", **STEPS), "kept outside of checkpoint = runs"),
+        (lambda runs: run_seeds(PROBLEM, {"/x": FOM}, checkpoint="runs", **STEPS), "kept outside of checkpoint = runs"),
         (lambda runs: runs.summary("loss"), "'loss' is not a column of numbers of the table: it has"),
         (lambda runs: runs.plot("norm", x="method"), "'method' is not a column of numbers"),
         (lambda runs: runs.summary("norm", level=1.0), r"level = 1 must lie in \(0, 1\)"),

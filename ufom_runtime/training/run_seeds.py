@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,13 +148,16 @@ def run_seeds(
         refuse_other(method)
         if isinstance(method, AdaptiveUFOM):
             method = method.trained_by(options.get("optimizer"))
+        folder = None if checkpoint is None else Path(checkpoint, str(name))
+        if folder and Path(checkpoint).resolve() not in folder.resolve().parents:  # type: ignore[arg-type]
+            raise UfomError(
+                f"the runs of {name!r} would be kept outside of checkpoint = {checkpoint}: rename the method"
+            )
+        held = {"bytes": _bytes(problem, start, method, options)} if memory else {}
         for seed in chosen:
-            folder = None if checkpoint is None else Path(checkpoint) / str(name) / str(seed)
-            log = train(problem, start, method, seed=seed, checkpoint=folder, **options).log
+            log = train(problem, start, method, seed=seed, checkpoint=folder and folder / str(seed), **options).log
             log.insert(0, "calls", log.gradients + log.hessian_vector_products)
-            if memory:
-                log["bytes"] = _bytes(problem, start, method, options)
-            tables.append(log.assign(method=name, seed=seed))
+            tables.append(log.assign(**held, method=name, seed=seed))
     table = pd.concat(tables, ignore_index=True)
     return SeedRuns(table[["method", "seed", *(c for c in table.columns if c not in ("method", "seed"))]])
 
@@ -163,10 +167,14 @@ def _bytes(problem: BilevelProblem, theta: Tensor, method: Method, options: Mapp
     batch, how = options.get("batch", 1), {name: options[name] for name in ("chunk", "compile") if name in options}
     tasks = problem.sample(batch, generator(0, 1, "tasks"))
 
-    def peak(draws: Draws) -> int:
-        return peak_bytes(lambda: method.direction(problem, theta, tasks, method.begin(), draws, **how), (theta,))
+    def peak(draws: Callable[[], Draws]) -> int:
+        def call(drawn: Draws) -> object:
+            return method.direction(problem, theta, tasks, method.begin(), drawn, **how)
+
+        call(draws())  # the checks of a first call hold more
+        return peak_bytes(partial(call, draws()), (theta,))
 
     try:
-        return peak(torch.ones(batch, dtype=torch.bool, device="cpu"))
+        return peak(lambda: torch.ones(batch, dtype=torch.bool, device="cpu"))
     except UfomError:  # a method that tosses no coins refuses them
-        return peak(generator(0, 1, "coins"))
+        return peak(lambda: generator(0, 1, "coins"))
