@@ -78,7 +78,6 @@ SIZES = {
     "paper": Config(
         data="mnist", n_train=5000, n_validation=5000, hidden=64, alpha=1.0, gammas=(3e3, 1e4, 3e4), recomputed=6,
         stored=40, proxy=50, iterations=10, seeds=3, log_every=(2, 6),
-        tuned=("exact", "adaptive ×0.1", "adaptive", "released ×0.1"),
     ),
 }  # fmt: skip
 
