@@ -231,7 +231,7 @@ def test_a_state_of_another_loss_or_start_is_refused_and_another_chunk_is_not(tm
         ("start", lambda theta, task: start(theta, task) + 1e-3),
     ):
         changed = replace(PROBLEM, **{name: other})
-        with pytest.raises(UfomError, match="is of another run: on the first task its"):
+        with pytest.raises(UfomError, match="is of another run: on the first task it has another"):
             go(problem=changed, checkpoint=tmp_path)
 
 
@@ -259,7 +259,7 @@ def test_a_state_of_another_inner_update_is_refused_without_second_derivatives_t
         return go(problem=problem, estimator=FOM, checkpoint=tmp_path)
 
     run(0.1)
-    with pytest.raises(UfomError, match="on the first task its φ_r at θ_0 is another"):
+    with pytest.raises(UfomError, match="on the first task it has another φ_r at θ_0 than"):
         run(0.11)
 
 

@@ -65,7 +65,7 @@ class Identity:
         said = {
             "start": "φ_0",
             "end": "φ_r at θ_0",
-            "losses": "losses at (θ_0, φ_0)",
+            "losses": "pair of losses at (θ_0, φ_0)",
             "gradient": "exact hypergradient at θ_0",
         }
         for name, value in self.tensors().items():
@@ -73,8 +73,8 @@ class Identity:
             tolerance = 10 * torch.finfo(value.dtype).eps ** 0.5
             if found.shape != here.shape or float((found - here).norm()) > tolerance * float(found.norm()):
                 raise UfomError(
-                    f"{where} is of another run: on the first task its {said[name.partition('.')[2]]} is another than "
-                    "this problem's; give checkpoint= another folder, or remove this one"
+                    f"{where} is of another run: on the first task it has another {said[name.partition('.')[2]]} "
+                    "than this problem; give checkpoint= another folder, or remove this one"
                 )
 
 
