@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def _number(q: object) -> float:
     """A Python, numpy or 0-d torch number as a float."""
-    value = q.item() if isinstance(q, Tensor) and q.ndim == 0 and not q.requires_grad else plain(q)
+    value = q if getattr(q, "requires_grad", False) else plain(q)
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise UfomError(f"q = {q!r} is a {type(q).__name__}: give one real number, a probability without a gradient")
     try:

@@ -25,8 +25,8 @@ class UfomError(ValueError):
 
 
 def plain(value: Any) -> Any:
-    """A 0-d array as a Python scalar; anything else as it is."""
-    return value.item() if isinstance(value, np.generic | np.ndarray) and np.ndim(value) == 0 else value
+    """A 0-d array or tensor as a Python scalar; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def _numbers(name: str, value: Any, kind: str) -> NDArray[Any]:

@@ -144,7 +144,7 @@ class Rows:
         row |= given.columns
         if taken := [name for name in columns if name in row]:
             raise UfomError(f"evaluate returned {taken}, columns that the log has already: give them other names")
-        row |= {name: _number(value) for name, value in columns.items()}
+        row |= {name: plain(value) for name, value in columns.items()}
         return row, self.best.value(row, list(columns)) if self.best else None
 
     def stop(self, now: Now, until: Any, patience: int | None) -> Literal["until", "patience"] | None:
@@ -166,11 +166,6 @@ class Rows:
         if self.best and self.best.keep and now.best and not newest_is_best:
             theta, step = now.best[2], rows[now.best[0]]["step"]
         return Run(theta, pd.DataFrame([*rows, last] if last else rows), step, now.step, ended)
-
-
-def _number(value: Any) -> Any:
-    """A 0-d tensor or array as a Python number; anything else as it is."""
-    return value.item() if isinstance(value, Tensor) and not value.ndim else plain(value)
 
 
 def _is_number(value: object) -> bool:
