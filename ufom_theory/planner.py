@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ufom_theory.checks import UfomError, byte_count, bytes_text, finite, instance, integer, positive, scalar
-from ufom_theory.coins import Coins, coin_moments, stratified_q, stratified_second_moment
+from ufom_theory.coins import Coins, coin_moments, stratified_q, with_coins
 from ufom_theory.cost import CostModel, Sweep, Truncated
 from ufom_theory.laws import Progress, exponent_of
 from ufom_theory.optimum import optimal_q
@@ -189,7 +189,7 @@ def _stratified(x: Candidate, moments: Moments, cost: CostModel, m: float, batch
         Choice(
             x,
             q,
-            stratified_second_moment(progress, q, batch, "B/k" if q * batch >= 1 else "1/q"),
+            float(with_coins(progress, q, batch, "stratified").second_moment(q, batch)),
             float(cost.c_det + q * cost.c_rnd),
         )
         for q in every
