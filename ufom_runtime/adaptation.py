@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ufom_runtime.algorithms import first_state, inner_loop
 from ufom_runtime.batching import rows_together
-from ufom_runtime.derivatives import inner_tasks, phi_of, row_losses
+from ufom_runtime.derivatives import Losses, inner_tasks, phi_of, row_losses, watch_losses
 from ufom_runtime.inspection.draws import refuse_draws
 from ufom_runtime.inspection.non_finite import refuse_non_finite
 from ufom_runtime.problem import BilevelProblem, Task, Tasks, check
@@ -47,10 +47,10 @@ def adapt(
     """
     tasks = check(problem, theta, tasks)
     found: list[tuple[Tensor, Tensor]] = []
-    for rows, piece, x in _ends(problem, theta, tasks, chunk, compile):
-        found.append((phi_of(problem, rows, x, piece), x))
-        names = range(sum(len(phi) for phi, _ in found[:-1]), len(tasks))
-        refuse_non_finite(problem, rows, piece, [x], names=names, what="φ_r")
+    with watch_losses(seen := Losses()):
+        for index, rows, piece, x in _ends(problem, theta, tasks, chunk, compile):
+            refuse_non_finite(problem, rows, piece, [x], seen, index.tolist(), "φ_r")
+            found.append((phi_of(problem, rows, x, piece), x))
     phi = torch.cat([phi for phi, _ in found])
     return (phi, torch.cat([x[:, phi.shape[1] :] for _, x in found])) if with_state else phi
 
@@ -77,7 +77,7 @@ def losses(
     """
     tasks = check(problem, theta, tasks)
     inner, outer = [], []
-    for rows, piece, x in _ends(problem, theta, tasks, chunk, compile):
+    for _, rows, piece, x in _ends(problem, theta, tasks, chunk, compile):
         phi, last = phi_of(problem, rows, x, piece), inner_tasks(problem, piece, problem.r - 1)
         with torch.no_grad():
             inner.append(row_losses(problem, "inner_loss", rows, phi, last).reshape(-1))
@@ -87,8 +87,8 @@ def losses(
 
 def _ends(
     problem: BilevelProblem, theta: Tensor, tasks: Tasks, chunk: int | None, compile: bool
-) -> Iterator[tuple[Tensor, Tasks, Tensor]]:
-    """Rows of θ, their tasks and x_r, chunk by chunk."""
+) -> Iterator[tuple[Tensor, Tensor, Tasks, Tensor]]:
+    """Numbers of the tasks, rows of θ, these tasks and x_r, chunk by chunk."""
     index = torch.arange(len(tasks), device="cpu")
     pairs = torch.stack([torch.zeros_like(index), index])
     size = rows_together(problem, theta[None], tasks, pairs, (0,), Sweep.recomputed(), chunk, 0, compile)
@@ -99,4 +99,4 @@ def _ends(
             x = inner_loop(
                 Steps(problem, rows, some, compile=compile, products=False), first_state(problem, rows, some)
             )
-        yield rows, some, x
+        yield piece, rows, some, x
