@@ -18,6 +18,7 @@ from ufom_runtime.estimators import Method, refuse_other
 from ufom_runtime.memory import peak_bytes
 from ufom_runtime.methods.adaptive import AdaptiveUFOM
 from ufom_runtime.problem import BilevelProblem
+from ufom_runtime.training.saving import folder_of
 from ufom_runtime.training.seeds import check_seed, generator
 from ufom_runtime.training.train import train
 from ufom_theory import UfomError
@@ -148,11 +149,7 @@ def run_seeds(
         refuse_other(method)
         if isinstance(method, AdaptiveUFOM):
             method = method.trained_by(options.get("optimizer"))
-        folder = None if checkpoint is None else Path(checkpoint, str(name))
-        if folder and Path(checkpoint).resolve() not in folder.resolve().parents:  # type: ignore[arg-type]
-            raise UfomError(
-                f"the runs of {name!r} would be kept outside of checkpoint = {checkpoint}: rename the method"
-            )
+        folder = None if checkpoint is None else _folder(checkpoint, str(name))
         held = {"bytes": _bytes(problem, start, method, options)} if memory else {}
         for seed in chosen:
             log = train(problem, start, method, seed=seed, checkpoint=folder and folder / str(seed), **options).log
@@ -160,6 +157,14 @@ def run_seeds(
             tables.append(log.assign(**held, method=name, seed=seed))
     table = pd.concat(tables, ignore_index=True)
     return SeedRuns(table[["method", "seed", *(c for c in table.columns if c not in ("method", "seed"))]])
+
+
+def _folder(checkpoint: str | Path, name: str) -> Path:
+    """The folder NAME in `checkpoint`; `UfomError` for a name that leads out of it."""
+    inside = Path(name)
+    if not inside.parts or inside.is_absolute() or ".." in inside.parts:
+        raise UfomError(f"the runs of {name!r} would be kept outside of checkpoint = {checkpoint}: rename the method")
+    return folder_of(checkpoint) / inside
 
 
 def _bytes(problem: BilevelProblem, theta: Tensor, method: Method, options: Mapping[str, Any]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +33,13 @@ def asked(loop: Loop, theta: Tensor) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def folder_of(checkpoint: Any) -> Path:
+    """The folder that `checkpoint=` names; `UfomError` for what is not a path, and for "", the current folder."""
+    if not checkpoint or not isinstance(checkpoint, str | os.PathLike):
+        raise UfomError(f"checkpoint = {checkpoint!r} must be the path of a folder")
+    return Path(checkpoint)
+
+
 @dataclass(frozen=True, eq=False)
 class Kept:
     """The checkpoint of a run, and what it takes to store a `Now` and to find it again."""
@@ -42,10 +50,7 @@ class Kept:
 
     @classmethod
     def of(cls, folder: Any, loop: Loop, theta: Tensor, first: Any) -> Kept:
-        try:
-            path = Path(folder or None)  # type: ignore[arg-type]  # an empty text would be the current folder
-        except TypeError as error:
-            raise UfomError(f"checkpoint = {folder!r} must be the path of a folder") from error
+        path = folder_of(folder)
         loop.keeps = True
         steps, rate = loop.rows.steps, loop.outer.rate
         config = asked(loop, theta)
