@@ -50,7 +50,7 @@ def compare(problem, estimators):
 
 @pytest.mark.parametrize("name", slow_unless(lambda name: name != "a schedule", UPDATES))
 def test_traced_steps_give_the_plain_numbers(monkeypatch, name):
-    monkeypatch.setattr(torch._inductor, "compile", lambda graph, _: graph)
+    monkeypatch.setattr("ufom_runtime.compiled.trace.by_inductor", lambda graph, _: graph)
     update, shared = UPDATES[name]
     problem = problem_with(update)
     compare(problem, [EXACT, UNROLLED, UFOM(0.5, Sweep.checkpointed(1), proxy=Truncated(1)), UFOM(0.5, proxy=HELD)])
@@ -71,7 +71,7 @@ class Turned:
 
 
 def test_an_update_that_begins_to_use_j_is_traced_for_each(monkeypatch):
-    monkeypatch.setattr(torch._inductor, "compile", lambda graph, _: graph)
+    monkeypatch.setattr("ufom_runtime.compiled.trace.by_inductor", lambda graph, _: graph)
     update = Turned()
     problem = problem_with(update)
     compare(problem, [EXACT])

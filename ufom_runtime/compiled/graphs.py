@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import warnings
-from collections.abc import Callable, Generator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -177,7 +178,7 @@ class Graphs:
 
         def making() -> Generator[list[Part], list[Graph], _Made]:
             traced = trace(plain, arguments)
-            (graph,) = yield [(traced, arguments, expected)]
+            (graph,) = yield [(in_small_operations(traced, arguments), arguments, expected)]
             graph(*arguments)
             return _Made(graph, (graph,), coarsest(traced, arguments))
 
@@ -216,6 +217,19 @@ class Graphs:
         return _Wanted(step, plain, given, making(), otherwise)
 
 
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Pauses the garbage collector, which would look through all that is loaded and traced again and again."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
+
+
+@_without_collections()
 def _compiled(wanted: dict[T, _Wanted | None]) -> dict[T, _Made | None]:
     """Steps compiled at the same time; each does what the plain one does, else `UfomError`."""
     traced = {k: parts for k, w in wanted.items() if w and (parts := _attempt(partial(next, w.making), w.otherwise))}

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -120,9 +120,9 @@ def build(*wanted: Part) -> list[Graph]:
         else:  # straight to inductor: dynamo's guards, checked at every call, take a tenth of a small step
             try:
                 with built_together():
-                    compiled = [_by_inductor(traced, arguments) for traced, arguments, _ in wanted]
+                    compiled = [by_inductor(traced, arguments) for traced, arguments, _ in wanted]
             except Exception:  # of a torch whose inductor builds its kernels in another way: let it
-                compiled = [_by_inductor(traced, arguments) for traced, arguments, _ in wanted]
+                compiled = [by_inductor(traced, arguments) for traced, arguments, _ in wanted]
     return [_completed(graph, device, like) for graph, (_, _, like) in zip(compiled, wanted, strict=True)]
 
 
@@ -157,17 +157,25 @@ def _with_cuda_graphs(traced: GraphModule, arguments: Sequence[Tensor]) -> Calla
     return compiled
 
 
-def _by_inductor(traced: GraphModule, arguments: Sequence[Tensor]) -> Callable[..., list[Tensor]]:
-    """Compiled, or found in inductor's cache, which keeps what has a shape environment, though no shape here varies."""
+def by_inductor(traced: GraphModule, arguments: Sequence[Tensor]) -> Callable[..., list[Tensor]]:
+    """What is in small operations, compiled, or found in inductor's cache.
+
+    The cache keeps what has a shape environment, though no shape here varies. `torch._inductor.compile` would trace the
+    graph again, and load its patterns of attention, before it came to the same.
+    """
     from torch._guards import TracingContext, tracing
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.virtualized import V
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     fake = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     shapes: list[Any] = [fake.from_tensor(t, static_shapes=True) for t in arguments]
-    with tracing(TracingContext(fake)):
-        compiled: Callable[..., list[Tensor]] = torch._inductor.compile(traced, shapes)
-    return compiled
+    results = traced.graph.output_node()
+    results.meta["user_visible_output_idxs"] = range(len(cast(Any, results.args[0])))  # whose strides are to be kept
+    with tracing(TracingContext(fake)), V.set_fake_mode(fake):
+        compiled: Any = compile_fx_inner(traced, shapes, is_inference=True)
+    return lambda *given: cast(list[Tensor], compiled([*given]))  # it empties the list
 
 
 def difference(found: Found, plain: Graph, arguments: Sequence[Tensor], eps: float) -> str:
