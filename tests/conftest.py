@@ -31,3 +31,8 @@ def pytest_make_parametrize_id(val, argname):
 def pytest_collection_finish():
     """What was imported stays: a collection of garbage need not look at it, and many tests count bytes after one."""
     gc.freeze()
+
+
+def compile_by(monkeypatch, way=lambda traced, arguments: traced):
+    """Let this compile the traces, in inductor's place; as it is given, they run as they were traced."""
+    monkeypatch.setattr("ufom_runtime.compiled.trace.by_inductor", way)

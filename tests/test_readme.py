@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.conftest import compile_by
 from ufom_runtime.command import cli
 
 ROOT = Path(__file__).parents[1]
@@ -372,7 +373,7 @@ def test_a_page_does_what_it_says(page, tmp_path, monkeypatch, capsys):
         warnings.simplefilter("ignore")  # theirs
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("ufom_runtime.compiled.trace.by_inductor", lambda graph, _: graph)  # test_steps compiles
+    compile_by(monkeypatch)  # test_steps compiles
     names = {}
     for language, text, expected in blocks["FENCED"].findall(page.read_text(encoding="utf-8")):
         capsys.readouterr()

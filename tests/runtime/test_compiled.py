@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.conftest import compile_by
 from tests.oracles import unrolled_gradient
 from tests.runtime.conftest import F64, coupled
 from ufom_runtime import EXACT, UFOM, BilevelProblem, Estimator, FlatModule, hypergradient
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the plain path is used", "ignore
 @pytest.fixture(autouse=True)
 def uncompiled(monkeypatch):
     """Graphs as they were traced, without seconds of compiling; test_steps compiles some."""
-    monkeypatch.setattr("ufom_runtime.compiled.trace.by_inductor", lambda graph, _: graph)
+    compile_by(monkeypatch)
 
 
 def weighted(weight):
@@ -197,9 +198,7 @@ def test_steps_traced_inside_autocast_are_not_used_outside():
 
 @pytest.mark.parametrize(("dtype", "wrong"), [(torch.bfloat16, 1.3), (torch.float16, 1.1), (torch.float32, 1.001)])
 def test_a_compiler_that_is_wrong_by_more_than_rounding_is_caught(monkeypatch, dtype, wrong):
-    monkeypatch.setattr(
-        "ufom_runtime.compiled.trace.by_inductor", lambda graph, _: lambda *a: [wrong * t for t in graph(*a)]
-    )
+    compile_by(monkeypatch, lambda graph, _: lambda *a: [wrong * t for t in graph(*a)])
     problem, tasks = weighted(lambda: 0.5), torch.ones(1, 3, dtype=dtype)
     with pytest.raises(UfomError, match=r"the compiled \w+_step differs from the plain one by"):
         hypergradient(problem, THETA.to(dtype), tasks, EXACT, compile=True)
@@ -238,9 +237,7 @@ def test_a_deleted_problem_is_collected_with_all_that_was_kept_for_it():
 @pytest.mark.parametrize("on", [True, False])
 def test_garbage_is_not_collected_while_steps_are_compiled(monkeypatch, on):
     seen = []
-    monkeypatch.setattr(
-        "ufom_runtime.compiled.trace.by_inductor", lambda graph, _: seen.append(gc.isenabled()) or graph
-    )
+    compile_by(monkeypatch, lambda graph, _: seen.append(gc.isenabled()) or graph)
     try:
         (gc.enable if on else gc.disable)()
         hypergradient(weighted(lambda: 0.5), THETA, torch.ones(1, 3, dtype=F64), EXACT, compile=True)
@@ -254,9 +251,7 @@ def test_garbage_is_not_collected_while_steps_are_compiled(monkeypatch, on):
 def test_few_numbers_of_rows_are_compiled(monkeypatch):
     """Corrected rows are filled up to a power of two: 1, 2, 4 and 8 of eight, and none is compiled again."""
     compiled = []
-    monkeypatch.setattr(
-        "ufom_runtime.compiled.trace.by_inductor", lambda graph, given: compiled.append(given[0].shape) or graph
-    )
+    compile_by(monkeypatch, lambda graph, given: compiled.append(given[0].shape) or graph)
     problem = weighted(lambda: 0.1)
     tasks = torch.linspace(-1, 1, 24, dtype=F64).reshape(8, 3)
     plain = [hypergradient(problem, THETA, tasks, UFOM(0.5), coins=torch.arange(8) < k) for k in range(9)]

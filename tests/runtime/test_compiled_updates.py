@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.conftest import compile_by
 from tests.grids import slow_unless
 from tests.runtime.test_inner_sweeps import batch, problem_of, setting
 from ufom_runtime import EXACT, HELD, UFOM, Estimator, hypergradient
@@ -50,7 +51,7 @@ def compare(problem, estimators):
 
 @pytest.mark.parametrize("name", slow_unless(lambda name: name != "a schedule", UPDATES))
 def test_traced_steps_give_the_plain_numbers(monkeypatch, name):
-    monkeypatch.setattr("ufom_runtime.compiled.trace.by_inductor", lambda graph, _: graph)
+    compile_by(monkeypatch)
     update, shared = UPDATES[name]
     problem = problem_with(update)
     compare(problem, [EXACT, UNROLLED, UFOM(0.5, Sweep.checkpointed(1), proxy=Truncated(1)), UFOM(0.5, proxy=HELD)])
@@ -71,7 +72,7 @@ class Turned:
 
 
 def test_an_update_that_begins_to_use_j_is_traced_for_each(monkeypatch):
-    monkeypatch.setattr("ufom_runtime.compiled.trace.by_inductor", lambda graph, _: graph)
+    compile_by(monkeypatch)
     update = Turned()
     problem = problem_with(update)
     compare(problem, [EXACT])

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from tests.conftest import compile_by
 from tests.grids import slow_unless
 from tests.oracles import unrolled_gradient
 from tests.runtime.conftest import F64
@@ -106,7 +107,7 @@ def uncompiled(monkeypatch):
 
         return run
 
-    monkeypatch.setattr("ufom_runtime.compiled.trace.by_inductor", traced)
+    compile_by(monkeypatch, traced)
 
 
 def written_in_place():
@@ -215,7 +216,7 @@ def test_an_outer_step_that_cannot_be_compiled_leaves_the_halves_as_they_are(fai
             raise RuntimeError("no sinh")
         return graph
 
-    monkeypatch.setattr("ufom_runtime.compiled.trace.by_inductor", compiled)
+    compile_by(monkeypatch, compiled)
     changed = replace(problem, outer_loss=outer)
     with pytest.warns(match="outer_step cannot be compiled") as said:
         found = hypergradient(changed, theta, tasks, EXACT, compile=True)
@@ -236,9 +237,7 @@ def test_an_operation_that_writes_into_its_input_is_refused():
 
 def test_wrongly_compiled_halves_are_caught(monkeypatch):
     problem, theta, tasks = sines()
-    monkeypatch.setattr(
-        "ufom_runtime.compiled.trace.by_inductor", lambda graph, _: lambda *a: [1.01 * t for t in graph(*a)]
-    )
+    compile_by(monkeypatch, lambda graph, _: lambda *a: [1.01 * t for t in graph(*a)])
     with pytest.raises(UfomError, match=r"compiled joint_step differs from the plain one by 0.01"):
         hypergradient(problem, theta, tasks, UNROLLED, compile=True)
 
@@ -266,7 +265,7 @@ def test_a_cost_is_of_the_steps_that_the_sweep_runs():
 
 def test_without_a_compiler_an_unrolled_sweep_keeps_states_and_says_so(monkeypatch):
     problem, theta, tasks = sines()
-    monkeypatch.setattr("ufom_runtime.compiled.trace.by_inductor", failing)
+    compile_by(monkeypatch, failing)
     with pytest.warns(match="no residuals are kept.*no compiler"), pytest.warns(match="the plain path is used"):
         found = hypergradient(problem, theta, tasks, UNROLLED, compile=True)
     assert (found - hypergradient(problem, theta, tasks, EXACT)).norm() <= 1e-12

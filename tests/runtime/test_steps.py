@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 
+from tests.conftest import compile_by
 from tests.oracles import unrolled_gradient
 from tests.runtime.conftest import F64, coupled
 from ufom_runtime import EXACT, UFOM, Estimator, count_calls, hypergradient
@@ -45,7 +46,7 @@ def test_compiled_steps_agree_with_the_unrolled_loop(make):
 @pytest.mark.parametrize("compiled", [False, _slow(True)])
 def test_every_sweep_by_traced_steps_agrees_with_the_unrolled_loop(make, compiled, monkeypatch):
     if not compiled:
-        monkeypatch.setattr("ufom_runtime.compiled.trace.by_inductor", lambda graph, _: graph)
+        compile_by(monkeypatch)
     problem, theta, tasks = make()
     exact, fom = unrolled_gradient(problem, theta, tasks), unrolled_gradient(problem, theta, tasks, 0)
     for estimator, expected in (
@@ -62,7 +63,7 @@ def test_every_sweep_by_traced_steps_agrees_with_the_unrolled_loop(make, compile
 
 
 def test_compiled_batches_are_of_one_length_and_counted_without_the_filling(monkeypatch):
-    monkeypatch.setattr("ufom_runtime.compiled.trace.by_inductor", lambda graph, _: graph)
+    compile_by(monkeypatch)
     problem, theta, tasks = sines()
     coins = torch.tensor([True, False, True])
     with count_calls() as calls:
@@ -74,7 +75,7 @@ def test_compiled_batches_are_of_one_length_and_counted_without_the_filling(monk
 
 
 def test_one_tensor_in_two_places_stays_two_arguments(monkeypatch):
-    monkeypatch.setattr("ufom_runtime.compiled.trace.by_inductor", lambda graph, _: graph)
+    compile_by(monkeypatch)
     problem, theta, tasks = sines()
     phi = torch.linspace(0.1, 1, 9, dtype=F64).view(3, 3)
     rows = theta.expand(3, -1)
@@ -90,7 +91,7 @@ def failing(*_, **__):
 
 def test_without_a_compiler_the_plain_path_is_used_and_said_so(monkeypatch):
     problem, theta, tasks = sines()
-    monkeypatch.setattr("ufom_runtime.compiled.trace.by_inductor", failing)
+    compile_by(monkeypatch, failing)
     plainly = pytest.warns(UserWarning, match=r"plain path is used, since the \w+_step cannot .*no compiler")
     with pytest.warns(match="no residuals are kept.*no compiler"), plainly as said:
         found = hypergradient(problem, theta, tasks, EXACT, compile=True)
@@ -103,7 +104,7 @@ def test_without_a_compiler_the_plain_path_is_used_and_said_so(monkeypatch):
 
 def test_a_torch_that_builds_its_kernels_in_another_way_is_let_do_so(monkeypatch):
     problem, theta, tasks = sines()
-    monkeypatch.setattr("ufom_runtime.compiled.trace.by_inductor", lambda graph, _: lambda *a: list(graph(*a)))
+    compile_by(monkeypatch, lambda graph, _: lambda *a: list(graph(*a)))
     monkeypatch.setattr("ufom_runtime.compiled.trace.built_together", failing)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -113,8 +114,6 @@ def test_a_torch_that_builds_its_kernels_in_another_way_is_let_do_so(monkeypatch
 
 def test_a_wrong_compiler_is_caught(monkeypatch):
     problem, theta, tasks = sines()
-    monkeypatch.setattr(
-        "ufom_runtime.compiled.trace.by_inductor", lambda graph, _: lambda *a: [1.01 * t for t in graph(*a)]
-    )
+    compile_by(monkeypatch, lambda graph, _: lambda *a: [1.01 * t for t in graph(*a)])
     with pytest.raises(UfomError, match=r"compiled joint_step differs from the plain one by 0.01"):
         hypergradient(problem, theta, tasks, EXACT, compile=True)

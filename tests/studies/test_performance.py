@@ -12,6 +12,7 @@ from studies import peers, performance, promises
 from studies.methods import METHODS, Method
 from studies.shared import timing
 from tests import ticks
+from tests.conftest import compile_by
 from tests.oracles import unrolled_gradient
 from ufom_runtime.measure.clock import UnsureTime
 from ufom_runtime.problem import Tasks
@@ -110,7 +111,7 @@ def test_a_row_measured_in_a_process_of_its_own_where_both_meters_agree(random_i
 
 
 def test_a_compiled_path_is_measured(monkeypatch, random_images):
-    monkeypatch.setattr("ufom_runtime.compiled.trace.by_inductor", lambda graph, _: graph)
+    compile_by(monkeypatch)
     (row,) = performance.work(TINY, job("ufom: first-order, compiled"))
     assert row["ratio"] > 0
     assert "live_bytes" not in row  # its tensors are not all this interpreter's
