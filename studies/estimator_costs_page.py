@@ -96,10 +96,10 @@ def _compiled(rows: list[Row]) -> str:
     return (
         "On a CPU compiled steps take one task at a time unless `chunk` is given, since every number of rows is "
         "compiled anew: with UFOM and `chunk=B` the powers of two up to B. First calls are without a cache, on two "
-        "idle cores; the first of the table also loads torch's compiler, which takes 4 to 5 CPU seconds. Then the C++ "
+        "idle cores; the first of the table also loads torch's compiler, which takes 3 to 5 CPU seconds. Then the C++ "
         "compiler builds two files at the same time, in 5 to 7 s each, 5 of them to read torch's headers: one half of "
         "the inner step, and the other half with the outer step. A later process finds them in the cache, and spends "
-        "most of its first call, 5 s, on loading torch's compiler.\n\n"
+        "most of its first call, 4.5 to 6 s, on loading torch's compiler.\n\n"
         + markdown_rows(["16 tasks, exact gradient", "ms", "first call, s"], cells)
     )
 
